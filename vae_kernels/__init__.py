@@ -1,0 +1,24 @@
+"""Fused kernels for the loss of a variational autoencoder.
+
+>>> import torch, vae_kernels as vk
+>>> mu, logvar = torch.zeros(4, 20), torch.zeros(4, 20)
+>>> z, kl = vk.reparameterize_kl(mu, logvar)
+>>> z.shape, kl.shape
+(torch.Size([4, 20]), torch.Size([4]))
+"""
+
+from .backends import backends, use_backend
+from .checks import check_values
+from .latent import reparameterize_kl
+from .likelihood import bernoulli_log_likelihood, gaussian_log_likelihood
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "backends",
+    "bernoulli_log_likelihood",
+    "check_values",
+    "gaussian_log_likelihood",
+    "reparameterize_kl",
+    "use_backend",
+]

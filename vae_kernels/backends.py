@@ -1,0 +1,121 @@
+"""Which backend serves which device, and why another does not."""
+
+import os
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+NAMES = ("auto", "eager", "cpp", "cuda", "triton")
+
+# What `auto` tries for a device, best first. `eager` serves every device.
+AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+
+_DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")}
+
+_requested = os.environ.get("VAE_KERNELS_BACKEND", "auto")
+
+
+class use_backend:
+    """Choose the backend of every later call: as a function for the whole process, as a context manager for a block.
+
+    `"auto"` (the default, or what the environment variable `VAE_KERNELS_BACKEND` says) takes the fastest backend that can
+    serve the device and never raises for the lack of one; a backend named here that cannot serve raises `RuntimeError`
+    with the reason. A backward pass runs on the backend of its forward pass.
+
+    >>> import torch, vae_kernels as vk
+    >>> with vk.use_backend("eager"):
+    ...     z, kl = vk.reparameterize_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        if name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        if name not in ("auto", "eager"):
+            reasons = {device: _why_not(name, device) for device in _DEVICES[name]}
+            if all(reasons.values()):
+                raise RuntimeError(f"backend {name!r} is not available: {next(iter(reasons.values()))}")
+        self._previous, _requested = _requested, name
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._previous
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """What serves each device: per device type, each backend's name with `"available"` or the reason why it is not.
+
+    >>> import vae_kernels as vk
+    >>> vk.backends()["cpu"]["eager"]
+    'available'
+    """
+    return {
+        device: {
+            name: "available" if name == "eager" else _why_not(name, device) or "available"
+            for name in NAMES
+            if name == "eager" or device in _DEVICES.get(name, ())
+        }
+        for device in AUTO
+    }
+
+
+def current_backend(device_type: str) -> str:
+    """The backend that serves tensors on this type of device now."""
+    return _select(device_type, _requested)
+
+
+@torch.compiler.assume_constant_result
+def _select(device_type: str, requested: str) -> str:
+    return _resolve(device_type, requested)
+
+
+@cache
+def _resolve(device_type: str, requested: str) -> str:
+    if requested not in NAMES:
+        raise ValueError(f"VAE_KERNELS_BACKEND must be one of {', '.join(NAMES)}, got {requested!r}")
+    if requested == "auto":
+        return next((name for name in AUTO.get(device_type, ()) if not _why_not(name, device_type)), "eager")
+    if requested != "eager" and (reason := _why_not(requested, device_type)):
+        raise RuntimeError(f"backend {requested!r} cannot serve {device_type} tensors: {reason}")
+    return requested
+
+
+@cache
+def _why_not(name: str, device_type: str) -> str:
+    """Empty if the backend can serve the device, its ops being registered then; else the reason."""
+    if device_type not in _DEVICES[name]:
+        return f"{name} serves {' and '.join(_DEVICES[name])} tensors only"
+    if name == "triton":
+        return _load_triton(device_type)
+    if name == "cuda" and not (torch.version.cuda and torch.cuda.is_available()):
+        return "this torch sees no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
+    return _load_library(name)
+
+
+def _load_library(name: str) -> str:
+    path = Path(__file__).with_name(f"_{name}.so")
+    if not path.exists():
+        return f"{path.name} was not built: reinstall with a {'CUDA' if name == 'cuda' else 'C++'} compiler"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    from . import fakes
+
+    fakes.register(f"vae_kernels_{name}")
+    return ""
+
+
+def _load_triton(device_type: str) -> str:
+    try:
+        from . import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton does not import: {error}"
+    return ""

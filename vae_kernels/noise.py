@@ -1,0 +1,60 @@
+"""What a seed means, and how one is drawn.
+
+The noise of a tensor is the stream of cuRAND's `Philox4_32_10` normal generator. For row `r` and column `c` of the row
+form (see `rows`) it is the number of generator `(seed, subsequence=r, offset=4 * (c // 4))`, lane `c % 4`. It depends on
+nothing else: not on backend, threads, dtype or device.
+
+Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
+"""
+
+import torch
+from torch import Tensor
+
+from .rows import from_rows, row_shape
+
+SEED_LIMIT = 2**63 - 1
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """A seed as an int64 tensor of one element: drawing never leaves the device."""
+    return torch.randint(0, SEED_LIMIT, (1,), dtype=torch.int64, device=device, generator=generator)
+
+
+def philox(seed: Tensor, subsequence: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 in int64 arithmetic: four words in [0, 2³²) for key `seed` and counter (offset, subsequence)."""
+    counter = [offset & _WORD, offset >> 32, subsequence & _WORD, subsequence >> 32]
+    key = [seed & _WORD, seed >> 32]
+    for _ in range(10):
+        # The product wraps in int64, its 64 bits are right all the same: low and high word are read off as unsigned.
+        product = [counter[0] * _MULTIPLIERS[0], counter[2] * _MULTIPLIERS[1]]
+        counter = [
+            ((product[1] >> 32) & _WORD) ^ counter[1] ^ key[0],
+            product[1] & _WORD,
+            ((product[0] >> 32) & _WORD) ^ counter[3] ^ key[1],
+            product[0] & _WORD,
+        ]
+        key = [(k + w) & _WORD for k, w in zip(key, _WEYL, strict=True)]
+    return tuple(counter)
+
+
+def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two normals, float32, from two words: radius `sqrt(-2 ln u)`, `u = word0·2⁻³² + 2⁻³³` rounded to float32 as cuRAND
+    does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once."""
+    u = word0.to(torch.float32) * 2.0**-32 + 2.0**-33
+    radius = torch.sqrt(-2 * torch.log(u.double()))
+    angle = (word1.double() + 0.5) * (2.0**-32 * 2 * torch.pi)
+    return (radius * torch.sin(angle)).float(), (radius * torch.cos(angle)).float()
+
+
+def normal_like(tensor: Tensor, seed: Tensor, batch_dims: int) -> Tensor:
+    """The float32 noise that belongs to `tensor` under `seed`. Slow: the definition, not the kernel."""
+    rows, cols = row_shape(tensor, batch_dims)
+    quads = torch.arange((cols + 3) // 4, dtype=torch.int64, device=tensor.device)
+    subsequence = torch.arange(rows, dtype=torch.int64, device=tensor.device).unsqueeze(1)
+    w0, w1, w2, w3 = philox(seed.reshape(()), *torch.broadcast_tensors(subsequence, quads))
+    lanes = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)
+    return from_rows(lanes.flatten(1)[:, :cols], tensor, batch_dims)
