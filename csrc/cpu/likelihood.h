@@ -1,0 +1,36 @@
+// The CPU kernels of the likelihoods: what they take. A view without data stands for a tensor that is not there.
+#pragma once
+
+#include "tiles.h"
+
+namespace vk::cpu {
+
+constexpr int kMaxArguments = 4;
+
+struct LikelihoodForward {
+  const char* family;
+  Type arithmetic;
+  int64_t rows, cols;
+  View arguments[kMaxArguments];
+  void* log_prob;  // (rows), of the arithmetic's type
+};
+
+struct LikelihoodBackward {
+  const char* family;
+  Type arithmetic;
+  int64_t rows, cols;
+  View grad;
+  View arguments[kMaxArguments];
+  // Gradients. One that has fewer elements than (rows, cols) is contiguous, and gets the sum of all elements that its
+  // view maps to one of its own.
+  View gradients[kMaxArguments];
+  int64_t elements[kMaxArguments];
+};
+
+// How many arguments a family has; 0 where there is no such family.
+int family_arguments(const char* family);
+
+void likelihood_forward(const LikelihoodForward& arguments, ParallelFor parallel);
+void likelihood_backward(const LikelihoodBackward& arguments, ParallelFor parallel);
+
+}  // namespace vk::cpu

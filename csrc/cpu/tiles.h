@@ -1,0 +1,397 @@
+// What both CPU kernels are made of: a grid of tiles over the rows, reading and writing a tile in any layout and dtype,
+// the noise of a tile, and sums whose order depends on the sizes alone.
+//
+// A tile is a block of at most kTile elements that lies in L1 in the arithmetic's type: a piece of one long row, or
+// several short rows, each padded to `pitch`. Where memory already looks like that, the tile is memory itself.
+//
+// Everything here is inlined into, or a member of, one struct per instruction set, which gcc compiles with that
+// instruction set's vectors: see VK_ISAS at the end.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "../philox.h"
+#include "../rows.h"
+#include "isa.h"
+
+namespace vk::cpu {
+
+constexpr int kTile = 1024;
+constexpr int64_t kBlock = 16384;  // columns of a long row that one task owns
+constexpr int64_t kGrain = 32768;  // elements below which a second thread does not pay
+
+// torch's own threads, handed in so that no kernel needs a torch header.
+using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void*);
+
+struct Tile {
+  int64_t row, col;
+  int rows, cols, pitch;
+  VK_INLINE int size() const { return rows * pitch; }
+};
+
+// Which tiles there are, and which belong to one task. It depends on the sizes alone.
+struct Grid {
+  int64_t rows, cols;
+  int pitch;             // of a packed row
+  int64_t rows_per_task;
+  bool packed;
+
+  // `align`: the pitch is a multiple of it. `tall`: long rows are taken 32 at a time, for sums over rows.
+  Grid(int64_t rows, int64_t cols, int align, bool tall) : rows(rows), cols(cols) {
+    packed = cols <= kTile / 2;
+    pitch = packed ? int((cols + align - 1) / align * align) : 0;
+    rows_per_task = packed ? kTile / std::max(pitch, 1) : tall ? 32 : 1;
+  }
+  int64_t row_tasks() const { return (rows + rows_per_task - 1) / rows_per_task; }
+  int64_t col_tasks() const { return packed ? 1 : (cols + kBlock - 1) / kBlock; }
+  int64_t tasks() const { return row_tasks() * col_tasks(); }
+  int64_t grain() const { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows_per_task * std::min(cols, kBlock))); }
+
+  // Calls visit(tile, task) for the tiles of one task, always in the same order.
+  template <class Visit>
+  VK_INLINE void visit_tiles(int64_t task, const Visit& visit) const {
+    const int64_t first = task / col_tasks() * rows_per_task;
+    const int64_t count = std::min(rows_per_task, rows - first);
+    if (packed) return visit(Tile{first, 0, int(count), int(cols), pitch}, task);
+    const int64_t begin = task % col_tasks() * kBlock, end = std::min(cols, begin + kBlock);
+    for (int64_t col = begin; col < end; col += kTile) {
+      const int n = int(std::min<int64_t>(kTile, end - col));
+      for (int64_t row = first; row < first + count; ++row) visit(Tile{row, col, 1, n, n}, task);
+    }
+  }
+};
+
+// A sum in float64 with its rounding errors carried along (Neumaier 1974): exact for all that matters here.
+struct Total {
+  double sum = 0, carry = 0;
+  VK_INLINE void add(double value) {
+    const double next = sum + value;
+    const double big = (sum < 0 ? -sum : sum) >= (value < 0 ? -value : value) ? sum : value;
+    const double small = big == sum ? value : sum;
+    carry += (big - next) + small;
+    sum = next;
+  }
+  VK_INLINE double value() const { return carry == carry ? sum + carry : sum; }  // inf - inf in the carry: the sum says it
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T, class S>
+VK_INLINE T widen(S value) {
+  return T(value);
+}
+template <class T>
+VK_INLINE T widen(BFloat16 value) {
+  return T(bits_as<float>(uint32_t(value.bits) << 16));
+}
+template <class T>
+VK_INLINE T widen(Float16 value) {
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
+  const uint32_t bits = magnitude < 0x400u ? bits_as<uint32_t>(subnormal) : normal;
+  return T(bits_as<float>(bits | uint32_t(value.bits & 0x8000u) << 16));
+}
+
+// Rounds to nearest even, once: a float64 is rounded to odd on the way.
+template <class T>
+VK_INLINE float single(T value) {
+  if constexpr (is_float<T>) {
+    return value;
+  } else {
+    const float nearest = float(value);
+    const double back = nearest;
+    const uint32_t bits = bits_as<uint32_t>(nearest);
+    const uint32_t down = bits - ((back < 0 ? -back : back) > (value < 0 ? -value : value) ? 1u : 0u);
+    return bits_as<float>(back == value || value != value ? bits : (down | 1u));
+  }
+}
+template <class D, class T>
+VK_INLINE void narrow(T value, D* to) {
+  *to = D(value);
+}
+template <class T>
+VK_INLINE void narrow(T value, BFloat16* to) {
+  const uint32_t bits = bits_as<uint32_t>(single(value));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to->bits = uint16_t(value != value ? 0x7fc0u : rounded);
+}
+template <class T>
+VK_INLINE void narrow(T value, Float16* to) {
+  const uint32_t bits = bits_as<uint32_t>(single(value));
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 1/2 leaves a subnormal half in the low bits, rounded by the adder.
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  to->bits = uint16_t(half | (bits >> 16 & 0x8000u));
+}
+
+template <class T>
+constexpr Type type_of = is_float<T> ? Type::kFloat32 : Type::kFloat64;
+
+// Calls f with a null pointer of the type's C++ type.
+template <class F>
+VK_INLINE void with_type(Type type, const F& f) {
+  switch (type) {
+    case Type::kFloat64: return f((double*)nullptr);
+    case Type::kFloat32: return f((float*)nullptr);
+    case Type::kBFloat16: return f((BFloat16*)nullptr);
+    case Type::kFloat16: return f((Float16*)nullptr);
+    case Type::kUInt8: return f((uint8_t*)nullptr);
+    case Type::kInt8: return f((int8_t*)nullptr);
+    case Type::kInt16: return f((int16_t*)nullptr);
+    case Type::kInt32: return f((int32_t*)nullptr);
+    case Type::kInt64: return f((int64_t*)nullptr);
+  }
+}
+
+// Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile.
+template <class F>
+VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
+  for (int i = 0; i < tile.rows; ++i) {
+    const int64_t base = view.row_offset(tile.row + i);
+    for (int j = 0; j < tile.cols;) {
+      const int64_t col = tile.col + j;
+      const int count = int(std::min<int64_t>(tile.cols - j, view.col_inner - col % view.col_inner));
+      f(i * tile.pitch + j, base + view.col_offset(col), view.stride[3], count);
+      j += count;
+    }
+  }
+}
+
+// The tile in memory, if it lies there as the kernels want it: element type, unit stride, no padding missing.
+template <class T>
+VK_INLINE T* in_place(const View& view, const Tile& tile) {
+  const bool one_run = tile.rows == 1 && tile.pitch == tile.cols && view.stride[3] == 1 &&
+                       tile.col % view.col_inner + tile.cols <= view.col_inner;
+  const bool whole_rows = view.dense && tile.pitch == tile.cols;
+  if (view.type != type_of<T> || !(one_run || whole_rows)) return nullptr;
+  return static_cast<T*>(view.data) + view.row_offset(tile.row) + view.col_offset(tile.col);
+}
+
+template <class T>
+VK_INLINE void gather(const View& view, const Tile& tile, T* __restrict buffer) {
+  with_type(view.type, [&](auto* null) __attribute__((always_inline)) {
+    using S = std::remove_pointer_t<decltype(null)>;
+    for_each_run(view, tile, [&](int at, int64_t offset, int64_t stride, int count) __attribute__((always_inline)) {
+      const S* __restrict from = static_cast<const S*>(view.data) + offset;
+      T* __restrict to = buffer + at;
+      if (stride == 1) {
+        for (int k = 0; k < count; ++k) to[k] = widen<T>(from[k]);
+      } else if (stride == 0) {
+        const T value = widen<T>(from[0]);
+        for (int k = 0; k < count; ++k) to[k] = value;
+      } else {
+        for (int k = 0; k < count; ++k) to[k] = widen<T>(from[k * stride]);
+      }
+    });
+  });
+  // Padding takes part in the arithmetic and must be harmless there.
+  if (tile.pitch > tile.cols) {
+    for (int i = 0; i < tile.rows; ++i) {
+      for (int j = tile.cols; j < tile.pitch; ++j) buffer[i * tile.pitch + j] = T(0);
+    }
+  }
+}
+
+template <class T>
+VK_INLINE void scatter(const View& view, const Tile& tile, const T* __restrict buffer) {
+  with_type(view.type, [&](auto* null) __attribute__((always_inline)) {
+    using D = std::remove_pointer_t<decltype(null)>;
+    for_each_run(view, tile, [&](int at, int64_t offset, int64_t stride, int count) __attribute__((always_inline)) {
+      D* __restrict to = static_cast<D*>(view.data) + offset;
+      const T* __restrict from = buffer + at;
+      if (stride == 1) {
+        for (int k = 0; k < count; ++k) narrow(from[k], to + k);
+      } else {
+        for (int k = 0; k < count; ++k) narrow(from[k], to + k * stride);
+      }
+    });
+  });
+}
+
+// The sum of n values: 32 lanes, each in order, then folded in halves.
+template <class T>
+VK_INLINE T lane_sum(const T* values, int n) {
+  constexpr int kLanes = 32;
+  T lane[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; ++k) lane[k] += values[i + k];
+  }
+  for (int k = 0; k < n - i; ++k) lane[k] += values[i + k];
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+  }
+  return lane[0];
+}
+
+// The noise of a tile whose pitch, or for one long row its buffer, is a multiple of four.
+template <class T>
+VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
+  const int quads = (tile.pitch + 3) / 4;
+  uint32_t offset[kTile / 4], low[kTile / 4];
+  for (int i = 0; i < tile.rows; ++i) {
+    const uint32_t first = uint32_t(tile.col >> 2), row = uint32_t(tile.row + i);
+    for (int j = 0; j < quads; ++j) {
+      offset[i * quads + j] = first + uint32_t(j);
+      low[i * quads + j] = row;
+    }
+  }
+  // A piece of a long row starts at a multiple of kTile, so its offsets share their high word; rows may carry into it.
+  const uint32_t offset_high = uint32_t(uint64_t(tile.col >> 2) >> 32);
+  const uint32_t row_low = uint32_t(tile.row), row_high = uint32_t(uint64_t(tile.row) >> 32);
+  for (int q = 0; q < tile.rows * quads; ++q) {
+    uint32_t words[4];
+    float lanes[4];
+    const uint32_t high = row_high + (low[q] < row_low ? 1u : 0u);
+    philox(seed, uint64_t(offset_high) << 32 | offset[q], uint64_t(high) << 32 | low[q], words);
+    normals(words, lanes);
+    for (int k = 0; k < 4; ++k) eps[4 * q + k] = T(lanes[k]);
+  }
+}
+
+// One struct per instruction set. `run` is where its code begins: everything below is inlined into it, but for the
+// members that would be inlined many times.
+#define VK_DEFINE_ISA(NAME, ...)                                                                                  \
+  struct NAME {                                                                                                   \
+    template <class Kernel>                                                                                       \
+    __VA_ARGS__ static void run(int64_t begin, int64_t end, void* kernel) {                                       \
+      for (int64_t i = begin; i < end; ++i) static_cast<const Kernel*>(kernel)->template task<NAME>(i);           \
+    }                                                                                                             \
+    template <class T>                                                                                            \
+    __VA_ARGS__ __attribute__((noinline)) static void gather(const View& view, const Tile& tile, T* buffer) {     \
+      cpu::gather(view, tile, buffer);                                                                            \
+    }                                                                                                             \
+    template <class T>                                                                                            \
+    __VA_ARGS__ __attribute__((noinline)) static void scatter(const View& view, const Tile& tile, const T* from) { \
+      cpu::scatter(view, tile, from);                                                                             \
+    }                                                                                                             \
+    template <class T>                                                                                            \
+    __VA_ARGS__ __attribute__((noinline)) static void noise(uint64_t seed, const Tile& tile, T* eps) {            \
+      cpu::noise(seed, tile, eps);                                                                                \
+    }                                                                                                             \
+    template <class T>                                                                                            \
+    __VA_ARGS__ __attribute__((noinline)) static T sum(const T* values, int n) {                                  \
+      return cpu::lane_sum(values, n);                                                                            \
+    }                                                                                                             \
+  };
+
+VK_DEFINE_ISA(Baseline)
+#if defined(__x86_64__) && defined(__GNUC__)
+VK_DEFINE_ISA(Avx2, __attribute__((target("avx2,fma"))))
+VK_DEFINE_ISA(Avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
+#endif
+
+// Runs kernel.task<Isa>(i) for every i in [0, n) on torch's threads, with the instruction set in use.
+template <class Kernel>
+void run_tasks(ParallelFor parallel, const Kernel& kernel, int64_t n, int64_t grain) {
+  if (n <= 0) return;
+  auto run = &Baseline::run<Kernel>;
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (isa() == Isa::kAvx2) run = &Avx2::run<Kernel>;
+  if (isa() == Isa::kAvx512) run = &Avx512::run<Kernel>;
+#endif
+  parallel(0, n, grain, run, const_cast<Kernel*>(&kernel));
+}
+
+// The tile as arithmetic reads it: memory itself, or a copy of it in `buffer`.
+template <class Isa, class T>
+VK_INLINE const T* load(const View& view, const Tile& tile, T* buffer) {
+  if (const T* memory = in_place<T>(view, tile)) return memory;
+  Isa::gather(view, tile, buffer);
+  return buffer;
+}
+
+// Where arithmetic writes a tile: memory itself, or `buffer`, which store() then brings there.
+template <class T>
+VK_INLINE T* target(const View& view, const Tile& tile, T* buffer) {
+  T* memory = in_place<T>(view, tile);
+  return memory ? memory : buffer;
+}
+template <class Isa, class T>
+VK_INLINE void store(const View& view, const Tile& tile, const T* written, const T* buffer) {
+  if (written == buffer) Isa::scatter(view, tile, buffer);
+}
+
+// Per-row sums of a grid that is not tall.
+template <class T>
+struct RowSums {
+  const Grid& grid;
+  T* out;
+  mutable std::vector<Total> partial;  // of the tasks, where long rows have them
+
+  RowSums(const Grid& grid, T* out) : grid(grid), out(out), partial(grid.packed ? 0 : grid.tasks()) {}
+
+  template <class Isa>
+  VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
+    if (!grid.packed) return partial[task].add(double(Isa::sum(values, tile.cols)));
+    for (int i = 0; i < tile.rows; ++i) out[tile.row + i] = Isa::sum(values + i * tile.pitch, tile.cols);
+  }
+
+  void finish() const {
+    const int64_t blocks = grid.col_tasks();
+    for (int64_t row = 0; !grid.packed && row < grid.rows; ++row) {
+      Total total;
+      for (int64_t b = 0; b < blocks; ++b) total.add(partial[row * blocks + b].value());
+      out[row] = T(total.value());
+    }
+  }
+};
+
+// The sum over all elements, or over the rows for each column, of what a grid's tasks add. Columns need a tall grid.
+template <class T>
+struct ElementSum {
+  const Grid& grid;
+  mutable std::vector<Total> partial;  // of the tasks
+
+  explicit ElementSum(const Grid& grid) : grid(grid), partial(grid.tasks()) {}
+
+  template <class Isa>
+  VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
+    partial[task].add(double(Isa::sum(values, tile.size())));
+  }
+
+  double finish() const {
+    Total total;
+    for (const Total& part : partial) total.add(part.value());
+    return total.value();
+  }
+};
+
+template <class T>
+struct ColumnSums {
+  const Grid& grid;
+  std::unique_ptr<T[]> partial;  // (row_tasks, cols)
+
+  explicit ColumnSums(const Grid& grid) : grid(grid), partial(new T[grid.row_tasks() * grid.cols]) {}
+
+  VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
+    T* sum = partial.get() + task / grid.col_tasks() * grid.cols + tile.col;
+    if (tile.row % grid.rows_per_task == 0) std::fill(sum, sum + tile.cols, T(0));
+    for (int i = 0; i < tile.rows; ++i) {
+#pragma GCC ivdep
+      for (int j = 0; j < tile.cols; ++j) sum[j] += values[i * tile.pitch + j];
+    }
+  }
+
+  double finish(int64_t col) const {
+    double sum = 0;
+    for (int64_t task = 0; task < grid.row_tasks(); ++task) sum += partial[task * grid.cols + col];
+    return sum;
+  }
+};
+
+}  // namespace vk::cpu

@@ -1,0 +1,156 @@
+// Elementary functions as branch-free templates over float and double, for host and device.
+//
+// Each states the range it is meant for and its error there in ulp of the result's type, measured against float64
+// (float) or 40 digits (double). Compiled without contraction, every operation is one IEEE operation and fma is
+// written out, so the same bits come out of every instruction set.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define VK_INLINE __host__ __device__ __forceinline__
+#else
+#define VK_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace vk {
+
+template <class T>
+constexpr bool is_float = sizeof(T) == 4;
+
+template <class To, class From>
+VK_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+VK_INLINE float fused(float a, float b, float c) { return ::fmaf(a, b, c); }
+VK_INLINE double fused(double a, double b, double c) { return ::fma(a, b, c); }
+
+// c0 + x c1 + x^2 c2 + …
+template <class T>
+VK_INLINE T polynomial(T, T c0) {
+  return c0;
+}
+template <class T, class... Rest>
+VK_INLINE T polynomial(T x, T c0, Rest... rest) {
+  return fused(x, polynomial(x, T(rest)...), c0);
+}
+
+// p 2^n in two steps, so that results next to overflow and subnormal ones are right.
+VK_INLINE float scale(float p, int32_t n) {
+  const int32_t half = n >> 1;
+  return p * bits_as<float>((half + 127) << 23) * bits_as<float>((n - half + 127) << 23);
+}
+VK_INLINE double scale(double p, int64_t n) {
+  const int64_t half = n >> 1;
+  return p * bits_as<double>((half + 1023) << 52) * bits_as<double>((n - half + 1023) << 52);
+}
+
+// e^x for every x; 1 ulp. n = round(x / ln 2) by adding and subtracting 1.5 2^(mantissa bits).
+VK_INLINE float exp(float x) {
+  constexpr float kRound = 12582912.0f;
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 89.0f ? 89.0f : x;
+  const float shifted = fused(x, 1.44269504f, kRound);
+  const float n = shifted - kRound;
+  const float r = fused(n, 1.904654323e-9f, fused(n, -0.693147182464599609375f, x));
+  const float q = polynomial(r, 0.5f, 0.16666577756404877f, 0.04166685417294502f, 0.008363146334886551f,
+                             0.001390126533806324f);
+  const float p = fused(r * r, q, r) + 1.0f;
+  return scale(p, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRound));
+}
+VK_INLINE double exp(double x) {
+  constexpr double kRound = 6755399441055744.0;
+  x = x < -746.0 ? -746.0 : x;
+  x = x > 710.0 ? 710.0 : x;
+  const double shifted = fused(x, 1.4426950408889634, kRound);
+  const double n = shifted - kRound;
+  const double r = fused(n, -2.3190468138462996e-17, fused(n, -0.6931471805599453, x));
+  const double q =
+      polynomial(r, 0.5000000000000001, 0.16666666666666644, 0.041666666666624316, 0.00833333333335609,
+                 0.0013888888917135444, 0.0001984126978501219, 2.4801521400230647e-05, 2.755735510816021e-06,
+                 2.762004507102383e-07, 2.506832045586098e-08);
+  const double p = fused(r * r, q, r) + 1.0;
+  return scale(p, bits_as<int64_t>(shifted) - bits_as<int64_t>(kRound));
+}
+
+// ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^e m, m in [sqrt(1/2), sqrt(2)).
+VK_INLINE float log_unit(float x) {
+  const int32_t bits = bits_as<int32_t>(x);
+  const int32_t e = (bits - 0x3f3504f3) >> 23;
+  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
+  const float n = float(e);
+  const float p = polynomial(f, 0.3333333134651184f, -0.25000303983688354f, 0.2000119984149933f, -0.16641582548618317f,
+                             0.1420997977256775f, -0.12989303469657898f, 0.12655434012413025f, -0.07973775267601013f);
+  const float f2 = f * f;
+  const float low = fused(n, -2.12194440e-4f, fused(f2 * f, p, -0.5f * f2));
+  return fused(n, 0.693359375f, f + low);
+}
+
+// ln(1 + u) for u in [0, 1]; 1.5 ulp. 2 atanh(s), s = u / (2 + u).
+template <class T>
+VK_INLINE T log1p_unit(T u) {
+  const T s = u / (T(2) + u);
+  const T t = s * s;
+  T q;
+  if constexpr (is_float<T>) {
+    q = polynomial(t, 0.33333319425582886f, 0.2000381350517273f, 0.14117515087127686f, 0.13430550694465637f);
+  } else {
+    q = polynomial(t, 0.3333333333333333, 0.20000000000007406, 0.14285714283526338, 0.1111111136131441,
+                   0.09090894597322358, 0.07692788180410721, 0.06657023912707619, 0.06000966262357152,
+                   0.043983021447871536, 0.08086163695705709);
+  }
+  // 2 s is u - u s exactly; what rounding takes from the leading term is small in that form.
+  return fused(-s, u, u) + T(2) * s * (t * q);
+}
+
+// ln(1 + e^a) = max(a, 0) + ln(1 + e^-|a|) for every a; 2 ulp. `u` is e^-|a|.
+template <class T>
+VK_INLINE T softplus(T a, T u) {
+  return (a > T(0) ? a : T(0)) + log1p_unit(u);
+}
+
+// 1 / (1 + e^-a) for every a; 2 ulp. `u` is e^-|a|.
+template <class T>
+VK_INLINE T sigmoid(T a, T u) {
+  return (a < T(0) ? u : T(1)) / (T(1) + u);
+}
+
+// e^l - 1 - l for every l, without cancellation near 0; 2 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
+template <class T>
+VK_INLINE T exp_minus_1_minus(T l, T e) {
+  T p;
+  if constexpr (is_float<T>) {
+    p = polynomial(l, 0.5f, 0.166666641831398f, 0.04166668653488159f, 0.008333463221788406f, 0.0013888550456613302f,
+                   0.00019819945737253875f, 2.481590854586102e-05f, 2.8835620469180867e-06f, 2.790293365251273e-07f);
+  } else {
+    p = polynomial(l, 0.5, 0.16666666666666669, 0.04166666666666683, 0.008333333333333129, 0.0013888888888873188,
+                   0.00019841269841364912, 2.480158730728174e-05, 2.7557319204925724e-06, 2.7557318213945135e-07,
+                   2.5052110267121737e-08, 2.0876853952281936e-09, 1.6058953619852038e-10, 1.1465604841783501e-11,
+                   7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
+  }
+  return (l < T(0) ? -l : l) <= T(1.5) ? p * (l * l) : (e - T(1)) - l;
+}
+
+// Sine and cosine of (w + 1/2) 2^-32 turns; 1 ulp each. The eighth of a turn is taken off as an integer, exactly.
+VK_INLINE void sincos_turns(uint32_t w, float& sine, float& cosine) {
+  const uint32_t quadrant = (w + 0x20000000u) >> 30;
+  const int32_t rest = int32_t(w - (quadrant << 30));
+  const float x = float(2 * rest + 1) * 7.31459059988282e-10f;  // pi 2^-32
+  const float t = x * x;
+  const float s = fused(x * t, polynomial(t, -0.166666641831398f, 0.008332745172083378f, -0.00019587361020967364f), x);
+  const float c = fused(t * t, polynomial(t, 0.0416666641831398f, -0.0013888301327824593f, 2.4547607608838007e-05f),
+                        fused(t, -0.5f, 1.0f));
+  const bool swap = quadrant & 1;
+  const uint32_t sine_sign = (quadrant & 2) << 30;
+  const uint32_t cosine_sign = ((quadrant + 1) & 2) << 30;
+  sine = bits_as<float>(bits_as<uint32_t>(swap ? c : s) ^ sine_sign);
+  cosine = bits_as<float>(bits_as<uint32_t>(swap ? s : c) ^ cosine_sign);
+}
+
+}  // namespace vk

@@ -1,0 +1,209 @@
+// What the bindings of every device share: tensors of torch's stable ABI to shapes and views, and results' memory.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rows.h"
+
+namespace vk {
+
+// The name of a family, as an op's argument.
+struct Family {
+  std::string name;
+};
+
+}  // namespace vk
+
+// torch 2.13's own conversion to std::string never frees it.
+HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
+template <>
+struct ToImpl<vk::Family> {
+  static vk::Family call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length;
+    const char* data;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    vk::Family family{std::string(data, length)};
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return family;
+  }
+};
+HIDDEN_NAMESPACE_END(torch, stable, detail)
+
+namespace vk {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Type type_of_tensor(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Type::kFloat64;
+    case ScalarType::Float: return Type::kFloat32;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Half: return Type::kFloat16;
+    case ScalarType::Bool:
+    case ScalarType::Byte: return Type::kUInt8;
+    case ScalarType::Char: return Type::kInt8;
+    case ScalarType::Short: return Type::kInt16;
+    case ScalarType::Int: return Type::kInt32;
+    case ScalarType::Long: return Type::kInt64;
+    default: STD_TORCH_CHECK(false, "unsupported dtype");
+  }
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  return {{sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
+}
+
+inline bool same_sizes(const Shape& a, const Shape& b) { return a.sizes == b.sizes; }
+
+inline Tensor empty_strided(const Shape& shape, int32_t dtype, const Tensor& device_of) {
+  int32_t device_type, device_index;
+  AtenTensorHandle result;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.data(), shape.strides.data(), dtype,
+                                                  device_type, device_index, &result));
+  return Tensor(result);
+}
+
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// The row form in which one call sees all its tensors. It is that of the tensor that torch.empty_like(first) would give.
+class Rows {
+ public:
+  Type arithmetic = Type::kFloat32;
+  int64_t rows = 1, cols = 1;
+
+  Rows(const Tensor& first, int64_t batch_dims) : first_(first), shape_(shape_of(first)), batch_dims_(batch_dims) {
+    STD_TORCH_CHECK(batch_dims >= 0 && batch_dims <= shape_.dims(), "batch_dims must be between 0 and ", shape_.dims(),
+                    ", got ", batch_dims);
+    shape_.strides = dense_strides(shape_);
+    columns_ = column_order(shape_, batch_dims);
+    for (int64_t d = 0; d < shape_.dims(); ++d) (d < batch_dims ? rows : cols) *= shape_.sizes[d];
+  }
+
+  // The view of a tensor whose dtype counts for that of the arithmetic.
+  View argument(const Tensor& tensor) {
+    if (tensor.scalar_type() == ScalarType::Double) arithmetic = Type::kFloat64;
+    return view(tensor);
+  }
+
+  // A view of a tensor that broadcasts to the call's shape. Only where the row form cannot express its strides it is
+  // copied; the copy lives as long as this object.
+  View view(const Tensor& tensor) {
+    const Shape shape = broadcast(shape_of(tensor));
+    View view;
+    if (make_view(shape, batch_dims_, columns_, &view)) {
+      view.data = const_cast<void*>(tensor.const_data_ptr());
+      view.type = type_of_tensor(tensor);
+      return view;
+    }
+    Tensor copy = empty_like_first(dtype_of(tensor));
+    AtenTensorHandle expanded;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.data(),
+                                                          shape.strides.data(), tensor.storage_offset(), &expanded));
+    torch::stable::copy_(copy, Tensor(expanded));
+    copies_.push_back(copy);
+    return output(copy);
+  }
+
+  // A view of a tensor of the call's leading dims: one value per row.
+  View row_view(const Tensor& tensor) const {
+    Shape shape = shape_of(tensor);
+    STD_TORCH_CHECK(shape.dims() == batch_dims_, "a per-sample tensor must have ", batch_dims_, " dims, got ",
+                    shape.dims());
+    View view;
+    if (!make_view(shape, batch_dims_, {}, &view)) {
+      Tensor dense = torch::stable::contiguous(tensor);
+      copies_.push_back(dense);
+      make_view(shape_of(dense), batch_dims_, {}, &view);
+      view.data = const_cast<void*>(dense.const_data_ptr());
+    } else {
+      view.data = const_cast<void*>(tensor.const_data_ptr());
+    }
+    view.type = type_of_tensor(tensor);
+    view.col_inner = std::max<int64_t>(cols, 1);
+    view.dense = false;
+    return view;
+  }
+
+  View output(const Tensor& tensor) const {
+    View view;
+    make_view(broadcast(shape_of(tensor)), batch_dims_, columns_, &view);
+    view.data = tensor.mutable_data_ptr();
+    view.type = type_of_tensor(tensor);
+    return view;
+  }
+
+  Tensor empty_like_first(int32_t dtype) const { return empty_strided(shape_, dtype, first_); }
+
+  // (batch dims), contiguous, in the arithmetic's dtype.
+  Tensor empty_sums() const {
+    Shape shape{{shape_.sizes.begin(), shape_.sizes.begin() + batch_dims_}, {}};
+    return empty_strided(contiguous(shape),
+                         arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), first_);
+  }
+
+  // Memory for a gradient of `input`: of its own shape, or if that is the call's shape of the call's layout.
+  Tensor empty_gradient(const Tensor& input) const {
+    const Shape shape = shape_of(input);
+    return same_sizes(shape, shape_) ? empty_like_first(dtype_of(input))
+                                     : empty_strided(contiguous(shape), dtype_of(input), first_);
+  }
+
+ private:
+  static Shape contiguous(Shape shape) {
+    shape.strides.assign(shape.sizes.size(), 1);
+    for (int64_t d = shape.dims() - 2; d >= 0; --d) {
+      shape.strides[d] = shape.strides[d + 1] * std::max<int64_t>(shape.sizes[d + 1], 1);
+    }
+    return shape;
+  }
+
+  Shape broadcast(const Shape& from) const {
+    const int64_t missing = shape_.dims() - from.dims();
+    Shape to{shape_.sizes, std::vector<int64_t>(shape_.sizes.size(), 0)};
+    // One element broadcasts whatever its dims.
+    if (std::all_of(from.sizes.begin(), from.sizes.end(), [](int64_t n) { return n == 1; })) return to;
+    STD_TORCH_CHECK(missing >= 0, "a tensor of ", from.dims(), " dims does not broadcast to one of ", shape_.dims());
+    for (int64_t d = 0; d < from.dims(); ++d) {
+      const int64_t have = from.sizes[d], want = shape_.sizes[d + missing];
+      STD_TORCH_CHECK(have == want || have == 1, "a dim of size ", have, " does not broadcast to size ", want);
+      if (have == want) to.strides[d + missing] = from.strides[d];
+    }
+    return to;
+  }
+
+  const Tensor& first_;
+  Shape shape_;
+  int64_t batch_dims_;
+  std::vector<int64_t> columns_;
+  mutable std::vector<Tensor> copies_;
+};
+
+// The ops of every kernel backend; fakes.py has the same schemas.
+inline void define_ops(torch::stable::detail::StableLibrary& m) {
+  m.def("latent_forward(Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps, int batch_dims) -> (Tensor, Tensor)");
+  m.def(
+      "latent_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps,"
+      " int batch_dims, bool[] needs) -> Tensor[]");
+  m.def("likelihood_forward(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor");
+  m.def(
+      "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"
+      " -> Tensor[]");
+}
+
+}  // namespace vk
