@@ -42,8 +42,10 @@ def reparameterize_kl(mu: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int) 
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """`x·a − softplus(a)`, with `softplus(a) = −log sigmoid(−a)`."""
-    return x * logits + F.logsigmoid(-logits)
+    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log1p(e^−|a|)`: for x in [0, 1] both terms have one sign, nothing cancels."""
+    positive = logits > 0
+    # `where`, not `abs`: the derivative at 0 must not vanish.
+    return torch.where(positive, x - 1, x) * logits - F.softplus(torch.where(positive, -logits, logits))
 
 
 def gaussian(mean: Tensor, x: Tensor, logvar: Tensor | float) -> Tensor:
@@ -67,8 +69,11 @@ def gradients(
     aliases = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
     outputs = function(*aliases)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
+    # An output that depends on no input that needs a gradient (the KL on eps alone) contributes nothing.
+    used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None and o.requires_grad]
     wanted = [t for t, need in zip(aliases, needs, strict=True) if need]
+    if not used:
+        return [torch.zeros_like(t) for t in wanted]
     return list(
         torch.autograd.grad(
             [o for o, _ in used], wanted, [g for _, g in used], create_graph=True, materialize_grads=True

@@ -1,0 +1,42 @@
+"""Fixtures: the backends that serve `DEVICE` here, and memory that is NaN until someone writes it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from samples import DEVICE
+
+import vae_kernels as vk
+
+BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
+KERNELS = [name for name in BACKENDS if name != "eager"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes gigabytes or many seconds")
+
+
+def pytest_report_header() -> str:
+    return f"vae_kernels backends on {DEVICE}: {', '.join(BACKENDS)}"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn, eager among them."""
+    with vk.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend with kernels in turn."""
+    with vk.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """`torch.empty` gives NaN, so that an element nobody wrote cannot pass."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,108 @@
+"""The error rule: against the true value, a kernel errs at most twice as much as eager in the same dtype, plus 4 ulp."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import mpmath
+import numpy as np
+import reference
+import torch
+from samples import OPS, Sample
+from torch import Tensor
+
+SLACK_ULP = 4
+
+
+class Expected(NamedTuple):
+    """True values of one result, and the magnitude on whose scale its rounding errors are counted."""
+
+    value: np.ndarray
+    magnitude: np.ndarray
+
+
+def results(sample: Sample, call: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Outputs, and gradients as `grad <argument>`, under the sample's upstream gradients."""
+    tensors = sample.make()
+    outputs = call(tensors)
+    upstream = sample.upstream(outputs)
+    wanted = {name: t for name, t in tensors.items() if t.requires_grad}
+    gradients = torch.autograd.grad(tuple(outputs.values()), tuple(wanted.values()), tuple(upstream.values()))
+    return outputs | {f"grad {name}": g for name, g in zip(wanted, gradients, strict=True)}
+
+
+def plain_results(sample: Sample) -> dict[str, Tensor]:
+    """The same from what people write in these dtypes, handed over in the dtypes that the contract promises."""
+    dtypes = output_dtypes(sample)
+    return results(sample, lambda tensors: {k: v.to(dtypes[k]) for k, v in sample.plain(tensors).items()})
+
+
+def output_dtypes(sample: Sample) -> dict[str, torch.dtype]:
+    """`z` has the dtype of `mu`; a sum is float64 if an input is, else float32."""
+    total = torch.float64 if torch.float64 in sample.dtypes else torch.float32
+    return {name: sample.dtypes[0] if name == "z" else total for name in OPS[sample.op].outputs}
+
+
+@cache
+def expected(sample: Sample) -> dict[str, Expected]:
+    """The true values, by mpmath."""
+    op, shape, keep = OPS[sample.op], sample.shapes[0], sample.batch_dims
+    dtypes = output_dtypes(sample)
+    empty = {name: torch.empty(shape if name == "z" else shape[:keep], dtype=dtypes[name]) for name in op.outputs}
+    upstream = {
+        name: np.broadcast_to(_pad(reference.exact(g), len(shape) - g.dim()), shape)[None]
+        for name, g in sample.upstream(empty).items()
+    }
+    tensors = sample.make()
+    with mpmath.workdps(reference.DIGITS):
+        # The leading dim of one: NumPy makes a number of an object array without dims.
+        values = {name: np.broadcast_to(reference.exact(t), shape)[None] for name, t in tensors.items()}
+        outputs, gradients = op.reference(values, upstream)
+        found = {name: _total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
+        for name, shape_of in zip(op.arguments, sample.shapes, strict=True):
+            if tensors[name].requires_grad:
+                found[f"grad {name}"] = _total(gradients[name], shape_of, leading=name not in op.arguments[:2])
+    return found
+
+
+def _pad(array: np.ndarray, dims: int) -> np.ndarray:
+    return array.reshape(array.shape + (1,) * dims)
+
+
+def _total(terms: list[np.ndarray], shape: tuple[int, ...], leading: bool = False) -> Expected:
+    """Sums the terms to `shape`: over trailing dims, or over those that broadcasting added if `leading`."""
+    value, magnitude = (np.asarray(a[0], dtype=object) for a in (sum(terms), sum(map(abs, terms))))
+    if leading:
+        full = (1,) * (value.ndim - len(shape)) + shape
+        axes = tuple(d for d in range(value.ndim) if full[d] == 1)
+    else:
+        axes = tuple(range(len(shape), value.ndim))
+    return Expected(*(np.asarray(a.sum(axis=axes), dtype=object).reshape(shape) for a in (value, magnitude)))
+
+
+def error(got: Tensor, want: Expected) -> float:
+    """The largest error in ulp of the result's dtype at the magnitude of the terms; what overflows must be infinite."""
+    assert tuple(got.shape) == want.value.shape
+    if not got.numel():
+        return 0.0
+    info = torch.finfo(got.dtype)
+    values = np.atleast_1d(want.value)
+    rounded = torch.from_numpy(values.astype(np.float64)).to(got.dtype).reshape(got.shape)
+    if not torch.equal(got[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0), rounded[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0)):
+        return float("inf")
+    if not got.isfinite()[rounded.isfinite()].all():
+        return float("inf")
+    finite = rounded.isfinite().reshape(values.shape).numpy()
+    magnitude = np.maximum(np.atleast_1d(want.magnitude).astype(np.float64), info.tiny)
+    unit = info.eps * 2.0 ** np.floor(np.log2(magnitude))
+    with mpmath.workdps(reference.DIGITS):
+        difference = abs(np.atleast_1d(reference.exact(got.detach().reshape(values.shape)))[finite] - values[finite])
+        return float(max((difference / unit[finite]), default=0))
+
+
+def check(got: dict[str, Tensor], yardstick: dict[str, Tensor], want: dict[str, Expected]) -> None:
+    """The rule for every output and gradient."""
+    assert set(got) == set(want)
+    for name, value in got.items():
+        mine, allowed = error(value, want[name]), 2 * error(yardstick[name], want[name]) + SLACK_ULP
+        assert mine <= allowed, f"{name}: {mine:.4g} ulp off, {allowed:.4g} allowed"

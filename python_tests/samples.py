@@ -1,0 +1,362 @@
+"""One table of sample inputs for all tests: shapes with tails, layouts, dtypes, and values at random and at the edges.
+
+`VAE_KERNELS_TEST_DEVICE` moves the whole suite to another device.
+"""
+
+import os
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import reference
+import torch
+from torch import Tensor
+
+import vae_kernels as vk
+
+DEVICE = os.environ.get("VAE_KERNELS_TEST_DEVICE", "cpu")
+
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+U8, BOOL, I64 = torch.uint8, torch.bool, torch.int64
+
+Draw = Callable[[torch.Generator, tuple[int, ...]], Tensor]
+
+
+class Op(NamedTuple):
+    """One public function: how it is called with tensors in order, and what it is compared with."""
+
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
+    plain: Callable[..., Tensor | tuple[Tensor, ...]]
+    reference: Callable[[reference.Arrays, reference.Arrays], tuple[reference.Terms, reference.Terms]]
+    values: dict[str, dict[str, Draw]]
+    dtypes: tuple[tuple[torch.dtype, ...], ...]
+
+
+def _normal(scale: float = 1.0, shift: float = 0.0) -> Draw:
+    return lambda g, shape: torch.randn(shape, generator=g, dtype=F64) * scale + shift
+
+
+def _among(*values: float) -> Draw:
+    return lambda g, shape: torch.tensor(values, dtype=F64)[torch.randint(len(values), shape, generator=g)]
+
+
+def _uniform(low: float, high: float) -> Draw:
+    return lambda g, shape: torch.rand(shape, generator=g, dtype=F64) * (high - low) + low
+
+
+def _tiny(g: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Magnitudes from 1e-1 to 1e-7, of both signs."""
+    return _among(-1, 1)(g, shape) * 10 ** _uniform(-7, -1)(g, shape)
+
+
+def _thresholds(g: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Around the places where a branch of `e^l - 1 - l` may end."""
+    return _among(-1.5, -1, -0.5, 0.5, 1, 1.5)(g, shape) + _uniform(-0.01, 0.01)(g, shape)
+
+
+LATENT_VALUES = {
+    "random": {"mu": _normal(), "logvar": _normal(1, -0.5), "eps": _normal()},
+    "collapsed": {"mu": _among(0.0, 1e-4), "logvar": _tiny, "eps": _normal()},
+    "thresholds": {"mu": _among(0.0), "logvar": _thresholds, "eps": _normal()},
+    "wide": {"mu": _normal(), "logvar": _uniform(-80, 80), "eps": _normal()},
+    "zeros": {"mu": _among(0.0, -0.0), "logvar": _among(0.0, -0.0), "eps": _among(0.0, -0.0, 1.0)},
+    "sharp": {"mu": _normal(1000), "logvar": _uniform(-40, -20), "eps": _normal()},
+}
+
+BERNOULLI_VALUES = {
+    "random": {"logits": _normal(3), "x": _uniform(0, 1)},
+    "binary": {"logits": _normal(3), "x": _among(0, 1)},
+    "saturated": {"logits": _uniform(-120, 120), "x": _among(0, 1)},
+    "right": {"logits": _uniform(5, 80), "x": _among(1)},
+    "huge": {"logits": _among(100, -100, 1e4, -1e4), "x": _among(0, 1)},
+    "zeros": {"logits": _among(0.0, -0.0), "x": _among(0, 1)},
+    "tiny": {"logits": _tiny, "x": _among(0, 1)},
+    "outside": {"logits": _normal(3), "x": _among(-2.5, 1.5, 3, 255)},
+}
+
+GAUSSIAN_VALUES = {
+    "random": {"mean": _normal(), "x": _normal(), "logvar": _normal()},
+    "wide": {"mean": _normal(), "x": _normal(), "logvar": _uniform(-80, 80)},
+    "close": {"mean": _normal(1e-3, 1), "x": _normal(1e-3, 1), "logvar": _uniform(-12, -6)},
+    "tiny": {"mean": _normal(), "x": _normal(), "logvar": _tiny},
+    "zeros": {"mean": _among(0.0, -0.0), "x": _among(0.0, 1.0), "logvar": _among(0.0, -0.0)},
+    "pixels": {"mean": _uniform(0, 255), "x": _uniform(0, 255), "logvar": _normal(1, 5)},
+}
+
+OPS = {
+    "latent": Op(
+        ("mu", "logvar", "eps"),
+        ("z", "kl"),
+        lambda mu, logvar, eps, *, batch_dims: vk.reparameterize_kl(mu, logvar, eps=eps, batch_dims=batch_dims),
+        reference.plain_latent,
+        reference.latent,
+        LATENT_VALUES,
+        (
+            *((dtype,) * 3 for dtype in (F64, F32, BF16, F16)),
+            (BF16, F32, F32),
+            (F32, BF16, BF16),
+            (F16, F32, F32),
+            (F32, F64, F32),
+            (F64, F32, BF16),
+        ),
+    ),
+    "bernoulli": Op(
+        ("logits", "x"),
+        ("log_px",),
+        vk.bernoulli_log_likelihood,
+        reference.plain_bernoulli,
+        reference.bernoulli,
+        BERNOULLI_VALUES,
+        (
+            *((dtype,) * 2 for dtype in (F64, F32, BF16, F16)),
+            (BF16, U8),
+            (BF16, BOOL),
+            (BF16, F32),
+            (BF16, F64),
+            (F16, F32),
+            (F32, U8),
+            (F32, I64),
+            (F32, BF16),
+            (F64, BOOL),
+            (F64, F32),
+        ),
+    ),
+    "gaussian": Op(
+        ("mean", "x", "logvar"),
+        ("log_px",),
+        vk.gaussian_log_likelihood,
+        reference.plain_gaussian,
+        reference.gaussian,
+        GAUSSIAN_VALUES,
+        (
+            *((dtype,) * 3 for dtype in (F64, F32, BF16, F16)),
+            (BF16, U8, F32),
+            (BF16, F32, BF16),
+            (BF16, BF16, F32),
+            (F16, F32, F32),
+            (F32, I64, F32),
+            (F32, BOOL, BF16),
+            (F64, U8, F32),
+            (F32, F32, F64),
+        ),
+    ),
+}
+
+
+# A layout takes a C-contiguous tensor to one with the same values (`expanded_*`: its first ones) elsewhere in memory.
+# What lies between the elements is NaN where the dtype has one, so that an element read from the wrong place shows.
+
+
+def _gap(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else torch.ones_like(tensor)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _chunk(tensor: Tensor) -> Tensor:
+    return torch.cat((_gap(tensor), tensor), dim=-1).chunk(2, dim=-1)[1]
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    return torch.stack((tensor, _gap(tensor)), dim=-1)[..., 0]
+
+
+def _offset(tensor: Tensor) -> Tensor:
+    return torch.cat((_gap(tensor.flatten()[:1]), tensor.flatten()))[1:].view(tensor.shape)
+
+
+def _expanded_rows(tensor: Tensor) -> Tensor:
+    return tensor[:1].clone().expand_as(tensor)
+
+
+def _expanded_columns(tensor: Tensor) -> Tensor:
+    return tensor[..., :1].clone().expand_as(tensor)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=formats[tensor.dim()])
+
+
+def _chunk_of_channels(tensor: Tensor) -> Tensor:
+    return torch.cat((tensor, _gap(tensor)), dim=1).chunk(2, dim=1)[0]
+
+
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor,
+    "transposed": _transposed,
+    "chunk": _chunk,
+    "sliced": _sliced,
+    "offset": _offset,
+    "expanded_rows": _expanded_rows,
+    "expanded_columns": _expanded_columns,
+    "channels_last": _channels_last,
+    "chunk_of_channels": _chunk_of_channels,
+}
+
+
+class Sample(NamedTuple):
+    """One call: an op, the dtype, layout and shape of each argument, the kind of values, and batch_dims."""
+
+    op: str
+    values: str
+    dtypes: tuple[torch.dtype, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    layouts: tuple[str, ...]
+    batch_dims: int
+
+    def __str__(self) -> str:
+        dtypes = _once([str(d).removeprefix("torch.") for d in self.dtypes])
+        shapes = _once(["x".join(map(str, s)) or "scalar" for s in self.shapes])
+        layouts = _once(list(self.layouts))
+        return "-".join((self.op, self.values, dtypes, shapes, layouts, f"keep{self.batch_dims}"))
+
+    def make(self) -> dict[str, Tensor]:
+        """The arguments, the same ones at every call; those that can need a gradient do."""
+        op = OPS[self.op]
+        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+        tensors = {}
+        for name, dtype, shape, layout in zip(op.arguments, self.dtypes, self.shapes, self.layouts, strict=True):
+            values = op.values[self.values][name](generator, shape)
+            values = values if dtype.is_floating_point else values.clamp(0, 255).round()
+            tensor = LAYOUTS[layout](values.to(dtype).to(DEVICE))
+            tensors[name] = tensor.requires_grad_(dtype.is_floating_point)
+        return tensors
+
+    def call(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The public function's outputs by name."""
+        return self._by_name(OPS[self.op].call(*tensors.values(), batch_dims=self.batch_dims))
+
+    def plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What people write, in the same dtypes."""
+        return self._by_name(OPS[self.op].plain(*tensors.values(), batch_dims=self.batch_dims))
+
+    def _by_name(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return dict(zip(OPS[self.op].outputs, outputs, strict=True))
+
+    def upstream(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Random gradients of the outputs."""
+        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()) + 1)
+        return {
+            name: torch.randn(o.shape, generator=generator, dtype=F64).to(o.dtype).to(DEVICE)
+            for name, o in outputs.items()
+        }
+
+
+def _once(parts: list[str]) -> str:
+    return parts[0] if len(set(parts)) == 1 else "_".join(parts)
+
+
+def sample(
+    op: str,
+    shape: tuple[int, ...] = (3, 37),
+    *,
+    values: str = "random",
+    dtypes: tuple[torch.dtype, ...] | torch.dtype = F32,
+    layouts: tuple[str, ...] | str = "contiguous",
+    batch_dims: int = 1,
+    parameter: tuple[int, ...] | None = None,
+) -> Sample:
+    """A sample of one shape; `parameter` is the shape of the arguments behind the first two, where it is another."""
+    count = len(OPS[op].arguments)
+    shapes = (shape,) * 2 + ((parameter if parameter is not None else shape),) * (count - 2)
+    dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,) * count
+    layouts = layouts if isinstance(layouts, tuple) else (layouts,) * count
+    return Sample(op, values, dtypes, shapes, layouts, batch_dims)
+
+
+# Every kind of values in every combination of dtypes.
+VALUES = [
+    sample(name, values=values, dtypes=dtypes)
+    for name, op in OPS.items()
+    for values in op.values
+    for dtypes in op.dtypes
+]
+
+SHAPES = (
+    ((1, 1), 1),
+    ((3, 5), 1),
+    ((7, 20), 1),
+    ((128, 20), 1),
+    ((5, 785), 1),
+    ((2, 1025), 1),
+    ((2, 4097), 1),
+    ((1, 70001), 1),
+    ((1500, 3), 1),
+    ((2, 3, 4, 5), 0),
+    ((2, 3, 4, 5), 1),
+    ((2, 3, 4, 5), 2),
+    ((2, 3, 4, 5), 4),
+    ((9,), 1),
+    ((9,), 0),
+    ((), 0),
+)
+
+# Tails, few and many rows, every number of batch dims.
+SHAPED = [
+    sample(op, shape, dtypes=dtype, batch_dims=batch_dims)
+    for op in OPS
+    for shape, batch_dims in SHAPES
+    for dtype in (F32, BF16)
+]
+
+EMPTY = [
+    sample(op, shape, dtypes=dtype, batch_dims=batch_dims)
+    for op in OPS
+    for shape, batch_dims in (((0, 4), 1), ((4, 0), 1), ((0, 0), 1), ((0,), 0), ((2, 0, 3), 2), ((3, 0, 2), 1))
+    for dtype in (F64, F32, BF16)
+]
+
+_ANY_LAYOUT = ("transposed", "chunk", "sliced", "offset", "expanded_rows", "expanded_columns")
+
+LAID_OUT = [
+    sample(op, shape, dtypes=dtype, layouts=layout, batch_dims=batch_dims)
+    for op in OPS
+    for dtype in (F64, F32, BF16)
+    for shape, batch_dims, layouts in (
+        ((5, 35), 1, _ANY_LAYOUT),
+        ((2, 3, 4, 5), 1, (*_ANY_LAYOUT, "channels_last", "chunk_of_channels")),
+        ((2, 3, 4, 5), 2, ("transposed", "channels_last", "chunk_of_channels")),
+        ((2, 3, 4, 5), 0, ("transposed", "channels_last", "chunk_of_channels")),
+        ((2, 3, 2, 4, 5), 1, ("channels_last",)),
+    )
+    for layout in layouts
+] + [
+    sample(op, (2, 3, 4, 5), layouts=(first, *(second,) * (len(OPS[op].arguments) - 1)))
+    for op in OPS
+    for first, second in (
+        ("contiguous", "channels_last"),
+        ("channels_last", "contiguous"),
+        ("channels_last", "expanded_rows"),
+        ("chunk", "contiguous"),
+        ("contiguous", "chunk_of_channels"),
+        ("expanded_rows", "transposed"),
+    )
+]
+
+# Shapes of the Gaussian's logvar: one element, per column, per channel, per sample, and between.
+PARAMETERS = (
+    ((7, 20), 1, ((), (1,), (1, 1), (20,), (1, 20), (7, 1))),
+    ((3, 4, 2, 5), 1, ((), (1,), (5,), (4, 1, 1), (1, 4, 1, 1), (1, 1, 1, 5), (1, 2, 1), (3, 1, 1, 1), (3, 1, 2, 1))),
+    ((3, 4, 2, 5), 2, ((), (4, 1, 1), (2, 5), (3, 1, 1, 1), (1, 4, 2, 5))),
+    ((3, 4, 2, 5), 0, ((), (4, 1, 1), (3, 1, 1, 1), (5,))),
+    ((600, 9), 1, ((), (9,))),
+    ((3, 5000), 1, ((), (5000,), (3, 1))),
+)
+
+BROADCAST = [
+    sample("gaussian", shape, dtypes=dtypes, batch_dims=batch_dims, parameter=parameter)
+    for shape, batch_dims, parameters in PARAMETERS
+    for parameter in parameters
+    for dtypes in ((F64, F64, F64), (F32, F32, F32), (BF16, BF16, BF16), (BF16, F32, F32))
+] + [
+    sample("gaussian", (3, 4, 2, 5), layouts=("channels_last", "channels_last", "contiguous"), parameter=parameter)
+    for parameter in ((), (4, 1, 1), (5,), (4, 2, 5), (3, 1, 1, 1))
+]
+
+SAMPLES = VALUES + SHAPED + LAID_OUT + BROADCAST
