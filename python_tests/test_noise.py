@@ -1,0 +1,230 @@
+"""The noise: known answers, an independent Philox, the distribution, and what it must not depend on."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import reference
+import scipy.stats
+import torch
+from error_rule import SLACK_ULP
+from samples import BF16, DEVICE, F16, F32, F64, LAYOUTS
+from torch import Tensor
+
+import vae_kernels as vk
+from vae_kernels import noise
+
+ONES = 0xFFFFFFFF
+
+# Random123, kat_vectors: counter, key, words.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+def _int64(low: int, high: int) -> int:
+    value = low | high << 32
+    return value - 2**64 if value >= 2**63 else value
+
+
+def drawn(shape: tuple[int, ...], seed: int | Tensor, batch_dims: int = 1, dtype: torch.dtype = F32) -> Tensor:
+    """The noise itself: z at mu = 0 and logvar = 0."""
+    zero = torch.zeros((), dtype=dtype, device=DEVICE).expand(shape)
+    return vk.reparameterize_kl(zero, zero, seed=seed, batch_dims=batch_dims)[0]
+
+
+def ulp_apart(got: Tensor, want: np.ndarray) -> float:
+    """The largest distance in ulp of float32 at the true value."""
+    return float((abs(got.double().cpu().numpy() - want) / np.spacing(abs(want).astype(np.float32))).max())
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
+    low, high = (np.array([c[0] | c[1] << 32], dtype=np.uint64) for c in (counter[:2], counter[2:]))
+    assert [int(w[0]) for w in reference.philox(key[0] | key[1] << 32, (low, high))] == list(words)
+    seed, offset, subsequence = (torch.tensor([_int64(*pair)]) for pair in (key, counter[:2], counter[2:]))
+    assert [w.item() for w in noise.philox(seed, subsequence, offset)] == list(words)
+
+
+# Words whose radius or angle lies at the end of its range, or next to a zero of sine or cosine.
+EDGES = (0, 1, 2, 0xFF, 2**24, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 3 * 2**30 - 1, 3 * 2**30, ONES - 1, ONES)
+
+
+def test_box_muller_is_right_to_the_last_bit() -> None:
+    """The eager definition is float64 within and rounds once."""
+    word0, word1 = (w.flatten() for w in torch.meshgrid(torch.tensor(EDGES), torch.tensor(EDGES), indexing="ij"))
+    for lane, function in zip(noise.box_muller(word0, word1), (mpmath.sin, mpmath.cos), strict=True):
+        with mpmath.workdps(30):
+            want = [
+                mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(float(np.float32(np.float32(a) * 2**-32 + 2**-33)))))
+                * function(2 * mpmath.pi * (b + mpmath.mpf(1) / 2) / 2**32)
+                for a, b in zip(word0.tolist(), word1.tolist(), strict=True)
+            ]
+        want = np.array([float(w) for w in want])
+        assert ulp_apart(lane, want) <= 0.5 + 2**-20
+
+
+SEEDS = (0, 1, 42, 2**32 - 1, 2**32, 2**32 + 1, 0x299F31D0A4093822, 2**63 - 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_normals_are_those_of_numpy(backend: str, seed: int) -> None:
+    for rows, cols in ((1, 1), (3, 5), (7, 20), (2, 1025), (300, 3), (1, 70001)):
+        got = drawn((rows, cols), seed)
+        assert ulp_apart(got, reference.normals(seed, rows, cols)) <= SLACK_ULP
+
+
+def test_many_normals_are_those_of_numpy(kernel: str) -> None:
+    """Enough words to meet angles next to every axis and radii next to zero."""
+    assert ulp_apart(drawn((4, 10**6), 3), reference.normals(3, 4, 10**6)) <= SLACK_ULP
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_seed_as_a_tensor(backend: str, seed: int) -> None:
+    want = drawn((3, 5), seed)
+    for shape in ((), (1,), (1, 1)):
+        assert torch.equal(drawn((3, 5), torch.full(shape, seed, dtype=torch.int64, device=DEVICE)), want)
+
+
+@pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
+def test_same_noise_in_every_dtype(backend: str, dtype: torch.dtype) -> None:
+    assert torch.equal(drawn((7, 1025), 5, dtype=dtype), drawn((7, 1025), 5).to(dtype))
+
+
+def test_rows_are_the_kept_dims_and_columns_the_others(backend: str) -> None:
+    shape = (2, 3, 4, 5)
+    for batch_dims in range(5):
+        rows = math.prod(shape[:batch_dims])
+        want = drawn((rows, math.prod(shape) // rows), 9)
+        assert torch.equal(drawn(shape, 9, batch_dims).reshape(want.shape), want)
+
+
+def test_noise_does_not_depend_on_how_many_rows_or_columns_there_are(backend: str) -> None:
+    want = drawn((40, 300), 9)
+    for rows, cols in ((1, 1), (3, 5), (40, 7), (2, 299)):
+        assert torch.equal(drawn((rows, cols), 9), want[:rows, :cols])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_are_counted_in_memory_order(backend: str, layout: str) -> None:
+    """As `torch.randn_like` does; what is not dense counts in the order of `torch.empty_like`."""
+    mu = LAYOUTS[layout](torch.zeros(2, 3, 4, 5, device=DEVICE))
+    order = sorted(range(1, 4), key=lambda d: -torch.empty_like(mu).stride(d))
+    want = drawn((2, 60), 11).reshape([2, *(mu.shape[d] for d in order)])
+    want = want.permute([0, *(1 + order.index(d) for d in range(1, 4))])
+    for logvar in (mu, torch.zeros(2, 3, 4, 5, device=DEVICE)):
+        assert torch.equal(vk.reparameterize_kl(mu, logvar, seed=11)[0], want)
+    volume = LAYOUTS["channels_last"](torch.zeros(2, 3, 2, 2, 5, device=DEVICE))
+    want = drawn((2, 60), 11).reshape(2, 2, 2, 5, 3).permute(0, 4, 1, 2, 3)
+    assert torch.equal(vk.reparameterize_kl(volume, volume, seed=11)[0], want)
+
+
+def test_a_seed_is_the_same_as_its_noise(backend: str) -> None:
+    """z and all gradients with a seed are, bit by bit, those with the noise of that seed handed in."""
+    mu, logvar = (torch.randn(6, 133, device=DEVICE, requires_grad=True) for _ in range(2))
+    upstream = torch.randn(6, 133, device=DEVICE), torch.randn(6, device=DEVICE)
+    found = []
+    for given in ({"seed": 4}, {"eps": drawn((6, 133), 4)}):
+        outputs = vk.reparameterize_kl(mu, logvar, **given)
+        found.append((*outputs, *torch.autograd.grad(outputs, (mu, logvar), upstream)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, np.ndarray]:
+    """Ten million numbers of each kernel; of eager, which is slow, a million. One sort serves every test."""
+    return {}
+
+
+def sorted_sample(many: dict[str, np.ndarray], backend: str) -> np.ndarray:
+    if backend not in many:
+        many[backend] = np.sort(drawn((10, 10**5 if backend == "eager" else 10**6), 2024).flatten().cpu().numpy())
+    return many[backend].astype(np.float64)
+
+
+ALPHA = 1e-4
+
+
+def test_mean_and_variance(backend: str, many: dict[str, np.ndarray]) -> None:
+    """Within the quantiles of their sampling distributions, 1 in 10⁴ falling outside."""
+    eps = sorted_sample(many, backend)
+    limit = scipy.stats.norm.isf(ALPHA / 2)
+    assert abs(eps.mean()) * math.sqrt(eps.size) < limit
+    assert abs((eps**2).mean() - 1) * math.sqrt(eps.size / 2) < limit
+    assert abs((eps**3).mean()) * math.sqrt(eps.size / 15) < limit
+    assert abs((eps**4).mean() - 3) * math.sqrt(eps.size / 96) < limit
+
+
+def test_kolmogorov_smirnov(backend: str, many: dict[str, np.ndarray]) -> None:
+    eps = sorted_sample(many, backend)
+    cdf = scipy.stats.norm.cdf(eps)
+    steps = np.arange(eps.size + 1) / eps.size
+    distance = max((steps[1:] - cdf).max(), (cdf - steps[:-1]).max())
+    assert scipy.stats.kstwo.sf(distance, eps.size) > ALPHA
+
+
+def test_tails(backend: str, many: dict[str, np.ndarray]) -> None:
+    """As many numbers beyond 3, 4 and 5 as there should be, on both sides."""
+    eps = sorted_sample(many, backend)
+    for sign in (1, -1):
+        for edge in (3, 4, 5):
+            count = int((sign * eps > edge).sum())
+            assert scipy.stats.binomtest(count, eps.size, scipy.stats.norm.sf(edge)).pvalue > ALPHA
+    assert 4.5 < abs(eps).max() < math.sqrt(-2 * math.log(2.0**-33))
+
+
+def test_rows_columns_and_seeds_are_uncorrelated(backend: str) -> None:
+    """Rows of one seed, one row under neighbouring seeds, neighbouring columns."""
+    size = 20_000
+    rows = drawn((24, size), 7)
+    seeds = torch.cat([drawn((1, size), seed) for seed in (*range(8, 24), *(2**32 + s for s in range(8, 16)))])
+    lags = torch.stack([drawn((1, size + 24), 6)[0, lag : lag + size] for lag in range(24)])
+    for samples in (torch.cat((rows, seeds)), lags):
+        matrix = np.corrcoef(samples.double().cpu().numpy())
+        off_diagonal = abs(matrix[np.triu_indices(len(matrix), 1)])
+        assert off_diagonal.max() * math.sqrt(size) < scipy.stats.norm.isf(ALPHA / 2 / off_diagonal.size)
+
+
+def test_manual_seed_and_generator_reproduce(backend: str) -> None:
+    mu, logvar = torch.randn(5, 9, device=DEVICE), torch.randn(5, 9, device=DEVICE)
+
+    def twice(**given: object) -> list[Tensor]:
+        return [vk.reparameterize_kl(mu, logvar, **given)[0] for _ in range(2)]
+
+    torch.manual_seed(3)
+    first = twice()
+    torch.manual_seed(3)
+    again = twice()
+    torch.manual_seed(4)
+    other = twice()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+    generator = torch.Generator(DEVICE)
+    state = torch.get_rng_state()
+    first, again = (twice(generator=generator.manual_seed(5)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_given_seed_leaves_the_random_state_alone(backend: str) -> None:
+    state = torch.get_rng_state()
+    drawn((3, 5), 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drawn_seeds_use_all_their_bits() -> None:
+    """int64 in [0, 2⁶³): a stream of a few 2³² seeds would repeat in a long training."""
+    seeds = torch.cat([noise.draw_seed(torch.device(DEVICE), None) for _ in range(300)])
+    assert (seeds >= 0).all()
+    assert len(seeds.unique()) == 300
+    assert all(0 < ((seeds >> bit) & 1).sum() < 300 for bit in range(63))
