@@ -71,9 +71,12 @@ def current_backend(device_type: str) -> str:
     return _select(device_type, _requested)
 
 
-@torch.compiler.assume_constant_result
 def _select(device_type: str, requested: str) -> str:
     return _resolve(device_type, requested)
+
+
+# `torch.compiler.assume_constant_result`, spelt out: calling it imports torch._dynamo and triton, a second at import.
+_select._dynamo_marked_constant = True
 
 
 @cache
