@@ -88,7 +88,9 @@ def error(got: Tensor, want: Expected) -> float:
     info = torch.finfo(got.dtype)
     values = np.atleast_1d(want.value)
     rounded = torch.from_numpy(values.astype(np.float64)).to(got.dtype).reshape(got.shape)
-    if not torch.equal(got[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0), rounded[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0)):
+    if not torch.equal(
+        got[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0), rounded[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0)
+    ):
         return float("inf")
     if not got.isfinite()[rounded.isfinite()].all():
         return float("inf")

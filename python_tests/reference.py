@@ -79,9 +79,7 @@ def plain_latent(mu: Tensor, logvar: Tensor, eps: Tensor, *, batch_dims: int) ->
 
 def plain_bernoulli(logits: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
     dtype = torch.promote_types(logits.dtype, x.dtype)
-    loss = F.binary_cross_entropy_with_logits(
-        logits.to(dtype), x.to(dtype).expand_as(logits), reduction="none"
-    )
+    loss = F.binary_cross_entropy_with_logits(logits.to(dtype), x.to(dtype).expand_as(logits), reduction="none")
     return _sum(-loss, batch_dims)
 
 

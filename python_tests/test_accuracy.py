@@ -62,7 +62,9 @@ def test_shape_dtype_and_layout(backend: str, sample: Sample) -> None:
     if "z" in outputs and sample.layouts[0] in ("contiguous", "offset", "transposed", "channels_last"):
         assert outputs["z"].stride() == torch.empty_like(first).stride()
     wanted = [t for t in tensors.values() if t.requires_grad]
-    for tensor, gradient in zip(wanted, torch.autograd.grad(sum(o.sum() for o in outputs.values()), wanted), strict=True):
+    for tensor, gradient in zip(
+        wanted, torch.autograd.grad(sum(o.sum() for o in outputs.values()), wanted), strict=True
+    ):
         assert (gradient.dtype, gradient.shape) == (tensor.dtype, tensor.shape)
 
 
@@ -129,5 +131,7 @@ def test_target_may_lack_batch_dims(backend: str) -> None:
         got = vk.bernoulli_log_likelihood(logits, target, batch_dims=2)
         assert torch.equal(got, want)
         upstream = torch.randn_like(got)
-        for a, b in zip(*(torch.autograd.grad(o, (logits, x), upstream, retain_graph=True) for o in (got, want)), strict=True):
+        for a, b in zip(
+            *(torch.autograd.grad(o, (logits, x), upstream, retain_graph=True) for o in (got, want)), strict=True
+        ):
             torch.testing.assert_close(a, b)

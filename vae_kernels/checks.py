@@ -1,5 +1,6 @@
 """What a call must look like. Shapes and dtypes are checked at every call, values only where asked: that costs a sync."""
 
+import math
 import os
 
 import torch
@@ -73,9 +74,8 @@ def batch_dims(value: int, name: str, reference: Tensor) -> None:
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
     """Raises naming the first sample of `value` in which an element is not `good`."""
-    bad = (~good).flatten(min(batch_dims, value.dim() - 1)).any(-1) if value.dim() else ~good
-    if bad.any():
-        index = tuple(bad.nonzero()[0].tolist())
+    if not good.all():
+        index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
         raise ValueError(f"{name} must be {need}, but sample {index} holds {culprit}")
 
@@ -83,3 +83,8 @@ def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: s
 def no_nan(name: str, value: Tensor, batch_dims: int) -> None:
     if value.is_floating_point():
         all_samples(name, value, batch_dims, ~value.isnan(), "free of NaN")
+
+
+def in_range(name: str, value: Tensor, batch_dims: int, low: float, high: float) -> None:
+    if (low, high) != (-math.inf, math.inf):
+        all_samples(name, value, batch_dims, (value >= low) & (value <= high), f"in [{low}, {high}]")

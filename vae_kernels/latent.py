@@ -132,6 +132,8 @@ def _check(mu, logvar, seed, generator, eps, batch_dims) -> None:
     if checks.values_checked():
         checks.no_nan("mu", mu, batch_dims)
         checks.no_nan("logvar", logvar, batch_dims)
+        if eps is not None:
+            checks.no_nan("eps", eps, batch_dims)
 
 
 def _check_seed(seed: int | Tensor, mu: Tensor) -> None:

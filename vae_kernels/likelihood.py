@@ -1,5 +1,6 @@
 """Reconstruction terms: log-likelihoods of `x` under the decoder's output, summed per sample."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,17 +12,19 @@ from .backends import current_backend
 
 
 class Family(NamedTuple):
-    """One family of distributions: the arguments in order, and the log-probability of an element in plain PyTorch.
+    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and the
+    range of `x` that `check_values` lets pass.
 
     The kernels of every backend know the family by its key in `FAMILIES`.
     """
 
     arguments: tuple[str, ...]
     log_prob: Callable[..., Tensor]
+    support: tuple[float, float] = (-math.inf, math.inf)
 
 
 FAMILIES = {
-    "bernoulli": Family(("logits", "x"), eager.bernoulli),
+    "bernoulli": Family(("logits", "x"), eager.bernoulli, (0, 1)),
     "gaussian": Family(("mean", "x", "logvar"), eager.gaussian),
 }
 
@@ -54,14 +57,10 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) 
     >>> vk.bernoulli_log_likelihood(torch.zeros(2, 3), torch.ones(2, 3))
     tensor([-2.0794, -2.0794])
     """
-    if checks.values_checked() and isinstance(x, Tensor):
-        checks.all_samples("x", x, batch_dims, (x >= 0) & (x <= 1), "in [0, 1]")
     return _log_likelihood("bernoulli", (logits, x), batch_dims)
 
 
-def gaussian_log_likelihood(
-    mean: Tensor, x: Tensor, logvar: Tensor | float = 0.0, *, batch_dims: int = 1
-) -> Tensor:
+def gaussian_log_likelihood(mean: Tensor, x: Tensor, logvar: Tensor | float = 0.0, *, batch_dims: int = 1) -> Tensor:
     """Sum the Gaussian log-likelihood of `x` per sample.
 
         log p(x) = Σ −½ (logvar + (x − mean)² · exp(−logvar) + ln 2π)        [nats]
@@ -146,7 +145,7 @@ def _check(
     inputs = [first, _expand_target(x, names[0], first, batch_dims)]
     constants = []
     for name, parameter in zip(names[2:], arguments[2:], strict=True):
-        if isinstance(parameter, int | float):
+        if isinstance(parameter, int | float) and not isinstance(parameter, bool):
             constants.append(float(parameter))
             continue
         checks.tensor(name, parameter, checks.FLOATS)
@@ -155,6 +154,7 @@ def _check(
     if checks.values_checked():
         for name, value in zip(names, inputs, strict=False):
             checks.no_nan(name, value, batch_dims if value.dim() == first.dim() else 0)
+        checks.in_range("x", inputs[1], batch_dims, *FAMILIES[family].support)
     return tuple(inputs), constants
 
 
@@ -178,9 +178,9 @@ def _expand_target(x: Tensor, first_name: str, first: Tensor, batch_dims: int) -
 
 
 def _expand_parameter(name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int) -> Tensor:
-    """A parameter that the kernels broadcast themselves as it is: one element, or one that is the same for all samples.
-    Any other is expanded here, and autograd sums its gradient."""
-    if parameter.shape == first.shape or parameter.numel() == 1:
+    """A parameter that is the same for all samples as it is: the kernels broadcast it. Any other is expanded here, and
+    autograd sums its gradient."""
+    if parameter.shape == first.shape:
         return parameter
     try:
         expanded = parameter.expand_as(first)

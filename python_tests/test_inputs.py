@@ -1,0 +1,207 @@
+"""What the public functions refuse, and the sizes at the two ends: nothing, and more than 2³¹ elements."""
+
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import reference
+import torch
+from error_rule import output_dtypes
+from samples import BF16, DEVICE, EMPTY, F32, F64, U8, Sample
+
+import vae_kernels as vk
+
+A = torch.zeros(2, 3, device=DEVICE)
+META = torch.zeros(2, 3, device="meta")
+LONG = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE)
+COMPLEX = torch.zeros(2, 3, dtype=torch.complex64, device=DEVICE)
+OTHER = torch.zeros(3, 2, device=DEVICE)
+SEED = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+
+
+def latent(mu=A, logvar=A, **given):
+    return lambda: vk.reparameterize_kl(mu, logvar, **given)
+
+
+def bernoulli(logits=A, x=A, **given):
+    return lambda: vk.bernoulli_log_likelihood(logits, x, **given)
+
+
+def gaussian(mean=A, x=A, logvar=0.0, **given):
+    return lambda: vk.gaussian_log_likelihood(mean, x, logvar, **given)
+
+
+# The call, the error, and what its message must hold: the argument's name first, then what came and what is needed.
+REFUSED = {
+    "mu_number": (latent(mu=1.0), TypeError, "mu", "float"),
+    "mu_integer": (latent(mu=LONG, logvar=LONG), TypeError, "mu", "torch.int64", "torch.float32"),
+    "mu_complex": (latent(mu=COMPLEX), TypeError, "mu", "torch.complex64"),
+    "mu_list": (latent(mu=[[0.0]]), TypeError, "mu", "list"),
+    "logvar_number": (latent(logvar=0.0), TypeError, "logvar", "float"),
+    "logvar_none": (latent(logvar=None), TypeError, "logvar", "NoneType"),
+    "logvar_integer": (latent(logvar=LONG), TypeError, "logvar", "torch.int64"),
+    "logvar_shape": (latent(logvar=OTHER), ValueError, "logvar", "(2, 3)", "(3, 2)"),
+    "logvar_broadcast": (latent(logvar=A[:1]), ValueError, "logvar", "(2, 3)", "(1, 3)"),
+    "logvar_device": (latent(logvar=META), ValueError, "logvar", "meta", DEVICE),
+    "eps_number": (latent(eps=0.5), TypeError, "eps", "float"),
+    "eps_integer": (latent(eps=LONG), TypeError, "eps", "torch.int64"),
+    "eps_shape": (latent(eps=OTHER), ValueError, "eps", "(2, 3)", "(3, 2)"),
+    "eps_device": (latent(eps=META), ValueError, "eps", "meta"),
+    "seed_float": (latent(seed=1.0), TypeError, "seed", "float"),
+    "seed_bool": (latent(seed=True), TypeError, "seed", "bool"),
+    "seed_negative": (latent(seed=-1), ValueError, "seed", "-1"),
+    "seed_too_large": (latent(seed=2**63), ValueError, "seed", str(2**63)),
+    "seed_dtype": (latent(seed=SEED.int()), TypeError, "seed", "torch.int32", "torch.int64"),
+    "seed_float_tensor": (latent(seed=SEED.float()), TypeError, "seed", "torch.float32", "torch.int64"),
+    "seed_elements": (latent(seed=SEED.expand(2)), ValueError, "seed", "(2,)"),
+    "seed_empty": (latent(seed=SEED[:0]), ValueError, "seed", "(0,)"),
+    "seed_device": (latent(seed=SEED.to("meta")), ValueError, "seed", "meta"),
+    "generator_type": (latent(generator=3), TypeError, "generator", "int"),
+    "seed_and_eps": (latent(seed=1, eps=A), ValueError, "seed", "eps"),
+    "seed_and_generator": (latent(seed=1, generator=torch.Generator()), ValueError, "seed", "generator"),
+    "latent_batch_dims_float": (latent(batch_dims=1.0), TypeError, "batch_dims", "float"),
+    "latent_batch_dims_bool": (latent(batch_dims=True), TypeError, "batch_dims", "bool"),
+    "latent_batch_dims_negative": (latent(batch_dims=-1), ValueError, "batch_dims", "-1"),
+    "latent_batch_dims_too_many": (latent(batch_dims=3), ValueError, "batch_dims", "3", "2"),
+    "latent_batch_dims_of_a_number": (latent(A[0, 0], A[0, 0]), ValueError, "batch_dims", "1", "0"),
+    "logits_number": (bernoulli(logits=0.0), TypeError, "logits", "float"),
+    "logits_integer": (bernoulli(logits=LONG), TypeError, "logits", "torch.int64"),
+    "x_number": (bernoulli(x=1.0), TypeError, "x", "float"),
+    "x_complex": (bernoulli(x=COMPLEX), TypeError, "x", "torch.complex64"),
+    "x_shape": (bernoulli(x=OTHER), ValueError, "x", "(2, 3)", "(3, 2)"),
+    "x_more_dims": (bernoulli(x=A[None]), ValueError, "x", "(2, 3)", "(1, 2, 3)"),
+    "x_broadcast_over_columns": (bernoulli(x=A[:, :1]), ValueError, "x", "(2, 3)", "(2, 1)"),
+    "x_lacks_a_summed_dim": (bernoulli(x=A[0], batch_dims=0), ValueError, "x", "(2, 3)", "(3,)"),
+    "x_device": (bernoulli(x=META), ValueError, "x", "meta"),
+    "bernoulli_batch_dims_float": (bernoulli(batch_dims=1.0), TypeError, "batch_dims", "float"),
+    "bernoulli_batch_dims_too_many": (bernoulli(batch_dims=3), ValueError, "batch_dims", "3", "2"),
+    "mean_integer": (gaussian(mean=LONG), TypeError, "mean", "torch.int64"),
+    "gaussian_x_shape": (gaussian(x=OTHER), ValueError, "x", "(2, 3)", "(3, 2)"),
+    "gaussian_logvar_none": (gaussian(logvar=None), TypeError, "logvar", "NoneType"),
+    "gaussian_logvar_bool": (gaussian(logvar=True), TypeError, "logvar", "bool"),
+    "gaussian_logvar_integer": (gaussian(logvar=LONG), TypeError, "logvar", "torch.int64"),
+    "gaussian_logvar_shape": (gaussian(logvar=A[:, :2]), ValueError, "logvar", "(2, 3)", "(2, 2)"),
+    "gaussian_logvar_more_dims": (gaussian(logvar=A[None]), ValueError, "logvar", "(2, 3)", "(1, 2, 3)"),
+    "gaussian_logvar_one_element_more_dims": (gaussian(logvar=A[:1, :1, None]), ValueError, "logvar", "(1, 1, 1)"),
+    "gaussian_logvar_device": (gaussian(logvar=META), ValueError, "logvar", "meta"),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "name", "words"), [(c, e, n, w) for c, e, n, *w in REFUSED.values()], ids=REFUSED
+)
+def test_refused(backend: str, call: Callable, error: type[Exception], name: str, words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert re.search(rf"\b{name}\b", message)
+    assert all(word in message for word in words), message
+
+
+def test_keywords_only(backend: str) -> None:
+    """A batch_dims or a seed by position would be taken for something else in another function."""
+    for call in (lambda: vk.reparameterize_kl(A, A, 1), lambda: vk.bernoulli_log_likelihood(A, A, 1)):
+        with pytest.raises(TypeError, match="positional"):
+            call()
+
+
+def _with(value: float, *index: int) -> torch.Tensor:
+    tensor = torch.zeros(4, 3, 2, device=DEVICE)
+    tensor[index] = value
+    return tensor
+
+
+GOOD = torch.zeros(4, 3, 2, device=DEVICE)
+NAN = _with(math.nan, 2, 1, 0)
+
+# The call, the argument's name, the first offending sample, and what it holds.
+BAD_VALUES = {
+    "mu": (lambda **k: vk.reparameterize_kl(NAN, GOOD, **k), "mu", "nan"),
+    "logvar": (lambda **k: vk.reparameterize_kl(GOOD, NAN, **k), "logvar", "nan"),
+    "eps": (lambda **k: vk.reparameterize_kl(GOOD, GOOD, eps=NAN, **k), "eps", "nan"),
+    "logits": (lambda **k: vk.bernoulli_log_likelihood(NAN, GOOD, **k), "logits", "nan"),
+    "x_nan": (lambda **k: vk.bernoulli_log_likelihood(GOOD, NAN, **k), "x", "nan"),
+    "x_negative": (lambda **k: vk.bernoulli_log_likelihood(GOOD, _with(-0.5, 2, 1, 0), **k), "x", "-0.5"),
+    "x_too_large": (lambda **k: vk.bernoulli_log_likelihood(GOOD, _with(255, 2, 1, 0).to(U8), **k), "x", "255"),
+    "mean": (lambda **k: vk.gaussian_log_likelihood(NAN, GOOD, **k), "mean", "nan"),
+    "gaussian_x": (lambda **k: vk.gaussian_log_likelihood(GOOD, NAN, **k), "x", "nan"),
+    "gaussian_logvar": (lambda **k: vk.gaussian_log_likelihood(GOOD, GOOD, NAN, **k), "logvar", "nan"),
+}
+
+
+@pytest.mark.parametrize(("call", "name", "value"), BAD_VALUES.values(), ids=BAD_VALUES)
+@pytest.mark.parametrize(("batch_dims", "which"), [(1, "(2,)"), (2, "(2, 1)"), (3, "(2, 1, 0)")])
+def test_values_are_checked_where_asked(backend, call, name, value, batch_dims, which) -> None:
+    call(batch_dims=batch_dims)
+    with vk.check_values(), pytest.raises(ValueError, match=rf"\b{name}\b.*{re.escape(which)}.*{value}"):
+        call(batch_dims=batch_dims)
+    call(batch_dims=batch_dims)
+
+
+def test_checks_of_values_let_good_ones_pass(backend: str) -> None:
+    with vk.check_values():
+        vk.reparameterize_kl(GOOD, GOOD)
+        vk.bernoulli_log_likelihood(GOOD, torch.ones_like(GOOD, dtype=torch.bool))
+        vk.gaussian_log_likelihood(GOOD, GOOD, torch.zeros(2, device=DEVICE))
+        for shape in ((0, 3), (3, 0)):
+            empty = torch.zeros(shape, device=DEVICE)
+            vk.reparameterize_kl(empty, empty)
+            vk.bernoulli_log_likelihood(empty, empty)
+            vk.gaussian_log_likelihood(empty, empty)
+
+
+def test_checks_of_values_come_after_those_of_shapes(backend: str) -> None:
+    with vk.check_values():
+        for function in (vk.bernoulli_log_likelihood, vk.gaussian_log_likelihood):
+            with pytest.raises(ValueError, match="x must have the shape"):
+                function(GOOD, NAN[0, 0])
+            with pytest.raises(TypeError, match="batch_dims"):
+                function(GOOD, NAN, batch_dims="1")
+
+
+@pytest.mark.parametrize("sample", EMPTY, ids=str)
+def test_empty(backend: str, sample: Sample) -> None:
+    """No samples: no results. Samples without elements: sums of zero, and gradients that are there."""
+    tensors = sample.make()
+    outputs = sample.call(tensors)
+    for name, dtype in output_dtypes(sample).items():
+        shape = sample.shapes[0] if name == "z" else sample.shapes[0][: sample.batch_dims]
+        assert torch.equal(outputs[name], torch.zeros(shape, dtype=dtype, device=DEVICE))
+    gradients = torch.autograd.grad(sum(o.sum() for o in outputs.values()), list(tensors.values()))
+    assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(gradients, tensors.values(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)], ids=str)
+def test_empty_with_a_parameter(backend: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """The gradient of a broadcast logvar is a sum over nothing: zero, not whatever was in memory."""
+    empty = torch.zeros(shape, dtype=dtype, device=DEVICE)
+    for parameter_shape in ((), (1,), (shape[1],)):
+        logvar = torch.ones(parameter_shape, dtype=dtype, device=DEVICE, requires_grad=True)
+        (gradient,) = torch.autograd.grad(vk.gaussian_log_likelihood(empty, empty, logvar).sum(), logvar)
+        assert torch.equal(gradient, torch.zeros_like(logvar))
+
+
+MORE_THAN_INT32 = 2**31 + 1024
+
+
+@pytest.mark.slow
+def test_one_row_of_more_than_2_31_elements(kernel: str) -> None:
+    """6.4 GB of inputs: real addresses beyond 2³¹ in both inputs, the last element among them."""
+    logits = torch.zeros(1, MORE_THAN_INT32, dtype=BF16, device=DEVICE)
+    x = torch.zeros(1, MORE_THAN_INT32, dtype=U8, device=DEVICE)
+    logits[0, -1], x[0, -1] = 2.0**30, 3
+    want = torch.tensor([2.0**31 - (MORE_THAN_INT32 - 1) * math.log(2)], dtype=F64)
+    torch.testing.assert_close(vk.bernoulli_log_likelihood(logits, x).double().cpu(), want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_rows_beyond_2_31_elements(kernel: str) -> None:
+    """4.3 GB for z; mu and logvar are one expanded row. The noise of the last rows is theirs."""
+    rows = MORE_THAN_INT32 // 1024
+    mu = torch.full((1024,), 0.5, dtype=BF16, device=DEVICE)
+    z, kl = vk.reparameterize_kl(mu.expand(rows, 1024), torch.zeros_like(mu).expand(rows, 1024), seed=1)
+    noise = torch.from_numpy(reference.normals(1, 2, 1024, first_row=rows - 2))
+    torch.testing.assert_close(z[-2:].cpu().double(), 0.5 + noise, atol=2**-6, rtol=0)
+    assert torch.equal(kl, torch.full((rows,), 128.0, device=DEVICE))
