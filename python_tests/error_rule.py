@@ -1,4 +1,4 @@
-"""The error rule: against the true value, a kernel errs at most twice as much as eager in the same dtype, plus 4 ulp."""
+"""The error rule: a kernel errs at most twice as much as eager in the same dtype, plus 4 ulp."""
 
 from collections.abc import Callable
 from functools import cache

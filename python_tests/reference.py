@@ -1,9 +1,9 @@
 """What the results must be, from sources that share no code with the package: mpmath, NumPy, and plain PyTorch as
 people write it.
 
-A reference value is a sum of terms. Its *magnitude* is the sum of their absolute values: the scale on which the rounding
-errors of a sum are counted. Terms that belong together (such as `e^l - 1 - l`) are one term, so no cancellation inside
-one is excused.
+A reference value is a sum of terms. Its *magnitude* is the sum of their absolute values: the scale on which the
+rounding errors of a sum are counted. Terms that belong together (such as `e^l - 1 - l`) are one term, so no
+cancellation inside one is excused.
 """
 
 from collections.abc import Callable

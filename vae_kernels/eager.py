@@ -42,7 +42,7 @@ def reparameterize_kl(mu: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int) 
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log1p(e^−|a|)`: for x in [0, 1] both terms have one sign, nothing cancels."""
+    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log1p(e^−|a|)`: for x in [0, 1] the terms have one sign."""
     positive = logits > 0
     # `where`, not `abs`: the derivative at 0 must not vanish.
     return torch.where(positive, x - 1, x) * logits - F.softplus(torch.where(positive, -logits, logits))
@@ -60,14 +60,15 @@ def gradients(
     needs: Sequence[bool],
     upstream: tuple[Tensor | None, ...],
 ) -> list[Tensor]:
-    """Gradients of `function(*inputs)` for the inputs that need one, themselves differentiable.
+    """Gradients of `function(*inputs)` for the inputs that need one, differentiable in their turn under `create_graph`.
 
     `upstream` holds the gradient of each output, None for one that nothing used.
     """
-    # Views stand between the inputs and whatever made them: if one input was computed from another, its gradient must not
-    # contain the other's.
-    aliases = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
-    outputs = function(*aliases)
+    # Views stand between the inputs and whatever made them: if one input was computed from another, its gradient must
+    # not contain the other's.
+    with torch.enable_grad():
+        aliases = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
+        outputs = function(*aliases)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     # An output that depends on no input that needs a gradient (the KL on eps alone) contributes nothing.
     used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None and o.requires_grad]
@@ -76,6 +77,10 @@ def gradients(
         return [torch.zeros_like(t) for t in wanted]
     return list(
         torch.autograd.grad(
-            [o for o, _ in used], wanted, [g for _, g in used], create_graph=True, materialize_grads=True
+            [o for o, _ in used],
+            wanted,
+            [g for _, g in used],
+            create_graph=torch.is_grad_enabled(),
+            materialize_grads=True,
         )
     )

@@ -77,7 +77,7 @@ class LatentStep(torch.autograd.Function):
     def backward(ctx, grad_z, grad_kl):
         mu, logvar, seed, eps = ctx.saved_tensors
         needs = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms.batched(grad_kl if grad_z is None else grad_z):
             grads = _differentiable_backward(grad_z, grad_kl, mu, logvar, seed, eps, ctx.batch_dims, needs)
         else:
             grads = getattr(torch.ops, ctx.namespace).latent_backward.default(
@@ -92,7 +92,7 @@ def _differentiable_backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims,
     """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
     fixed_eps = noise.normal_like(mu, seed, batch_dims) if eps is None else eps
     return eager.gradients(
-        lambda m, l, e: eager.reparameterize_kl(m, l, e, batch_dims),
+        lambda *args: eager.reparameterize_kl(*args, batch_dims),
         (mu, logvar, fixed_eps),
         needs,
         (grad_z, grad_kl),

@@ -113,7 +113,7 @@ class LogLikelihood(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms.batched(grad):
             grads = eager.gradients(
                 lambda *args: _eager(ctx.family, args, ctx.constants, ctx.batch_dims), inputs, needs, (grad,)
             )

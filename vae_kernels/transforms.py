@@ -1,6 +1,7 @@
 """Where only plain PyTorch gives right results."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -11,3 +12,10 @@ def active() -> bool:
     (pytorch #193279), so the public functions answer with their eager version.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def batched(gradient: Tensor) -> bool:
+    """Whether a backward pass runs for several upstream gradients at once: within `vmap`, or by `is_grads_batched`."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(gradient)
