@@ -14,8 +14,8 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def batched(gradient: Tensor) -> bool:
+def batched(gradient: Tensor | None) -> bool:
     """Whether a backward pass runs for several upstream gradients at once: within `vmap`, or by `is_grads_batched`."""
-    if torch.compiler.is_compiling():
+    if gradient is None or torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(gradient)
