@@ -1,0 +1,389 @@
+"""Reference VAEs: an MLP and a convolutional one, whose loss terms are this package's ops.
+
+A `VAE` is an encoder, a decoder and a `Likelihood` that says what the decoder's output means. `VAE.forward` gives the
+parts of every objective; `VAE.elbo` is the one of Kingma & Welling 2014.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import prod
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .latent import reparameterize_kl
+from .likelihood import bernoulli_log_likelihood, gaussian_log_likelihood
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    """All that rebuilds a model but its weights; `dataclasses.asdict` of it is JSON.
+
+    `hidden` are the widths of the MLP's layers, or the channels of the convolutions. `logvar` is the fixed log-variance
+    of a Gaussian decoder, or where a learned one starts; a Bernoulli decoder ignores it.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    hidden: tuple[int, ...]
+    latent_dim: int
+    likelihood: str
+    logvar: float
+
+    def __post_init__(self) -> None:
+        for name in ("input_shape", "hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.input_shape or min(self.input_shape) < 1:
+            raise ValueError(f"input_shape must hold positive sizes, got {self.input_shape}")
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"hidden must hold positive sizes, got {self.hidden}")
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {self.likelihood!r}")
+
+    def build(self) -> "VAE":
+        """A model with these settings and fresh weights."""
+        arguments = asdict(self)
+        name = arguments.pop("model")
+        if name not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
+        return MODELS[name](**arguments)
+
+
+class Likelihood(nn.Module, ABC):
+    """`p(x|z)`: called with the decoder's output `(B, outputs, *input_shape)`, it gives the distribution's parameters.
+
+    A further family is a subclass and a row in `LIKELIHOODS`.
+    """
+
+    outputs: ClassVar[int] = 1
+    """How many numbers the decoder gives for each element of x."""
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__()
+
+    def forward(self, output: Tensor) -> tuple[Tensor, ...]:
+        return (output.squeeze(1),)
+
+    @abstractmethod
+    def log_px(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """`log p(x|z)` per sample in nats, `(B,)`."""
+
+    @abstractmethod
+    def mean(self, *parameters: Tensor) -> Tensor:
+        """`E[x|z]`, `(B, *input_shape)`."""
+
+
+class Bernoulli(Likelihood):
+    """The decoder gives logits; x in [0, 1]."""
+
+    def log_px(self, x: Tensor, logits: Tensor) -> Tensor:
+        return bernoulli_log_likelihood(logits, x)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+
+class Gaussian(Likelihood):
+    """The decoder gives means; the variance is `exp(settings.logvar)` throughout."""
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__(settings)
+        self.logvar: float | Tensor = settings.logvar
+
+    def log_px(self, x: Tensor, mean: Tensor) -> Tensor:
+        return gaussian_log_likelihood(mean, x, self.logvar)
+
+    def mean(self, mean: Tensor) -> Tensor:
+        return mean
+
+
+class GaussianLearned(Gaussian):
+    """The decoder gives means; one log-variance for all elements is learned with the weights.
+
+    Source: Rybkin et al. 2021, "Simple and effective VAE training with calibrated decoders".
+    """
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__(settings)
+        self.logvar = nn.Parameter(torch.tensor(settings.logvar))
+
+
+class GaussianPerElement(Likelihood):
+    """The decoder gives a mean and a log-variance for each element of x.
+
+    A pixel that is the same in all pictures would have its variance driven to 0 and its density to infinity, so the
+    log-variance is bounded from below, softly: `logvar = floor + softplus(output − floor)`, as in Rybkin et al. 2021.
+    The floor, −8, is the rounding error of x in [0, 1] stored in 17 steps: `ln(1/16² / 12) = −8.0`.
+    """
+
+    outputs = 2
+    floor: ClassVar[float] = -8.0
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__(settings)
+        self.start = settings.logvar
+
+    def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = output.unbind(1)
+        return mean, self.floor + F.softplus(raw + (self.start - self.floor))
+
+    def log_px(self, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+        return gaussian_log_likelihood(mean, x, logvar)
+
+    def mean(self, mean: Tensor, logvar: Tensor) -> Tensor:
+        return mean
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "gaussian-learned": GaussianLearned,
+    "gaussian-per-element": GaussianPerElement,
+}
+
+
+class Pass(NamedTuple):
+    """What one pass through a VAE gives: every objective is made of these."""
+
+    z: Tensor
+    """The sample of `q(z|x)`, `(B, latent_dim)`."""
+    kl: Tensor
+    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`."""
+    parameters: tuple[Tensor, ...]
+    """The parameters of `p(x|z)`, as of `VAE.decode`."""
+
+
+class Elbo(NamedTuple):
+    """The evidence lower bound and its two terms, each `(B,)` and in nats: `elbo = log_px − kl`."""
+
+    elbo: Tensor
+    log_px: Tensor
+    kl: Tensor
+
+
+class VAE(nn.Module, ABC):
+    """`q(z|x) = N(mu, exp(logvar))`, prior `N(0, 1)`, and one of `LIKELIHOODS` for `p(x|z)`.
+
+    A subclass builds the encoder, `(B, *input_shape)` to the packed moments `(B, 2·latent_dim)`, and the decoder,
+    `(B, latent_dim)` to `(B, likelihood.outputs, *input_shape)`.
+    """
+
+    def __init__(self, settings: VAESettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.likelihood = LIKELIHOODS[settings.likelihood](settings)
+        self.encoder = self._build_encoder()
+        self.decoder = self._build_decoder()
+
+    @abstractmethod
+    def _build_encoder(self) -> nn.Module: ...
+
+    @abstractmethod
+    def _build_decoder(self) -> nn.Module: ...
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`mu` and `logvar` of `q(z|x)`, each `(B, latent_dim)`: two views of one tensor, which the ops read in place.
+
+        Args:
+            x: `(B, *input_shape)`, any dtype; converted to that of the weights.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        if x.dim() < 1 or x.shape[1:] != self.settings.input_shape:
+            need = ", ".join(("B", *map(str, self.settings.input_shape)))
+            raise ValueError(f"x must have the shape ({need}), got {tuple(x.shape)}")
+        return self.encoder(x.to(next(self.parameters()).dtype)).chunk(2, dim=-1)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of `p(x|z)`, each `(B, *input_shape)`: `(logits,)`, `(mean,)` or `(mean, logvar)`.
+
+        `model.likelihood` knows what they mean: `model.likelihood.mean(*model.decode(z))` are pictures.
+
+        Args:
+            z: `(B, latent_dim)`.
+
+        Raises:
+            ValueError: z has another shape.
+        """
+        if z.dim() != 2 or z.shape[1] != self.settings.latent_dim:
+            raise ValueError(f"z must have the shape (B, {self.settings.latent_dim}), got {tuple(z.shape)}")
+        return self.likelihood(self.decoder(z))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eps: Tensor | None = None,
+    ) -> Pass:
+        """Encode x, sample z and decode it. `seed`, `generator`, `eps`: as of `vae_kernels.reparameterize_kl`."""
+        mu, logvar = self.encode(x)
+        z, kl = reparameterize_kl(mu, logvar, seed=seed, generator=generator, eps=eps)
+        return Pass(z, kl, self.decode(z))
+
+    def elbo(
+        self,
+        x: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eps: Tensor | None = None,
+    ) -> Elbo:
+        """The evidence lower bound with one sample of z, per sample of x.
+
+            elbo = log p(x|z) − KL(q(z|x) ‖ N(0, 1)),    z ~ q(z|x)        [nats]
+
+        Args:
+            x: `(B, *input_shape)`, any dtype, in the range that the likelihood wants ([0, 1] for Bernoulli).
+            seed, generator, eps: where z's noise comes from, as of `vae_kernels.reparameterize_kl`.
+
+        Returns:
+            `Elbo(elbo, log_px, kl)`, each `(B,)`; float32, or float64 if the model or x is.
+
+        Raises:
+            ValueError: x has another shape.
+
+        Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10.
+
+        >>> import torch
+        >>> from vae_kernels.models import MLPVAE
+        >>> model, x = MLPVAE((1, 8, 8)), torch.rand(16, 1, 8, 8)
+        >>> loss = -model.elbo(x).elbo.mean()
+        >>> loss.backward()
+        """
+        _, kl, parameters = self(x, seed=seed, generator=generator, eps=eps)
+        log_px = self.likelihood.log_px(x, *parameters)
+        return Elbo(log_px - kl, log_px, kl)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """`E[x|z]` for n draws of `z ~ N(0, 1)`, `(n, *input_shape)`, without gradient.
+
+        `generator` is one of the model's device.
+        """
+        weight = next(self.parameters())
+        z = torch.randn(n, self.settings.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
+        return self.likelihood.mean(*self.decode(z))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """`E[x|z]` at `z = mu(x)`, `(B, *input_shape)`, without noise and without gradient."""
+        mu, _ = self.encode(x)
+        return self.likelihood.mean(*self.decode(mu))
+
+
+class MLPVAE(VAE):
+    """Fully connected layers with ReLU, the decoder the mirror of the encoder.
+
+    >>> from vae_kernels.models import MLPVAE
+    >>> MLPVAE(784, hidden=(400, 400), latent_dim=20).sample(3).shape
+    torch.Size([3, 784])
+    """
+
+    def __init__(
+        self,
+        input_shape: int | Sequence[int],
+        hidden: Sequence[int] = (400, 400),
+        latent_dim: int = 20,
+        likelihood: str = "bernoulli",
+        logvar: float = 0.0,
+    ) -> None:
+        shape = (input_shape,) if isinstance(input_shape, int) else input_shape
+        super().__init__(VAESettings("mlp", shape, hidden, latent_dim, likelihood, logvar))
+
+    def _build_encoder(self) -> nn.Module:
+        s = self.settings
+        return nn.Sequential(nn.Flatten(), *_linear_layers(prod(s.input_shape), *s.hidden, 2 * s.latent_dim))
+
+    def _build_decoder(self) -> nn.Module:
+        s, outputs = self.settings, self.likelihood.outputs
+        return nn.Sequential(
+            *_linear_layers(s.latent_dim, *reversed(s.hidden), outputs * prod(s.input_shape)),
+            nn.Unflatten(1, (outputs, *s.input_shape)),
+        )
+
+
+class ConvVAE(VAE):
+    """4×4 convolutions of stride 2 with ReLU, each halving the picture, then one linear layer; the decoder the mirror.
+
+    Args:
+        input_shape: `(channels, height, width)`; height and width are halved once for each entry of `hidden`.
+        hidden: channels after each convolution. Default: as many of (32, 64, 128, 256) as leave a picture of at least
+            4×4, so all four for 64×64.
+
+    Raises:
+        ValueError: the picture cannot be halved that often.
+
+    >>> from vae_kernels.models import ConvVAE
+    >>> ConvVAE((3, 64, 64), latent_dim=32).sample(2).shape
+    torch.Size([2, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (3, 64, 64),
+        hidden: Sequence[int] | None = None,
+        latent_dim: int = 20,
+        likelihood: str = "bernoulli",
+        logvar: float = 0.0,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise ValueError(f"input_shape must be (channels, height, width), got {tuple(input_shape)}")
+        hidden = _default_channels(*input_shape[1:]) if hidden is None else hidden
+        if any(size % 2 ** len(hidden) for size in input_shape[1:]):
+            raise ValueError(
+                f"input_shape must have a height and width that can be halved {len(hidden)} times, once for each of "
+                f"hidden {tuple(hidden)}, got {tuple(input_shape)}"
+            )
+        super().__init__(VAESettings("conv", input_shape, hidden, latent_dim, likelihood, logvar))
+
+    def _build_encoder(self) -> nn.Module:
+        s = self.settings
+        layers = []
+        for c_in, c_out in pairwise((s.input_shape[0], *s.hidden)):
+            layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(prod(self._innermost), 2 * s.latent_dim))
+
+    def _build_decoder(self) -> nn.Module:
+        s, outputs = self.settings, self.likelihood.outputs
+        layers = []
+        for c_in, c_out in pairwise((*reversed(s.hidden), outputs * s.input_shape[0])):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1)]
+        return nn.Sequential(
+            nn.Linear(s.latent_dim, prod(self._innermost)),
+            nn.Unflatten(1, self._innermost),
+            *layers,
+            nn.Unflatten(1, (outputs, s.input_shape[0])),
+        )
+
+    @property
+    def _innermost(self) -> tuple[int, int, int]:
+        """The shape between the convolutions and the linear layer."""
+        channels, height, width = self.settings.input_shape
+        halvings = len(self.settings.hidden)
+        return ((channels, *self.settings.hidden)[-1], height >> halvings, width >> halvings)
+
+
+MODELS: dict[str, type[VAE]] = {"mlp": MLPVAE, "conv": ConvVAE}
+
+
+def _linear_layers(*sizes: int) -> list[nn.Module]:
+    """Linear layers from each size to the next, with ReLU between them."""
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise(sizes):
+        layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+    return layers[:-1]
+
+
+def _default_channels(height: int, width: int) -> tuple[int, ...]:
+    channels = (32, 64, 128, 256)
+    fitting = [n for n in range(len(channels) + 1) if all(s % 2**n == 0 and s >> n >= 4 for s in (height, width))]
+    return channels[: max(fitting, default=0)]
