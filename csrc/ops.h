@@ -59,19 +59,19 @@ inline Type type_of_tensor(const Tensor& tensor) {
 }
 
 inline Shape shape_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  return {{sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
+  Shape shape;
+  for (const int64_t n : tensor.sizes()) shape.sizes.push_back(n);
+  for (const int64_t n : tensor.strides()) shape.strides.push_back(n);
+  return shape;
 }
-
-inline bool same_sizes(const Shape& a, const Shape& b) { return a.sizes == b.sizes; }
 
 inline Tensor empty_strided(const Shape& shape, int32_t dtype, const Tensor& device_of) {
   int32_t device_type, device_index;
   AtenTensorHandle result;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.data(), shape.strides.data(), dtype,
-                                                  device_type, device_index, &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.at, shape.strides.at, dtype, device_type,
+                                                  device_index, &result));
   return Tensor(result);
 }
 
@@ -87,12 +87,13 @@ class Rows {
   Type arithmetic = Type::kFloat32;
   int64_t rows = 1, cols = 1;
 
-  Rows(const Tensor& first, int64_t batch_dims) : first_(first), shape_(shape_of(first)), batch_dims_(batch_dims) {
+  Rows(const Tensor& first, int64_t batch_dims)
+      : first_(first), shape_(dense_like(shape_of(first))), batch_dims_(int(batch_dims)) {
     STD_TORCH_CHECK(batch_dims >= 0 && batch_dims <= shape_.dims(), "batch_dims must be between 0 and ", shape_.dims(),
                     ", got ", batch_dims);
-    shape_.strides = dense_strides(shape_);
-    columns_ = column_order(shape_, batch_dims);
-    for (int64_t d = 0; d < shape_.dims(); ++d) (d < batch_dims ? rows : cols) *= shape_.sizes[d];
+    columns_ = column_order(shape_, batch_dims_);
+    rows = product(shape_.sizes, 0, batch_dims_);
+    cols = product(shape_.sizes, batch_dims_, shape_.dims());
   }
 
   // The view of a tensor whose dtype counts for that of the arithmetic.
@@ -113,8 +114,7 @@ class Rows {
     }
     Tensor copy = empty_like_first(dtype_of(tensor));
     AtenTensorHandle expanded;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.data(),
-                                                          shape.strides.data(), tensor.storage_offset(), &expanded));
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at, tensor.storage_offset(), &expanded));
     torch::stable::copy_(copy, Tensor(expanded));
     copies_.push_back(copy);
     return output(copy);
@@ -152,34 +152,31 @@ class Rows {
 
   // (batch dims), contiguous, in the arithmetic's dtype.
   Tensor empty_sums() const {
-    Shape shape{{shape_.sizes.begin(), shape_.sizes.begin() + batch_dims_}, {}};
-    return empty_strided(contiguous(shape),
-                         arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), first_);
+    Shape shape = shape_;
+    shape.sizes.count = batch_dims_;
+    make_contiguous(&shape);
+    return empty_strided(
+        shape, arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), first_);
   }
 
   // Memory for a gradient of `input`: of its own shape, or if that is the call's shape of the call's layout.
   Tensor empty_gradient(const Tensor& input) const {
-    const Shape shape = shape_of(input);
-    return same_sizes(shape, shape_) ? empty_like_first(dtype_of(input))
-                                     : empty_strided(contiguous(shape), dtype_of(input), first_);
+    Shape shape = shape_of(input);
+    if (same_sizes(shape, shape_)) return empty_like_first(dtype_of(input));
+    make_contiguous(&shape);
+    return empty_strided(shape, dtype_of(input), first_);
   }
 
  private:
-  static Shape contiguous(Shape shape) {
-    shape.strides.assign(shape.sizes.size(), 1);
-    for (int64_t d = shape.dims() - 2; d >= 0; --d) {
-      shape.strides[d] = shape.strides[d + 1] * std::max<int64_t>(shape.sizes[d + 1], 1);
-    }
-    return shape;
-  }
-
+  // Stride 0 where the tensor has one element, in the call's sizes.
   Shape broadcast(const Shape& from) const {
-    const int64_t missing = shape_.dims() - from.dims();
-    Shape to{shape_.sizes, std::vector<int64_t>(shape_.sizes.size(), 0)};
-    // One element broadcasts whatever its dims.
-    if (std::all_of(from.sizes.begin(), from.sizes.end(), [](int64_t n) { return n == 1; })) return to;
+    if (same_sizes(from, shape_)) return from;
+    const int missing = shape_.dims() - from.dims();
+    Shape to = shape_;
+    std::fill(to.strides.begin(), to.strides.end(), 0);
+    if (product(from.sizes, 0, from.dims()) == 1) return to;  // whatever its dims
     STD_TORCH_CHECK(missing >= 0, "a tensor of ", from.dims(), " dims does not broadcast to one of ", shape_.dims());
-    for (int64_t d = 0; d < from.dims(); ++d) {
+    for (int d = 0; d < from.dims(); ++d) {
       const int64_t have = from.sizes[d], want = shape_.sizes[d + missing];
       STD_TORCH_CHECK(have == want || have == 1, "a dim of size ", have, " does not broadcast to size ", want);
       if (have == want) to.strides[d + missing] = from.strides[d];
@@ -189,8 +186,8 @@ class Rows {
 
   const Tensor& first_;
   Shape shape_;
-  int64_t batch_dims_;
-  std::vector<int64_t> columns_;
+  int batch_dims_;
+  Dims columns_;
   mutable std::vector<Tensor> copies_;
 };
 

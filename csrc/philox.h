@@ -6,20 +6,33 @@
 
 namespace vk {
 
-VK_INLINE void philox(uint64_t seed, uint64_t offset, uint64_t subsequence, uint32_t (&words)[4]) {
+// One counter at a time. A type that holds several has the same two members.
+struct OneCounter {
+  using Word = uint64_t;
+  // product = the low half of a times the low half of b
+  VK_INLINE static void multiply(const Word& a, const Word& b, Word& product) {
+    product = uint64_t(uint32_t(a)) * uint32_t(b);
+  }
+};
+
+// Four words of the counter (offset, subsequence) under the key `seed`, each in the low half of a Word, or of each lane
+// of one. The high halves hold leftovers.
+template <class Counters, class Word = typename Counters::Word>
+VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence, Word (&words)[4]) {
+  const Word multiplier0 = Word{} + 0xD2511F53u, multiplier1 = Word{} + 0xCD9E8D57u;
   uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
-  uint32_t c0 = uint32_t(offset), c1 = uint32_t(offset >> 32);
-  uint32_t c2 = uint32_t(subsequence), c3 = uint32_t(subsequence >> 32);
+  Word c0 = offset, c1 = offset >> 32, c2 = subsequence, c3 = subsequence >> 32;
 #ifdef __CUDACC__
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t(c0) * 0xD2511F53u;
-    const uint64_t product1 = uint64_t(c2) * 0xCD9E8D57u;
-    c0 = uint32_t(product1 >> 32) ^ c1 ^ key0;
-    c1 = uint32_t(product1);
-    c2 = uint32_t(product0 >> 32) ^ c3 ^ key1;
-    c3 = uint32_t(product0);
+    Word product0, product1;
+    Counters::multiply(c0, multiplier0, product0);
+    Counters::multiply(c2, multiplier1, product1);
+    c0 = (product1 >> 32) ^ c1 ^ uint64_t(key0);
+    c1 = product1;
+    c2 = (product0 >> 32) ^ c3 ^ uint64_t(key1);
+    c3 = product0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
@@ -36,9 +49,9 @@ VK_INLINE void box_muller(uint32_t w0, uint32_t w1, float& first, float& second)
 }
 
 // Lanes 0 to 3 of one counter.
-VK_INLINE void normals(const uint32_t (&words)[4], float (&lanes)[4]) {
-  box_muller(words[0], words[1], lanes[0], lanes[1]);
-  box_muller(words[2], words[3], lanes[2], lanes[3]);
+VK_INLINE void normals(uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3, float (&lanes)[4]) {
+  box_muller(w0, w1, lanes[0], lanes[1]);
+  box_muller(w2, w3, lanes[2], lanes[3]);
 }
 
 }  // namespace vk

@@ -5,7 +5,6 @@
 #include <stdint.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "math.h"
 
@@ -13,11 +12,55 @@ namespace vk {
 
 enum class Type { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
+constexpr int kMaxDims = 64;  // torch's own limit
+
+// A short list without an allocation: a call on small tensors costs less than one.
+struct Dims {
+  int count = 0;
+  int64_t at[kMaxDims];
+
+  int64_t* begin() { return at; }
+  int64_t* end() { return at + count; }
+  const int64_t* begin() const { return at; }
+  const int64_t* end() const { return at + count; }
+  int64_t& operator[](int i) { return at[i]; }
+  int64_t operator[](int i) const { return at[i]; }
+  void push_back(int64_t value) { at[count++] = value; }
+};
+
 // Sizes and strides of a tensor, in elements.
 struct Shape {
-  std::vector<int64_t> sizes, strides;
-  int64_t dims() const { return int64_t(sizes.size()); }
+  Dims sizes, strides;
+  int dims() const { return sizes.count; }
 };
+
+inline bool same_sizes(const Shape& a, const Shape& b) {
+  return a.dims() == b.dims() && std::equal(a.sizes.begin(), a.sizes.end(), b.sizes.begin());
+}
+
+inline int64_t product(const Dims& sizes, int begin, int end) {
+  int64_t n = 1;
+  for (int d = begin; d < end; ++d) n *= sizes[d];
+  return n;
+}
+
+// Strides of memory without gaps, with the dims in `order`, fastest first.
+inline void fill_strides(Shape* shape, const Dims& order) {
+  int64_t next = 1;
+  shape->strides.count = shape->dims();
+  for (const int64_t d : order) {
+    shape->strides[int(d)] = next;
+    next *= std::max<int64_t>(shape->sizes[int(d)], 1);
+  }
+}
+
+inline Dims c_order(int dims) {
+  Dims order;
+  for (int d = dims - 1; d >= 0; --d) order.push_back(d);
+  return order;
+}
+
+inline void make_contiguous(Shape* shape) { fill_strides(shape, c_order(shape->dims())); }
 
 // The element (row, col) lies at
 // (row / row_inner) stride[0] + (row % row_inner) stride[1] + (col / col_inner) stride[2] + (col % col_inner) stride[3].
@@ -35,61 +78,67 @@ struct View {
   VK_INLINE int64_t col_offset(int64_t col) const { return (col / col_inner) * stride[2] + (col % col_inner) * stride[3]; }
 };
 
-// The strides of torch.empty_like(tensor): its own if it is dense and without overlap, else channels_last or contiguous.
-inline std::vector<int64_t> dense_strides(const Shape& tensor) {
-  const int64_t dims = tensor.dims();
-  std::vector<int64_t> order(dims), strides(dims);
-  for (int64_t d = 0; d < dims; ++d) order[d] = d;
-  const auto fill = [&] {  // order: fastest first
-    int64_t next = 1;
-    for (const int64_t d : order) {
-      strides[d] = next;
-      next *= std::max<int64_t>(tensor.sizes[d], 1);
-    }
-  };
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return (tensor.sizes[a] == 1 ? 0 : tensor.strides[a]) < (tensor.sizes[b] == 1 ? 0 : tensor.strides[b]);
-  });
-  fill();
-  bool dense = true;
-  for (int64_t d = 0; d < dims; ++d) dense &= tensor.sizes[d] == 1 || strides[d] == tensor.strides[d];
-  if (dense) return tensor.strides;
+inline bool same_strides(const Shape& a, const Shape& b) {
+  bool same = true;
+  for (int d = 0; d < a.dims(); ++d) same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];
+  return same;
+}
 
-  for (int64_t i = 0; i < dims; ++i) order[i] = dims - 1 - i;
-  if (dims == 4 || dims == 5) {
-    std::vector<int64_t> last{1};
-    for (int64_t d = dims - 1; d > 1; --d) last.push_back(d);
-    last.push_back(0);
-    int64_t least = 0;
-    bool channels_last = tensor.strides[1] != 0;
-    for (const int64_t d : last) {
-      channels_last &= tensor.sizes[d] != 0 && tensor.strides[d] >= least && !(d == 0 && least == tensor.strides[1]);
-      least = tensor.strides[d] * std::max<int64_t>(tensor.sizes[d], 1);
-    }
-    if (channels_last) order = last;
+// torch's own rule for what looks like channels_last, 4-D or 5-D.
+inline bool looks_channels_last(const Shape& tensor, const Dims& order) {
+  if (tensor.strides[1] == 0) return false;
+  int64_t least = 0;
+  for (const int64_t dim : order) {
+    const int d = int(dim);
+    if (tensor.sizes[d] == 0 || tensor.strides[d] < least || (d == 0 && least == tensor.strides[1])) return false;
+    least = tensor.strides[d] * tensor.sizes[d];
   }
-  fill();
-  return strides;
+  return true;
+}
+
+// The shape of torch.empty_like(tensor): its own strides if it is dense and without overlap, else channels_last or
+// contiguous.
+inline Shape dense_like(const Shape& tensor) {
+  Shape dense = tensor;
+  make_contiguous(&dense);
+  if (same_strides(tensor, dense)) return tensor;
+
+  Dims order = c_order(tensor.dims());
+  const auto stride = [&](int64_t d) { return tensor.sizes[int(d)] == 1 ? 0 : tensor.strides[int(d)]; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return stride(a) < stride(b); });
+  fill_strides(&dense, order);
+  if (same_strides(tensor, dense)) return tensor;
+
+  order = c_order(tensor.dims());
+  if (tensor.dims() == 4 || tensor.dims() == 5) {
+    Dims channels_last;
+    channels_last.push_back(1);
+    for (int d = tensor.dims() - 1; d > 1; --d) channels_last.push_back(d);
+    channels_last.push_back(0);
+    if (looks_channels_last(tensor, channels_last)) order = channels_last;
+  }
+  fill_strides(&dense, order);
+  return dense;
 }
 
 // The dims from `batch_dims` on that have more than one element, slowest first.
-inline std::vector<int64_t> column_order(const Shape& dense, int64_t batch_dims) {
-  std::vector<int64_t> order;
-  for (int64_t d = batch_dims; d < dense.dims(); ++d) {
+inline Dims column_order(const Shape& dense, int batch_dims) {
+  Dims order;
+  for (int d = batch_dims; d < dense.dims(); ++d) {
     if (dense.sizes[d] != 1) order.push_back(d);
   }
   std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return dense.strides[a] > dense.strides[b]; });
+                   [&](int64_t a, int64_t b) { return dense.strides[int(a)] > dense.strides[int(b)]; });
   return order;
 }
 
 // Merges the dims in `order` (slowest first) into at most two levels; false where that cannot be done.
-inline bool merge_dims(const Shape& shape, const std::vector<int64_t>& order, int64_t* outer_stride, int64_t* inner_size,
+inline bool merge_dims(const Shape& shape, const Dims& order, int64_t* outer_stride, int64_t* inner_size,
                        int64_t* inner_stride) {
   int levels = 0;
   int64_t size[2] = {1, 1}, stride[2] = {0, 0};  // level 0 is the faster one
-  for (auto d = order.rbegin(); d != order.rend(); ++d) {
-    const int64_t n = shape.sizes[*d], s = shape.strides[*d];
+  for (int i = order.count - 1; i >= 0; --i) {
+    const int64_t n = shape.sizes[int(order[i])], s = shape.strides[int(order[i])];
     if (n == 1) continue;
     if (levels > 0 && s == stride[levels - 1] * size[levels - 1]) {
       size[levels - 1] *= n;
@@ -100,20 +149,18 @@ inline bool merge_dims(const Shape& shape, const std::vector<int64_t>& order, in
       return false;
     }
   }
-  if (levels < 2) {  // one level: an inner one of one element
-    *outer_stride = stride[0], *inner_size = 1, *inner_stride = 0;
-  } else {
-    *outer_stride = stride[1], *inner_size = size[0], *inner_stride = stride[0];
-  }
+  const bool two = levels == 2;  // else the one level is the outer one, around an inner one of one element
+  *outer_stride = two ? stride[1] : stride[0];
+  *inner_size = two ? size[0] : 1;
+  *inner_stride = two ? stride[0] : 0;
   return true;
 }
 
 // False where the tensor cannot be seen in that row form: copy it first.
-inline bool make_view(const Shape& shape, int64_t batch_dims, const std::vector<int64_t>& columns, View* view) {
-  std::vector<int64_t> batch;
-  for (int64_t d = 0; d < batch_dims; ++d) batch.push_back(d);
-  int64_t cols = 1;
-  for (const int64_t d : columns) cols *= shape.sizes[d];
+inline bool make_view(const Shape& shape, int batch_dims, const Dims& columns, View* view) {
+  Dims batch;
+  for (int d = 0; d < batch_dims; ++d) batch.push_back(d);
+  const int64_t rows = product(shape.sizes, 0, batch_dims), cols = product(shape.sizes, batch_dims, shape.dims());
   const bool merged = merge_dims(shape, batch, &view->stride[0], &view->row_inner, &view->stride[1]) &&
                       merge_dims(shape, columns, &view->stride[2], &view->col_inner, &view->stride[3]);
   if (merged && view->col_inner == 1) {  // the columns' one level is the inner one
@@ -121,8 +168,6 @@ inline bool make_view(const Shape& shape, int64_t batch_dims, const std::vector<
     view->stride[3] = view->stride[2];
     view->stride[2] = 0;
   }
-  int64_t rows = 1;
-  for (int64_t d = 0; d < batch_dims; ++d) rows *= shape.sizes[d];
   view->dense = merged && view->row_inner == 1 && view->col_inner == std::max<int64_t>(cols, 1) &&
                 (cols == 1 || view->stride[3] == 1) && (rows == 1 || view->stride[0] == cols);
   return merged;

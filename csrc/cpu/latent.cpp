@@ -15,7 +15,7 @@ struct Forward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], z_buffer[kTile], kl_values[kTile];
+      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], z_buffer[kTile], kl_values[kTile + kLanes];
       const T* mu = load<Isa>(a.mu, tile, mu_buffer);
       const T* logvar = load<Isa>(a.logvar, tile, logvar_buffer);
       const T* eps = eps_buffer;

@@ -19,7 +19,7 @@ struct Forward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kArguments][kTile], values[kTile];
+      T buffer[kArguments][kTile], values[kTile + kLanes];
       const T* in[kArguments];
       for (int j = 0; j < kArguments; ++j) in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
       const int n = tile.size();
@@ -61,7 +61,7 @@ struct Backward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kArguments][kTile], gradient_buffer[kArguments][kTile], grad_buffer[kTile];
+      T buffer[kArguments][kTile], gradient_buffer[kArguments][kTile + kLanes], grad_buffer[kTile];
       const T* in[kArguments];
       T* out[kArguments];
       const T* grad = load<Isa>(a.grad, tile, grad_buffer);

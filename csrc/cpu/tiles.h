@@ -21,6 +21,7 @@
 namespace vk::cpu {
 
 constexpr int kTile = 1024;
+constexpr int kLanes = 32;         // of a sum; a buffer that is summed has as many elements more than a tile
 constexpr int64_t kBlock = 16384;  // columns of a long row that one task owns
 constexpr int64_t kGrain = 32768;  // elements below which a second thread does not pay
 
@@ -160,6 +161,7 @@ VK_INLINE void with_type(Type type, const F& f) {
 // Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile.
 template <class F>
 VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
+  if (view.dense && tile.pitch == tile.cols) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
   for (int i = 0; i < tile.rows; ++i) {
     const int64_t base = view.row_offset(tile.row + i);
     for (int j = 0; j < tile.cols;) {
@@ -222,50 +224,83 @@ VK_INLINE void scatter(const View& view, const Tile& tile, const T* __restrict b
   });
 }
 
-// The sum of n values: 32 lanes, each in order, then folded in halves.
+// The sum of n values: 32 lanes, each in order, then folded in halves. Up to kLanes values behind them are read, and
+// not used. Vectors are spelled out: left to itself, gcc gathers single elements here, at ten times the time.
 template <class T>
 VK_INLINE T lane_sum(const T* values, int n) {
-  constexpr int kLanes = 32;
-  T lane[kLanes] = {};
+  constexpr int kWidth = 64 / sizeof(T), kVectors = kLanes / kWidth;
+  using Index = std::conditional_t<is_float<T>, int32_t, int64_t>;
+  typedef T Vector __attribute__((vector_size(64)));
+  typedef Index Indices __attribute__((vector_size(64)));
+  Indices index = {};
+  for (int k = 0; k < kWidth; ++k) index[k] = k;
+  Vector lanes[kVectors] = {};
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lane[k] += values[i + k];
-  }
-  for (int k = 0; k < n - i; ++k) lane[k] += values[i + k];
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
-  }
-  return lane[0];
-}
-
-// The noise of a tile whose pitch, or for one long row its buffer, is a multiple of four.
-template <class T>
-VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
-  const int quads = (tile.pitch + 3) / 4;
-  uint32_t offset[kTile / 4], low[kTile / 4];
-  for (int i = 0; i < tile.rows; ++i) {
-    const uint32_t first = uint32_t(tile.col >> 2), row = uint32_t(tile.row + i);
-    for (int j = 0; j < quads; ++j) {
-      offset[i * quads + j] = first + uint32_t(j);
-      low[i * quads + j] = row;
+    for (int v = 0; v < kVectors; ++v) {
+      Vector part;
+      memcpy(&part, values + i + v * kWidth, sizeof part);
+      lanes[v] += part;
     }
   }
-  // A piece of a long row starts at a multiple of kTile, so its offsets share their high word; rows may carry into it.
-  const uint32_t offset_high = uint32_t(uint64_t(tile.col >> 2) >> 32);
-  const uint32_t row_low = uint32_t(tile.row), row_high = uint32_t(uint64_t(tile.row) >> 32);
-  for (int q = 0; q < tile.rows * quads; ++q) {
-    uint32_t words[4];
-    float lanes[4];
-    const uint32_t high = row_high + (low[q] < row_low ? 1u : 0u);
-    philox(seed, uint64_t(offset_high) << 32 | offset[q], uint64_t(high) << 32 | low[q], words);
-    normals(words, lanes);
-    for (int k = 0; k < 4; ++k) eps[4 * q + k] = T(lanes[k]);
+  for (int v = 0; v < kVectors; ++v) {
+    Vector part;
+    memcpy(&part, values + i + v * kWidth, sizeof part);
+    lanes[v] += index < Index(n - i - v * kWidth) ? part : Vector{};
+  }
+  T total[kLanes];
+  memcpy(total, lanes, sizeof total);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) total[k] += total[k + half];
+  }
+  return total[0];
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+template <int kBytes>
+struct Counters {
+  typedef uint64_t Word __attribute__((vector_size(kBytes)));
+  // One instruction, but gcc has no way to it: of a 64-bit product it makes one that takes three.
+  VK_INLINE static void multiply(const Word& a, const Word& b, Word& product) {
+    asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(a), "v"(b));
+  }
+};
+#endif
+
+// The noise of a tile whose pitch, or for one long row its buffer, is a multiple of four.
+template <class Counters, class T>
+VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
+  using Word = typename Counters::Word;
+  constexpr int kQuads = kTile / 4, kLanes = sizeof(Word) / sizeof(uint64_t);
+  const int quads = (tile.pitch + 3) / 4, n = tile.rows * quads;
+  alignas(64) uint64_t offset[kQuads], row[kQuads];
+  for (int i = 0, q = 0; i < tile.rows; ++i) {
+    for (int j = 0; j < quads; ++j, ++q) {
+      offset[q] = uint64_t(tile.col >> 2) + j;
+      row[q] = uint64_t(tile.row) + i;
+    }
+  }
+  alignas(64) uint64_t words[4][kQuads];
+  for (int q = 0; q < n; q += kLanes) {
+    Word four[4];
+    philox<Counters>(seed, *reinterpret_cast<const Word*>(offset + q),
+                     *reinterpret_cast<const Word*>(row + q), four);
+    for (int k = 0; k < 4; ++k) *reinterpret_cast<Word*>(words[k] + q) = four[k];
+  }
+  float lanes[4][kQuads];
+  for (int q = 0; q < n; ++q) {
+    float four[4];
+    normals(uint32_t(words[0][q]), uint32_t(words[1][q]), uint32_t(words[2][q]), uint32_t(words[3][q]), four);
+    for (int k = 0; k < 4; ++k) lanes[k][q] = four[k];
+  }
+  for (int q = 0; q < n; ++q) {
+    for (int k = 0; k < 4; ++k) eps[4 * q + k] = T(lanes[k][q]);
   }
 }
 
 // One struct per instruction set. `run` is where its code begins: everything below is inlined into it, but for the
 // members that would be inlined many times.
-#define VK_DEFINE_ISA(NAME, ...)                                                                                  \
+#define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                                  \
   struct NAME {                                                                                                   \
     template <class Kernel>                                                                                       \
     __VA_ARGS__ static void run(int64_t begin, int64_t end, void* kernel) {                                       \
@@ -281,18 +316,18 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
     }                                                                                                             \
     template <class T>                                                                                            \
     __VA_ARGS__ __attribute__((noinline)) static void noise(uint64_t seed, const Tile& tile, T* eps) {            \
-      cpu::noise(seed, tile, eps);                                                                                \
+      cpu::noise<COUNTERS>(seed, tile, eps);                                                                            \
     }                                                                                                             \
     template <class T>                                                                                            \
-    __VA_ARGS__ __attribute__((noinline)) static T sum(const T* values, int n) {                                  \
-      return cpu::lane_sum(values, n);                                                                            \
+    __VA_ARGS__ __attribute__((noinline)) static void row_sums(const T* values, const Tile& tile, T* sums) {      \
+      for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.pitch, tile.cols);                 \
     }                                                                                                             \
   };
 
-VK_DEFINE_ISA(Baseline)
+VK_DEFINE_ISA(Baseline, OneCounter)
 #if defined(__x86_64__) && defined(__GNUC__)
-VK_DEFINE_ISA(Avx2, __attribute__((target("avx2,fma"))))
-VK_DEFINE_ISA(Avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
+VK_DEFINE_ISA(Avx2, Counters<32>, __attribute__((target("avx2,fma"))))
+VK_DEFINE_ISA(Avx512, Counters<64>, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
 #endif
 
 // Runs kernel.task<Isa>(i) for every i in [0, n) on torch's threads, with the instruction set in use.
@@ -337,8 +372,10 @@ struct RowSums {
 
   template <class Isa>
   VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
-    if (!grid.packed) return partial[task].add(double(Isa::sum(values, tile.cols)));
-    for (int i = 0; i < tile.rows; ++i) out[tile.row + i] = Isa::sum(values + i * tile.pitch, tile.cols);
+    if (grid.packed) return Isa::row_sums(values, tile, out + tile.row);
+    T sum;
+    Isa::row_sums(values, tile, &sum);
+    partial[task].add(double(sum));
   }
 
   void finish() const {
@@ -361,7 +398,9 @@ struct ElementSum {
 
   template <class Isa>
   VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
-    partial[task].add(double(Isa::sum(values, tile.size())));
+    T sum;
+    Isa::row_sums(values, Tile{0, 0, 1, tile.size(), tile.size()}, &sum);
+    partial[task].add(double(sum));
   }
 
   double finish() const {
