@@ -105,7 +105,10 @@ class LogLikelihood(torch.autograd.Function):
     """One kernel forward, one backward."""
 
     @staticmethod
-    def forward(ctx, family, constants, batch_dims, namespace, *inputs):
+    def forward(ctx, *arguments):
+        # Named parameters before the inputs would let Dynamo drop `ctx` of two inputs without gradient: it compares the
+        # number of arguments with that of parameters, `*inputs` counting as one.
+        family, constants, batch_dims, namespace, *inputs = arguments
         ctx.save_for_backward(*inputs)
         ctx.family, ctx.constants, ctx.batch_dims, ctx.namespace = family, constants, batch_dims, namespace
         return getattr(torch.ops, namespace).likelihood_forward.default(family, inputs, constants, batch_dims)

@@ -1,0 +1,218 @@
+"""torch.compile without graph breaks: cold, with dynamic shapes, with every way of giving the noise."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from error_rule import check, expected, results
+from samples import BF16, DEVICE, F32, F64, OPS, U8, Sample, sample
+from torch import Tensor
+
+import vae_kernels as vk
+
+CASES = [
+    *(sample(op, dtypes=dtype) for op in OPS for dtype in (F64, F32, BF16)),
+    *(sample(op, (2, 3, 4, 5), layouts="channels_last") for op in OPS),
+    *(sample(op, (5, 35), layouts="chunk") for op in OPS),
+    *(sample(op, (2, 3, 4), batch_dims=2) for op in OPS),
+    *(sample(op, (0, 4)) for op in OPS),
+    sample("latent", dtypes=(BF16, F32, F32)),
+    sample("bernoulli", dtypes=(BF16, U8)),
+    *(
+        sample("gaussian", (3, 4, 2, 5), dtypes=(BF16, F32, F32), parameter=p)
+        for p in ((), (5,), (4, 1, 1), (3, 1, 1, 1))
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled_call(case: Sample, **options: object) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    op = OPS[case.op]
+    run = torch.compile(functools.partial(op.call, batch_dims=case.batch_dims), fullgraph=True, **options)
+
+    def call(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = run(*tensors.values())
+        return dict(zip(op.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+
+    return call
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traced_results_are_the_same(backend: str, case: Sample) -> None:
+    """Forward and backward through Dynamo and AOTAutograd, bit by bit."""
+    got, want = results(case, compiled_call(case, backend="aot_eager")), results(case, case.call)
+    for name in want:
+        assert got[name].dtype == want[name].dtype
+        assert torch.equal(got[name], want[name]), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traced_results_without_gradients(kernel: str, case: Sample) -> None:
+    """Evaluation: Dynamo takes another way through an `autograd.Function` where nothing needs a gradient."""
+    tensors = {name: t.detach() for name, t in case.make().items()}
+    got, want = compiled_call(case, backend="eager")(tensors), case.call(tensors)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_inductor_keeps_the_error_rule(backend: str) -> None:
+    """Every op in one graph."""
+    cases = [sample(op) for op in OPS]
+
+    def together(*tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [case.call(given) for case, given in zip(cases, tensors, strict=True)]
+
+    tensors = [case.make() for case in cases]
+    compiled = torch.compile(together, fullgraph=True)(*tensors)
+    upstream = [case.upstream(outputs) for case, outputs in zip(cases, compiled, strict=True)]
+    torch.autograd.backward(
+        [o for outputs in compiled for o in outputs.values()], [g for u in upstream for g in u.values()]
+    )
+    for case, given, outputs in zip(cases, tensors, compiled, strict=True):
+        got = outputs | {f"grad {name}": t.grad for name, t in given.items()}
+        check(got, results(case, case.call), expected(case))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dynamic_shapes_compile_once(backend: str, op: str) -> None:
+    """A batch size and a width that change between calls need no other graph."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph
+
+    run = torch.compile(functools.partial(OPS[op].call, batch_dims=1), fullgraph=True, dynamic=True, backend=count)
+    for shape in ((3, 7), (5, 7), (17, 33), (2, 1025)):
+        case = sample(op, shape)
+        outputs = run(*case.make().values())
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, case.call(case.make()).values(), strict=True))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dynamic_shapes_with_gradients(backend: str, op: str) -> None:
+    call = compiled_call(sample(op, (3, 7)), backend="aot_eager", dynamic=True)
+    for shape in ((3, 7), (5, 12), (2, 1025)):
+        case = sample(op, shape)
+        got, want = results(case, call), results(case, case.call)
+        assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_seeds(backend: str) -> None:
+    """As a number that changes, as a tensor, and drawn: what is compiled makes the same noise."""
+    mu, logvar = torch.randn(4, 9, device=DEVICE), torch.randn(4, 9, device=DEVICE)
+
+    def latent(mu: Tensor, logvar: Tensor, seed: int | Tensor | None) -> tuple[Tensor, Tensor]:
+        return vk.reparameterize_kl(mu, logvar, seed=seed)
+
+    run = torch.compile(latent, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1, 7, 2**32 + 1, 2**63 - 1):
+        want = latent(mu, logvar, seed)[0]
+        assert torch.equal(run(mu, logvar, seed)[0], want)
+        assert torch.equal(run(mu, logvar, torch.tensor([seed], device=DEVICE))[0], want)
+
+    torch.manual_seed(6)
+    want = [latent(mu, logvar, None)[0] for _ in range(2)]
+    torch.manual_seed(6)
+    got = [run(mu, logvar, None)[0] for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_drawn_noise_of_inductor(backend: str) -> None:
+    """`manual_seed` reproduces it, calls differ, and z, KL and gradient belong together."""
+
+    def loss(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        return vk.reparameterize_kl(mu, logvar)
+
+    run = torch.compile(loss, fullgraph=True)
+    mu = torch.randn(4, 9, device=DEVICE, requires_grad=True)
+    logvar = torch.randn(4, 9, device=DEVICE, requires_grad=True)
+    torch.manual_seed(6)
+    first, second = run(mu, logvar)[0], run(mu, logvar)[0]
+    torch.manual_seed(6)
+    assert torch.equal(run(mu, logvar)[0], first)
+    assert not torch.equal(first, second)
+    # The gradient of sum(z) to logvar is half of std * eps, which z shows.
+    (gradient,) = torch.autograd.grad(first.sum(), logvar)
+    torch.testing.assert_close(gradient, (first - mu).detach() / 2)
+
+
+def test_a_training_step_with_checks_off_and_on(backend: str) -> None:
+    """The whole loss in one graph; checks of values are for what is not compiled."""
+    encoder, decoder = torch.nn.Linear(10, 8).to(DEVICE), torch.nn.Linear(4, 10).to(DEVICE)
+    x = torch.rand(3, 10, device=DEVICE)
+
+    def loss(x: Tensor) -> Tensor:
+        z, kl = vk.reparameterize_kl(*encoder(x).chunk(2, dim=-1), seed=3)
+        return (kl - vk.bernoulli_log_likelihood(decoder(z), x) - vk.gaussian_log_likelihood(decoder(z), x)).mean()
+
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    want = torch.autograd.grad(loss(x), parameters)
+    run = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with vk.check_values():
+        got = torch.autograd.grad(run(x), parameters)
+    torch.testing.assert_close(got, want)
+
+
+def test_bad_input_is_named_in_compiled_code(backend: str) -> None:
+    run = torch.compile(vk.reparameterize_kl, backend="aot_eager")
+    with pytest.raises(Exception, match="logvar must have the shape of mu"):
+        run(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+def test_the_backend_of_the_call_is_compiled(kernel: str) -> None:
+    """A change of backend is a change of graph, not an old graph."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph.code)
+        return graph
+
+    run = torch.compile(lambda logits, x: vk.bernoulli_log_likelihood(logits, x), fullgraph=True, backend=keep)
+    logits, x = torch.zeros(2, 3, device=DEVICE), torch.zeros(2, 3, device=DEVICE)
+    run(logits, x)
+    with vk.use_backend("eager"):
+        run(logits, x)
+    run(logits, x)
+    assert [f"vae_kernels_{kernel}" in code for code in graphs] == [True, False]
+
+
+COLD = """
+import sys
+import torch
+import vae_kernels as vk
+
+vk.use_backend(sys.argv[1])
+
+
+def loss(mu, logvar, x, spread):
+    z, kl = vk.reparameterize_kl(mu, logvar)
+    return (kl - vk.bernoulli_log_likelihood(z, x) - vk.gaussian_log_likelihood(z, x, spread)).sum()
+
+
+inputs = [torch.randn(3, 8, requires_grad=True) for _ in range(2)]
+inputs += [torch.rand(3, 8), torch.zeros((), requires_grad=True)]
+torch.compile(loss, fullgraph=True)(*inputs).backward()
+assert all(t.grad.isfinite().all() for t in inputs if t.requires_grad)
+print("compiled")
+"""
+
+
+def test_cold(backend: str, tmp_path: Path) -> None:
+    """The first thing a process does is to compile a loss; nothing is cached, no backend has been loaded."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+    done = subprocess.run([sys.executable, "-c", COLD, backend], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "compiled"
