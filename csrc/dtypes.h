@@ -79,8 +79,14 @@ VK_INLINE void narrow(T value, Float16* to) {
 #endif
 }
 
-template <class T>
-constexpr Type type_of = is_float<T> ? Type::kFloat32 : Type::kFloat64;
+template <class S>
+constexpr Type type_of = Type::kFloat64;
+template <>
+constexpr Type type_of<float> = Type::kFloat32;
+template <>
+constexpr Type type_of<BFloat16> = Type::kBFloat16;
+template <>
+constexpr Type type_of<Float16> = Type::kFloat16;
 
 constexpr int size_of(Type type) {
   switch (type) {

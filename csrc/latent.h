@@ -35,7 +35,8 @@ VK_INLINE LatentGradient<T> latent_gradient(T mu, T l, T eps, T grad_z, T grad_k
   }
   if constexpr (kKl) {
     const T e = std * std;
-    const T expm1 = (l < T(0) ? -l : l) <= T(1.5) ? l + exp_minus_1_minus(l, e) : e - T(1);
+    const T excess = exp_minus_1_minus(l, e);  // outside the condition: inside it makes a branch of it
+    const T expm1 = absolute(l) <= T(1.5) ? l + excess : e - T(1);
     g.mu = fused(grad_kl, mu, g.mu);
     g.logvar = fused(T(0.5) * grad_kl, expm1, g.logvar);
   }

@@ -6,21 +6,22 @@
 
 namespace vk {
 
-// x a - ln(1 + e^a), a = logits. Kingma & Welling 2014, appendix C.1.
+// x a - ln(1 + e^a), a = logits, as (x - [a > 0]) a - ln(1 + e^-|a|): for x in [0, 1] both terms have one sign, so that
+// nothing cancels; likewise the derivative. Kingma & Welling 2014, appendix C.1.
 struct Bernoulli {
   static constexpr const char* kName = "bernoulli";
   static constexpr int kArguments = 2;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
-    const T a = v[0], x = v[1];
-    return fused(x, a, -softplus(a, exp(a < T(0) ? a : -a)));
+    const T a = v[0], x = a > T(0) ? v[1] - T(1) : v[1];
+    return fused(x, a, -log1p_unit(exp(-absolute(a))));
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T a = v[0], x = v[1];
-    g[0] = x - sigmoid(a, exp(a < T(0) ? a : -a));
+    const T a = v[0], u = exp(-absolute(a)), tail = divide(u, T(1) + u);
+    g[0] = a > T(0) ? (v[1] - T(1)) + tail : v[1] - tail;
     g[1] = a;
   }
 };

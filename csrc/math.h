@@ -30,6 +30,8 @@ VK_INLINE To bits_as(From from) {
 
 VK_INLINE float fused(float a, float b, float c) { return ::fmaf(a, b, c); }
 VK_INLINE double fused(double a, double b, double c) { return ::fma(a, b, c); }
+VK_INLINE float absolute(float x) { return ::fabsf(x); }
+VK_INLINE double absolute(double x) { return ::fabs(x); }
 
 // c0 + x c1 + x^2 c2 + …
 template <class T>
@@ -44,23 +46,48 @@ VK_INLINE T polynomial(T x, T c0, Rest... rest) {
 // p 2^n in two steps, so that results next to overflow and subnormal ones are right.
 VK_INLINE float scale(float p, int32_t n) {
   const int32_t half = n >> 1;
-  return p * bits_as<float>((half + 127) << 23) * bits_as<float>((n - half + 127) << 23);
+  return p * bits_as<float>(uint32_t(half + 127) << 23) * bits_as<float>(uint32_t(n - half + 127) << 23);
 }
 VK_INLINE double scale(double p, int64_t n) {
   const int64_t half = n >> 1;
-  return p * bits_as<double>((half + 1023) << 52) * bits_as<double>((n - half + 1023) << 52);
+  return p * bits_as<double>(uint64_t(half + 1023) << 52) * bits_as<double>(uint64_t(n - half + 1023) << 52);
 }
 
-// e^x for every x; 1 ulp. n = round(x / ln 2) by adding and subtracting 1.5 2^(mantissa bits).
+// a / b for 1 <= b <= 3, and the square root of a normal x or 0. On a GPU, where the right rounding costs a dozen
+// instructions and a branch, one instruction's approximation: 2 ulp and 1 ulp (PTX ISA, rcp.approx and sqrt.approx).
+template <class T>
+VK_INLINE T divide(T a, T b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (is_float<T>) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(b));
+    return a * b;
+  }
+#endif
+  return a / b;
+}
+VK_INLINE float root(float x) {
+#ifdef __CUDA_ARCH__
+  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return ::sqrtf(x);
+#endif
+}
+
+// e^x for every x; 1 ulp. n = round(x / ln 2) by adding and subtracting 1.5 2^(mantissa bits). A GPU's own takes 8
+// instructions and has the same bound (CUDA C++ Programming Guide, expf).
 VK_INLINE float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#endif
   constexpr float kRound = 12582912.0f;
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
   const float shifted = fused(x, 1.44269504f, kRound);
   const float n = shifted - kRound;
   const float r = fused(n, 1.904654323e-9f, fused(n, -0.693147182464599609375f, x));
-  const float q = polynomial(r, 0.5f, 0.16666577756404877f, 0.04166685417294502f, 0.008363146334886551f,
-                             0.001390126533806324f);
+  const float q =
+      polynomial(r, 0.5f, 0.16666577756404877f, 0.04166685417294502f, 0.008363146334886551f, 0.001390126533806324f);
   const float p = fused(r * r, q, r) + 1.0f;
   return scale(p, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRound));
 }
@@ -71,31 +98,30 @@ VK_INLINE double exp(double x) {
   const double shifted = fused(x, 1.4426950408889634, kRound);
   const double n = shifted - kRound;
   const double r = fused(n, -2.3190468138462996e-17, fused(n, -0.6931471805599453, x));
-  const double q =
-      polynomial(r, 0.5000000000000001, 0.16666666666666644, 0.041666666666624316, 0.00833333333335609,
-                 0.0013888888917135444, 0.0001984126978501219, 2.4801521400230647e-05, 2.755735510816021e-06,
-                 2.762004507102383e-07, 2.506832045586098e-08);
+  const double q = polynomial(r, 0.5000000000000001, 0.16666666666666644, 0.041666666666624316, 0.00833333333335609,
+                              0.0013888888917135444, 0.0001984126978501219, 2.4801521400230647e-05,
+                              2.755735510816021e-06, 2.762004507102383e-07, 2.506832045586098e-08);
   const double p = fused(r * r, q, r) + 1.0;
   return scale(p, bits_as<int64_t>(shifted) - bits_as<int64_t>(kRound));
 }
 
-// ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^e m, m in [sqrt(1/2), sqrt(2)).
-VK_INLINE float log_unit(float x) {
+// -2 ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
+VK_INLINE float minus_2_log_unit(float x) {
   const int32_t bits = bits_as<int32_t>(x);
-  const int32_t e = (bits - 0x3f3504f3) >> 23;
-  const float f = bits_as<float>(bits - (e << 23)) - 1.0f;
-  const float n = float(e);
-  const float p = polynomial(f, 0.3333333134651184f, -0.25000303983688354f, 0.2000119984149933f, -0.16641582548618317f,
-                             0.1420997977256775f, -0.12989303469657898f, 0.12655434012413025f, -0.07973775267601013f);
+  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
+  const float f = bits_as<float>(uint32_t(bits) - (uint32_t(exponent) << 23)) - 1.0f;
+  const float n = float(exponent);
+  const float p = polynomial(f, -0.6666666269302368f, 0.5000060796737671f, -0.4000239968299866f, 0.3328316509723663f,
+                             -0.284199595451355f, 0.25978606939315796f, -0.2531086802482605f, 0.15947550535202026f);
   const float f2 = f * f;
-  const float low = fused(n, -2.12194440e-4f, fused(f2 * f, p, -0.5f * f2));
-  return fused(n, 0.693359375f, f + low);
+  const float low = fused(n, 4.24388880e-4f, fused(f2 * f, p, f2));
+  return fused(n, -1.38671875f, fused(f, -2.0f, low));
 }
 
 // ln(1 + u) for u in [0, 1]; 1.5 ulp. 2 atanh(s), s = u / (2 + u).
 template <class T>
 VK_INLINE T log1p_unit(T u) {
-  const T s = u / (T(2) + u);
+  const T s = divide(u, T(2) + u);
   const T t = s * s;
   T q;
   if constexpr (is_float<T>) {
@@ -107,18 +133,6 @@ VK_INLINE T log1p_unit(T u) {
   }
   // 2 s is u - u s exactly; what rounding takes from the leading term is small in that form.
   return fused(-s, u, u) + T(2) * s * (t * q);
-}
-
-// ln(1 + e^a) = max(a, 0) + ln(1 + e^-|a|) for every a; 2 ulp. `u` is e^-|a|.
-template <class T>
-VK_INLINE T softplus(T a, T u) {
-  return (a > T(0) ? a : T(0)) + log1p_unit(u);
-}
-
-// 1 / (1 + e^-a) for every a; 2 ulp. `u` is e^-|a|.
-template <class T>
-VK_INLINE T sigmoid(T a, T u) {
-  return (a < T(0) ? u : T(1)) / (T(1) + u);
 }
 
 // e^l - 1 - l for every l, without cancellation near 0; 2 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
@@ -134,23 +148,21 @@ VK_INLINE T exp_minus_1_minus(T l, T e) {
                    2.5052110267121737e-08, 2.0876853952281936e-09, 1.6058953619852038e-10, 1.1465604841783501e-11,
                    7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
   }
-  return (l < T(0) ? -l : l) <= T(1.5) ? p * (l * l) : (e - T(1)) - l;
+  return absolute(l) <= T(1.5) ? p * (l * l) : (e - T(1)) - l;
 }
 
-// Sine and cosine of (w + 1/2) 2^-32 turns; 1 ulp each. The eighth of a turn is taken off as an integer, exactly.
+// Sine and cosine of (w + 1/2) 2^-32 turns; 1 ulp each. Quarters of a turn, the upper two bits, are taken off as an
+// integer, exactly.
 VK_INLINE void sincos_turns(uint32_t w, float& sine, float& cosine) {
-  const uint32_t quadrant = (w + 0x20000000u) >> 30;
-  const int32_t rest = int32_t(w - (quadrant << 30));
-  const float x = float(2 * rest + 1) * 7.31459059988282e-10f;  // pi 2^-32
+  const uint32_t quadrant = w + 0x20000000u;                          // in its upper two bits
+  const float x = float(int32_t(4 * w + 2)) * 3.65729529994141e-10f;  // pi 2^-33
   const float t = x * x;
   const float s = fused(x * t, polynomial(t, -0.166666641831398f, 0.008332745172083378f, -0.00019587361020967364f), x);
   const float c = fused(t * t, polynomial(t, 0.0416666641831398f, -0.0013888301327824593f, 2.4547607608838007e-05f),
                         fused(t, -0.5f, 1.0f));
-  const bool swap = quadrant & 1;
-  const uint32_t sine_sign = (quadrant & 2) << 30;
-  const uint32_t cosine_sign = ((quadrant + 1) & 2) << 30;
-  sine = bits_as<float>(bits_as<uint32_t>(swap ? c : s) ^ sine_sign);
-  cosine = bits_as<float>(bits_as<uint32_t>(swap ? s : c) ^ cosine_sign);
+  const bool swap = (quadrant & 0x40000000u) != 0;
+  sine = bits_as<float>(bits_as<uint32_t>(swap ? c : s) ^ (quadrant & 0x80000000u));
+  cosine = bits_as<float>(bits_as<uint32_t>(swap ? s : c) ^ ((quadrant + 0x40000000u) & 0x80000000u));
 }
 
 }  // namespace vk

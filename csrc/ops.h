@@ -81,7 +81,8 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-// The row form in which one call sees all its tensors. It is that of the tensor that torch.empty_like(first) would give.
+// The row form in which one call sees all its tensors. It is that of the tensor that torch.empty_like(first) would
+// give.
 class Rows {
  public:
   Type arithmetic = Type::kFloat32;
@@ -114,7 +115,8 @@ class Rows {
     }
     Tensor copy = empty_like_first(dtype_of(tensor));
     AtenTensorHandle expanded;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at, tensor.storage_offset(), &expanded));
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at,
+                                                          tensor.storage_offset(), &expanded));
     torch::stable::copy_(copy, Tensor(expanded));
     copies_.push_back(copy);
     return output(copy);
@@ -155,8 +157,8 @@ class Rows {
     Shape shape = shape_;
     shape.sizes.count = batch_dims_;
     make_contiguous(&shape);
-    return empty_strided(
-        shape, arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), first_);
+    return empty_strided(shape, arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                         first_);
   }
 
   // Memory for a gradient of `input`: of its own shape, or if that is the call's shape of the call's layout.

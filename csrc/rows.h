@@ -63,8 +63,9 @@ inline Dims c_order(int dims) {
 inline void make_contiguous(Shape* shape) { fill_strides(shape, c_order(shape->dims())); }
 
 // The element (row, col) lies at
-// (row / row_inner) stride[0] + (row % row_inner) stride[1] + (col / col_inner) stride[2] + (col % col_inner) stride[3].
-// That covers, without a copy, a slice of any dim of a dense tensor, channels_last, and broadcasting (stride 0).
+// (row / row_inner) stride[0] + (row % row_inner) stride[1] + (col / col_inner) stride[2] + (col % col_inner)
+// stride[3]. That covers, without a copy, a slice of any dim of a dense tensor, channels_last, and broadcasting (stride
+// 0).
 struct View {
   void* data = nullptr;
   Type type = Type::kFloat32;
@@ -75,7 +76,9 @@ struct View {
   VK_INLINE int64_t row_offset(int64_t row) const {
     return row_inner == 1 ? row * stride[0] : (row / row_inner) * stride[0] + (row % row_inner) * stride[1];
   }
-  VK_INLINE int64_t col_offset(int64_t col) const { return (col / col_inner) * stride[2] + (col % col_inner) * stride[3]; }
+  VK_INLINE int64_t col_offset(int64_t col) const {
+    return (col / col_inner) * stride[2] + (col % col_inner) * stride[3];
+  }
 };
 
 inline bool same_strides(const Shape& a, const Shape& b) {

@@ -125,7 +125,7 @@ void backward(const LikelihoodBackward& a, ParallelFor parallel) {
 }  // namespace
 
 int family_arguments(const char* family) {
-#define X(FAMILY) \
+#define X(FAMILY)                                                                                                      \
   if (std::strcmp(family, FAMILY::kName) == 0) return FAMILY::kArguments;
   VK_FAMILIES(X)
 #undef X
@@ -133,18 +133,18 @@ int family_arguments(const char* family) {
 }
 
 void likelihood_forward(const LikelihoodForward& a, ParallelFor parallel) {
-#define X(FAMILY)                                   \
-  if (std::strcmp(a.family, FAMILY::kName) == 0) {  \
-    a.arithmetic == Type::kFloat64 ? forward<FAMILY, double>(a, parallel) : forward<FAMILY, float>(a, parallel); \
+#define X(FAMILY)                                                                                                      \
+  if (std::strcmp(a.family, FAMILY::kName) == 0) {                                                                     \
+    a.arithmetic == Type::kFloat64 ? forward<FAMILY, double>(a, parallel) : forward<FAMILY, float>(a, parallel);       \
   }
   VK_FAMILIES(X)
 #undef X
 }
 
 void likelihood_backward(const LikelihoodBackward& a, ParallelFor parallel) {
-#define X(FAMILY)                                   \
-  if (std::strcmp(a.family, FAMILY::kName) == 0) {  \
-    a.arithmetic == Type::kFloat64 ? backward<FAMILY, double>(a, parallel) : backward<FAMILY, float>(a, parallel); \
+#define X(FAMILY)                                                                                                      \
+  if (std::strcmp(a.family, FAMILY::kName) == 0) {                                                                     \
+    a.arithmetic == Type::kFloat64 ? backward<FAMILY, double>(a, parallel) : backward<FAMILY, float>(a, parallel);     \
   }
   VK_FAMILIES(X)
 #undef X

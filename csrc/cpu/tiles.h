@@ -37,7 +37,7 @@ struct Tile {
 // Which tiles there are, and which belong to one task. It depends on the sizes alone.
 struct Grid {
   int64_t rows, cols;
-  int pitch;             // of a packed row
+  int pitch;  // of a packed row
   int64_t rows_per_task;
   bool packed;
 
@@ -50,7 +50,9 @@ struct Grid {
   int64_t row_tasks() const { return (rows + rows_per_task - 1) / rows_per_task; }
   int64_t col_tasks() const { return packed ? 1 : (cols + kBlock - 1) / kBlock; }
   int64_t tasks() const { return row_tasks() * col_tasks(); }
-  int64_t grain() const { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows_per_task * std::min(cols, kBlock))); }
+  int64_t grain() const {
+    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows_per_task * std::min(cols, kBlock)));
+  }
 
   // Calls visit(tile, task) for the tiles of one task, always in the same order.
   template <class Visit>
@@ -76,7 +78,9 @@ struct Total {
     carry += (big - next) + small;
     sum = next;
   }
-  VK_INLINE double value() const { return carry == carry ? sum + carry : sum; }  // inf - inf in the carry: the sum says it
+  VK_INLINE double value() const {
+    return carry == carry ? sum + carry : sum;
+  }  // inf - inf in the carry: the sum says it
 };
 
 struct BFloat16 {
@@ -283,8 +287,7 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   alignas(64) uint64_t words[4][kQuads];
   for (int q = 0; q < n; q += kLanes) {
     Word four[4];
-    philox<Counters>(seed, *reinterpret_cast<const Word*>(offset + q),
-                     *reinterpret_cast<const Word*>(row + q), four);
+    philox<Counters>(seed, *reinterpret_cast<const Word*>(offset + q), *reinterpret_cast<const Word*>(row + q), four);
     for (int k = 0; k < 4; ++k) *reinterpret_cast<Word*>(words[k] + q) = four[k];
   }
   float lanes[4][kQuads];
@@ -300,34 +303,35 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
 
 // One struct per instruction set. `run` is where its code begins: everything below is inlined into it, but for the
 // members that would be inlined many times.
-#define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                                  \
-  struct NAME {                                                                                                   \
-    template <class Kernel>                                                                                       \
-    __VA_ARGS__ static void run(int64_t begin, int64_t end, void* kernel) {                                       \
-      for (int64_t i = begin; i < end; ++i) static_cast<const Kernel*>(kernel)->template task<NAME>(i);           \
-    }                                                                                                             \
-    template <class T>                                                                                            \
-    __VA_ARGS__ __attribute__((noinline)) static void gather(const View& view, const Tile& tile, T* buffer) {     \
-      cpu::gather(view, tile, buffer);                                                                            \
-    }                                                                                                             \
-    template <class T>                                                                                            \
-    __VA_ARGS__ __attribute__((noinline)) static void scatter(const View& view, const Tile& tile, const T* from) { \
-      cpu::scatter(view, tile, from);                                                                             \
-    }                                                                                                             \
-    template <class T>                                                                                            \
-    __VA_ARGS__ __attribute__((noinline)) static void noise(uint64_t seed, const Tile& tile, T* eps) {            \
-      cpu::noise<COUNTERS>(seed, tile, eps);                                                                            \
-    }                                                                                                             \
-    template <class T>                                                                                            \
-    __VA_ARGS__ __attribute__((noinline)) static void row_sums(const T* values, const Tile& tile, T* sums) {      \
-      for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.pitch, tile.cols);                 \
-    }                                                                                                             \
+#define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                             \
+  struct NAME {                                                                                                        \
+    template <class Kernel>                                                                                            \
+    __VA_ARGS__ static void run(int64_t begin, int64_t end, void* kernel) {                                            \
+      for (int64_t i = begin; i < end; ++i) static_cast<const Kernel*>(kernel)->template task<NAME>(i);                \
+    }                                                                                                                  \
+    template <class T>                                                                                                 \
+    __VA_ARGS__ __attribute__((noinline)) static void gather(const View& view, const Tile& tile, T* buffer) {          \
+      cpu::gather(view, tile, buffer);                                                                                 \
+    }                                                                                                                  \
+    template <class T>                                                                                                 \
+    __VA_ARGS__ __attribute__((noinline)) static void scatter(const View& view, const Tile& tile, const T* from) {     \
+      cpu::scatter(view, tile, from);                                                                                  \
+    }                                                                                                                  \
+    template <class T>                                                                                                 \
+    __VA_ARGS__ __attribute__((noinline)) static void noise(uint64_t seed, const Tile& tile, T* eps) {                 \
+      cpu::noise<COUNTERS>(seed, tile, eps);                                                                           \
+    }                                                                                                                  \
+    template <class T>                                                                                                 \
+    __VA_ARGS__ __attribute__((noinline)) static void row_sums(const T* values, const Tile& tile, T* sums) {           \
+      for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.pitch, tile.cols);                      \
+    }                                                                                                                  \
   };
 
 VK_DEFINE_ISA(Baseline, OneCounter)
 #if defined(__x86_64__) && defined(__GNUC__)
 VK_DEFINE_ISA(Avx2, Counters<32>, __attribute__((target("avx2,fma"))))
-VK_DEFINE_ISA(Avx512, Counters<64>, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
+VK_DEFINE_ISA(Avx512, Counters<64>,
+              __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
 #endif
 
 // Runs kernel.task<Isa>(i) for every i in [0, n) on torch's threads, with the instruction set in use.

@@ -1,0 +1,36 @@
+# Everything is set up into .venv; PYTHON chooses the interpreter that it is made of.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: train test lint bench gpu-check clean
+
+train: $(VENV)/ready
+	$(RUN) -m vae_kernels.train --out out/digits
+
+test: $(VENV)/ready lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+
+bench: $(VENV)/ready
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so
+
+# torch first: what it brings decides what the others need.
+$(VENV)/environment: constraints.txt pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools wheel
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+$(VENV)/ready: $(VENV)/environment setup.py $(SOURCES)
+	$(RUN) setup.py --quiet build_ext --inplace
+	touch $@

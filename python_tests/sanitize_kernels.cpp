@@ -1,0 +1,171 @@
+// Runs the CPU kernels alone over awkward sizes and strides; built with sanitizers, which abort at the first fault.
+// Every buffer is exactly as large as its view needs, so that one element too far is a fault.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../csrc/cpu/latent.h"
+#include "../csrc/cpu/likelihood.h"
+
+namespace {
+
+using vk::Dims;
+using vk::Shape;
+using vk::Type;
+using vk::View;
+
+void serial(int64_t begin, int64_t end, int64_t, void (*f)(int64_t, int64_t, void*), void* context) {
+  f(begin, end, context);
+}
+
+int64_t size_of(Type type) {
+  switch (type) {
+    case Type::kFloat64:
+    case Type::kInt64: return 8;
+    case Type::kFloat32:
+    case Type::kInt32: return 4;
+    case Type::kBFloat16:
+    case Type::kFloat16:
+    case Type::kInt16: return 2;
+    default: return 1;
+  }
+}
+
+std::mt19937 generator(1);
+
+// A (rows, outer, inner) tensor whose rows or inner pieces may lie apart, or be one and the same.
+struct Layout {
+  int64_t row_gap, outer_gap, inner_stride;
+  bool expanded;
+};
+
+struct Memory {
+  std::vector<std::vector<char>> blocks;
+
+  View view(Type type, int64_t rows, int64_t outer, int64_t inner, Layout layout) {
+    Shape shape;
+    const int64_t piece = inner * layout.inner_stride + layout.outer_gap;
+    const int64_t strides[3] = {layout.expanded ? 0 : outer * piece + layout.row_gap, piece, layout.inner_stride};
+    const int64_t sizes[3] = {rows, outer, inner};
+    int64_t last = 0;
+    for (int d = 0; d < 3; ++d) {
+      shape.sizes.push_back(sizes[d]);
+      shape.strides.push_back(strides[d]);
+      last += (sizes[d] - 1) * strides[d];
+    }
+    Dims columns;
+    columns.push_back(1);
+    columns.push_back(2);
+    View view;
+    if (!vk::make_view(shape, 1, columns, &view)) std::abort();
+    const bool empty = rows * outer * inner == 0;
+    blocks.emplace_back(empty ? 0 : (last + 1) * size_of(type));
+    fill(type, blocks.back());
+    view.data = blocks.back().data();
+    view.type = type;
+    return view;
+  }
+
+  static void fill(Type type, std::vector<char>& block) {
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < block.size(); i += size_of(type)) {
+      const float value = normal(generator);
+      const double wide = value;
+      const uint16_t half = uint16_t(vk::bits_as<uint32_t>(value) >> 16);
+      const void* from = type == Type::kFloat64   ? (const void*)&wide
+                         : type == Type::kFloat32 ? (const void*)&value
+                                                  : &half;
+      if (type == Type::kUInt8) {
+        block[i] = char(value > 0);
+      } else {
+        memcpy(&block[i], from, size_of(type));
+      }
+    }
+  }
+};
+
+void check(bool finite) {
+  if (!finite) {
+    std::fprintf(stderr, "a sum is not finite\n");
+    std::abort();
+  }
+}
+
+template <class T>
+void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, int64_t inner, Layout layout) {
+  const Layout dense{0, 0, 1, false};
+  Memory memory;
+  std::vector<T> sums(rows, T(NAN));
+  const int64_t cols = outer * inner;
+
+  vk::cpu::LatentForward f{};
+  f.arithmetic = arithmetic, f.rows = rows, f.cols = cols, f.seed = 7;
+  f.mu = memory.view(type, rows, outer, inner, layout);
+  f.logvar = memory.view(type, rows, outer, inner, layout);
+  f.z = memory.view(type, rows, outer, inner, dense);
+  f.kl = sums.data();
+  vk::cpu::latent_forward(f, serial);
+  for (const T sum : sums) check(std::isfinite(sum));
+
+  vk::cpu::LatentBackward b{};
+  b.arithmetic = arithmetic, b.rows = rows, b.cols = cols, b.seed = 7;
+  b.mu = f.mu, b.logvar = f.logvar;
+  b.grad_z = memory.view(type, rows, outer, inner, layout);
+  b.grad_kl = f.mu, b.grad_kl.data = sums.data(), b.grad_kl.type = arithmetic, b.grad_kl.dense = false;
+  b.grad_kl.row_inner = 1, b.grad_kl.stride[0] = 1, b.grad_kl.stride[2] = b.grad_kl.stride[3] = 0;
+  b.grad_mu = memory.view(type, rows, outer, inner, dense);
+  b.grad_logvar = memory.view(type, rows, outer, inner, layout.expanded ? dense : layout);
+  vk::cpu::latent_backward(b, serial);
+
+  for (const bool broadcast : {false, true}) {
+    const char* family = broadcast ? "gaussian" : "bernoulli";
+    const int arguments = vk::cpu::family_arguments(family);
+    vk::cpu::LikelihoodForward lf{};
+    lf.family = family, lf.arithmetic = arithmetic, lf.rows = rows, lf.cols = cols;
+    vk::cpu::LikelihoodBackward lb{};
+    lb.family = family, lb.arithmetic = arithmetic, lb.rows = rows, lb.cols = cols;
+    lf.arguments[0] = memory.view(type, rows, outer, inner, layout);
+    lf.arguments[1] = memory.view(target, rows, outer, inner, layout);
+    lf.log_prob = sums.data();
+    for (int i = 0; i < 2; ++i) {
+      lb.gradients[i] = memory.view(i == 0 ? type : Type::kFloat32, rows, outer, inner, dense);
+      lb.elements[i] = rows * cols;
+    }
+    if (arguments == 3) {  // one per outer index, the same for all rows
+      lf.arguments[2] = memory.view(type, 1, outer, 1, dense);
+      View* views[2] = {&lf.arguments[2], &lb.gradients[2]};
+      lb.gradients[2] = memory.view(type, 1, outer, 1, dense);
+      lb.elements[2] = outer;
+      for (View* view : views) {
+        view->stride[0] = view->stride[1] = 0;
+        view->col_inner = std::max<int64_t>(inner, 1), view->stride[2] = 1, view->stride[3] = 0;
+        view->dense = false;
+      }
+    }
+    vk::cpu::likelihood_forward(lf, serial);
+    for (const T sum : sums) check(std::isfinite(sum));
+    lb.grad = b.grad_kl;
+    for (int i = 0; i < arguments; ++i) lb.arguments[i] = lf.arguments[i];
+    vk::cpu::likelihood_backward(lb, serial);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const int64_t sizes[][3] = {{1, 1, 1},   {3, 1, 5},    {7, 4, 5},    {128, 1, 20}, {51, 1, 21},
+                              {5, 3, 341}, {2, 1, 1025}, {40, 2, 700}, {1, 3, 7001}, {2, 1, 16385},
+                              {0, 2, 3},   {3, 0, 4},    {33, 1, 1023}};
+  const Layout layouts[] = {{0, 0, 1, false}, {3, 0, 1, false}, {0, 2, 1, false}, {1, 1, 2, false}, {0, 0, 1, true}};
+  for (const auto& [rows, outer, inner] : sizes) {
+    for (const Layout layout : layouts) {
+      run<float>(Type::kFloat32, Type::kFloat32, Type::kFloat32, rows, outer, inner, layout);
+      run<float>(Type::kFloat32, Type::kBFloat16, Type::kUInt8, rows, outer, inner, layout);
+      run<float>(Type::kFloat32, Type::kBFloat16, Type::kFloat32, rows, outer, inner, layout);
+      run<double>(Type::kFloat64, Type::kFloat64, Type::kFloat32, rows, outer, inner, layout);
+    }
+  }
+  std::puts("clean");
+}

@@ -1,0 +1,33 @@
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with every instruction set."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    path = tmp_path_factory.mktemp("sanitize") / "sanitize_kernels"
+    sources = ["python_tests/sanitize_kernels.cpp", "csrc/cpu/latent.cpp", "csrc/cpu/likelihood.cpp"]
+    # What the kernels are built with, but for the sanitizers and, for time, the optimisation.
+    flags = ["-std=c++17", "-O1", "-g1", "-fno-math-errno", "-ffp-contract=off", "-Wno-psabi"]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run([compiler, *flags, *sanitizers, *sources, "-o", path], cwd=ROOT, check=True)
+    return path
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_clean(program, isa):
+    result = subprocess.run([program], env={**os.environ, "VAE_KERNELS_ISA": isa}, capture_output=True, text=True)
+    if "must name an instruction set of this processor" in result.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "clean\n"
