@@ -117,8 +117,10 @@ def _load_library(name: str) -> str:
 
 
 def _load_triton(device_type: str) -> str:
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "this torch sees no CUDA device"
     try:
-        from . import triton  # noqa: F401
+        from .triton import DEVICES
     except ImportError as error:
         return f"triton does not import: {error}"
-    return ""
+    return "" if device_type in DEVICES else "triton serves CPU tensors only in its interpreter, with TRITON_INTERPRET=1"

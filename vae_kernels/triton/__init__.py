@@ -1,0 +1,28 @@
+"""Triton kernels for NVIDIA and AMD GPUs; under `TRITON_INTERPRET=1` they run on CPU tensors too, for tests.
+
+Importing registers the ops of `vae_kernels.fakes` in the namespace `vae_kernels_triton`. Raises ImportError without Triton.
+"""
+
+import torch
+import triton
+
+from .. import fakes
+from .latent import latent_backward, latent_forward
+from .likelihood import likelihood_backward, likelihood_forward
+
+NAMESPACE = "vae_kernels_triton"
+OPS = {
+    "latent_forward": latent_forward,
+    "latent_backward": latent_backward,
+    "likelihood_forward": likelihood_forward,
+    "likelihood_backward": likelihood_backward,
+}
+# CUDA is what torch calls ROCm devices too.
+DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)
+
+library = torch.library.Library(NAMESPACE, "DEF")
+for name, op in OPS.items():
+    library.define(name + fakes.SCHEMAS[name])
+    for device in DEVICES:
+        library.impl(name, op, device.upper())
+fakes.register(NAMESPACE)

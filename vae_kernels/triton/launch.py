@@ -1,0 +1,88 @@
+"""Launching with as little work on the host as there can be."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .tile import NUM_WARPS, sum_rows_kernel
+
+# A plan for each combination of shapes, strides and dtypes met: a training has a handful.
+MAX_PLANS = 4096
+
+_plans: dict[Hashable, Callable[..., None]] = {}
+
+
+class Launch:
+    """A kernel with its grid and all arguments behind the tensors and numbers that differ from call to call.
+
+    At each call Triton would choose a compiled kernel by the dtypes, the alignment and the divisibility of all arguments.
+    Here these follow from the plan, so the kernel compiled at the first launch serves all others.
+    """
+
+    def __init__(self, kernel: Any, programs: int, device: int, **arguments: Any) -> None:
+        names = kernel.arg_names[-len(arguments) :]
+        self._arguments = [arguments.pop(name) for name in names]
+        self._kernel, self._grid, self._device = kernel, (programs, 1, 1), device
+        self._compiled = None
+
+    def __call__(self, *tensors: Any) -> None:
+        if self._device >= 0 and self._device != torch.cuda.current_device():
+            with torch.cuda.device(self._device):
+                self._run(tensors)
+        else:
+            self._run(tensors)
+
+    def _run(self, tensors: tuple[Any, ...]) -> None:
+        if self._compiled is None:
+            # None under the interpreter, which has nothing to compile.
+            self._compiled = self._kernel[self._grid](*tensors, *self._arguments, num_warps=NUM_WARPS)
+        else:
+            self._compiled[self._grid](*tensors, *self._arguments)
+
+
+class SplitLaunch:
+    """A launch whose last tensor, of `rows` sums, is to be added up from `chunks` times as many by a second kernel."""
+
+    def __init__(self, launch: Launch, device: int, rows: int, chunks: int) -> None:
+        self._launch, self._size = launch, chunks * rows
+        self._sum = sum_rows(device, chunks, rows, in_sequence=True)
+
+    def __call__(self, *tensors: Any) -> None:
+        chunk_sums = tensors[-1].new_empty(self._size)
+        self._launch(*tensors[:-1], chunk_sums)
+        self._sum(chunk_sums, tensors[-1])
+
+
+def sum_rows(device: int, rows: int, cols: int, in_sequence: bool = False) -> Launch:
+    """The launch that sums the columns of a contiguous (rows, cols) tensor, one row after the other if `in_sequence`."""
+    block_cols = min(triton.next_power_of_2(cols), 128)
+    block_rows = 1 if in_sequence else min(triton.next_power_of_2(rows), 1024 // block_cols)
+    return Launch(
+        sum_rows_kernel,
+        triton.cdiv(cols, block_cols),
+        device,
+        rows=rows,
+        cols=cols,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLS=block_cols,
+    )
+
+
+def planned(key: Hashable, make: Callable[[], Callable[..., None]]) -> Callable[..., None]:
+    """What `make()` returned the first time for this key."""
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        plan = _plans[key] = make()
+    return plan
+
+
+def signature(tensor: Tensor | None) -> Hashable:
+    """All that a plan may depend on but the device."""
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0

@@ -1,0 +1,394 @@
+# ruff: noqa: N803  Triton writes compile-time arguments in capitals.
+"""Reconstruction terms: `log p(x)` summed per sample, one pair of functions per family and one kernel pair for all."""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..eager import compute_dtype
+from ..rows import column_dims
+from .layout import Layout, dense, from_dense, layout
+from .launch import Launch, SplitLaunch, planned, signature, sum_rows
+from .math import exp, log1p_unit
+from .tile import (
+    add_compensated,
+    chunks_per_program,
+    compensated,
+    geometry,
+    load,
+    offsets,
+    per_row_offsets,
+    row_blocks_per_program,
+    store,
+    tile,
+)
+
+
+@triton.jit
+def bernoulli_log_prob(x, params):
+    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log(1 + e^−|a|)`: neither term loses the other's digits."""
+    a = params[0]
+    return tl.where(a > 0, x - 1.0, x) * a - log1p_unit(exp(-tl.abs(a)))
+
+
+@triton.jit
+def bernoulli_grad(x, params):
+    """`x − sigmoid(a)`, and `a` to x."""
+    a = params[0]
+    u = exp(-tl.abs(a))
+    # sigmoid(-|a|)
+    tail = u / (1.0 + u)
+    return tl.where(a > 0, (x - 1.0) + tail, x - tail), a
+
+
+@triton.jit
+def gaussian_log_prob(x, params):
+    """`−½ (l + (x − m)² e^−l + ln 2π)`, `l` the log-variance."""
+    difference = x - params[0]
+    return -0.5 * (difference * (difference * exp(-params[1])) + (params[1] + 1.8378770664093453))
+
+
+@triton.jit
+def gaussian_grad(x, params):
+    """`(x − m) e^−l`, its negative to x, and `½ ((x − m)² e^−l − 1)`."""
+    difference = x - params[0]
+    weighted = difference * exp(-params[1])
+    return weighted, -weighted, 0.5 * (difference * weighted - 1.0)
+
+
+class Family(NamedTuple):
+    """`log_prob(x, params)` and `grad(x, params)`, the gradients to the inputs in order: params[0], x, params[1], …"""
+
+    log_prob: Any
+    grad: Any
+
+
+FAMILIES = {
+    "bernoulli": Family(bernoulli_log_prob, bernoulli_grad),
+    "gaussian": Family(gaussian_log_prob, gaussian_grad),
+}
+
+
+@triton.jit
+def _params(
+    inputs, constants, strides, r, c, mask, inner_rows, inner_cols,
+    ONE: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """All parameters of the family: elements [R, C], or numbers where ONE says that the tensor has one element."""
+    params = (load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE),)
+    for i in tl.static_range(2, len(inputs)):
+        if ONE[i]:
+            params = params + (tl.load(inputs[i]).to(DTYPE),)
+        else:
+            params = params + (load(inputs[i] + offsets(r, c, strides[i], inner_rows, inner_cols, VEC), mask, DTYPE),)
+    for i in tl.static_range(len(constants)):
+        # Three float32 that add up to the float64; the first is the nearest float32.
+        value = tl.full([1, 1], constants[i][0], DTYPE)
+        if DTYPE == tl.float64:
+            value += tl.full([1, 1], constants[i][1], DTYPE) + tl.full([1, 1], constants[i][2], DTYPE)
+        params = params + (value,)
+    return params
+
+
+@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
+def likelihood_forward_kernel(
+    inputs, constants, out, strides,
+    rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
+    LOG_PROB: tl.constexpr, ONE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
+    out [chunks, rows]."""
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    programs_per_block = tl.cdiv(chunks, chunks_per_program)
+    block = tl.program_id(0) // programs_per_block
+    first = (tl.program_id(0) % programs_per_block) * chunks_per_program
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    if WIDE:
+        row = row.to(tl.int64)
+        first = first.to(tl.int64)
+    r = row[:, None]
+    total = tl.zeros([BLOCK_ROWS], DTYPE)
+    lost = tl.zeros([BLOCK_ROWS], DTYPE)
+    for chunk in range(first, tl.minimum(first + chunks_per_program, chunks)):
+        c = chunk * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+        mask = None
+        if not EVEN:
+            mask = (r < rows) & (c < cols * VEC)
+        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
+        x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
+        log_prob = LOG_PROB(x, params)
+        if not EVEN:
+            log_prob = tl.where(mask, log_prob, 0.0)
+        term = tl.sum(log_prob, 1)
+        if SPLIT:
+            store(out + chunk * rows + row, term, row < rows)
+        else:
+            total, lost = add_compensated(total, lost, term)
+    if not SPLIT:
+        store(out + row, compensated(total, lost), row < rows)
+
+
+@triton.jit(
+    do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "chunks", "row_blocks", "blocks_per_program"]
+)
+def likelihood_backward_kernel(
+    inputs, constants, grad, outs, sum_outs, strides, grad_strides, out_strides,
+    rows, cols, inner_rows, inner_cols, chunks, row_blocks, blocks_per_program,
+    GRAD: tl.constexpr, ONE: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
+    VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a chunk of columns of `blocks_per_program` blocks of rows. Those of the inputs STORED go to outs. Those
+    of the inputs SUMMED are summed over the program's rows, into sum_outs [programs per chunk, cols]; of inputs that are
+    ONE also over its columns, into sum_outs [programs per chunk, chunks]."""
+    group = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    first_col = chunk * BLOCK_COLS
+    if WIDE:
+        first_col = first_col.to(tl.int64)
+    c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
+    sums = ()
+    for _ in tl.static_range(len(SUMMED)):
+        sums = sums + (tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE),)
+    first = group * blocks_per_program
+    for block in range(first, tl.minimum(first + blocks_per_program, row_blocks)):
+        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        if WIDE:
+            row = row.to(tl.int64)
+        r = row[:, None]
+        mask = None
+        if not EVEN:
+            mask = (r < rows) & (c < cols * VEC)
+        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
+        x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
+        g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
+        grads = GRAD(x, params)
+        at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
+        for i in tl.static_range(len(STORED)):
+            store(outs[i] + at, g * grads[STORED[i]], mask)
+        more = ()
+        for i in tl.static_range(len(SUMMED)):
+            value = g * grads[SUMMED[i]]
+            if not EVEN:
+                value = tl.where(mask, value, 0.0)
+            more = more + (sums[i] + value,)
+        sums = more
+    for i in tl.static_range(len(SUMMED)):
+        if ONE[SUMMED[i]]:
+            tl.store(sum_outs[i] + group * chunks + chunk, tl.sum(tl.sum(sums[i], 1), 0))
+        else:
+            col = first_col + tl.arange(0, BLOCK_COLS)
+            tl.store(sum_outs[i] + group.to(tl.int64) * (cols * VEC) + col, tl.sum(sums[i], 0), mask=col < cols * VEC)
+
+
+def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:
+    """The sums of the batch dims."""
+    full = inputs[0]
+    out = full.new_empty(full.shape[:batch_dims], dtype=compute_dtype(*inputs))
+    if full.numel() == 0:
+        return out.zero_()
+    key = ("likelihood_forward", family, batch_dims, full.get_device(), *map(signature, inputs))
+    plan = planned(key, lambda: _plan_forward(family, inputs, batch_dims))
+    plan(tuple(inputs), tuple(map(_float32_parts, constants)), out)
+    return out
+
+
+def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callable[..., None]:
+    full, one = inputs[0], _one_element(inputs)
+    order = column_dims(full, batch_dims)
+    form = layout(_in_full_shape(inputs, one), batch_dims, order)
+    if form is None:
+        return partial(_forward_through_copies, family, batch_dims, order)
+    shape = tile(form.rows, form.cols * form.vec)
+    chunks = chunks_per_program(shape)
+    split = chunks < shape.chunks
+    launch = Launch(
+        likelihood_forward_kernel,
+        shape.row_blocks * triton.cdiv(shape.chunks, chunks),
+        full.get_device(),
+        strides=_strides_of_inputs(form, one),
+        chunks_per_program=chunks,
+        LOG_PROB=FAMILIES[family].log_prob,
+        ONE=one,
+        SPLIT=split,
+        **geometry(form, shape),
+    )
+    return SplitLaunch(launch, full.get_device(), form.rows, shape.chunks) if split else launch
+
+
+def likelihood_backward(
+    family: str, grad: Tensor, inputs: list[Tensor], constants: list[float], batch_dims: int, needs: list[bool]
+) -> list[Tensor]:
+    """The gradients of the inputs that are needed, each in the shape and dtype of its own input."""
+    full = inputs[0]
+    grads = [
+        torch.empty_like(full, dtype=t.dtype) if t.shape == full.shape else t.new_empty(t.shape)
+        for t, need in zip(inputs, needs, strict=True)
+        if need
+    ]
+    if full.numel() == 0:
+        return [g.zero_() for g in grads]
+    if not grads:
+        return grads
+    key = (
+        "likelihood_backward",
+        family,
+        batch_dims,
+        full.get_device(),
+        (grad.stride(), grad.dtype),
+        *map(signature, inputs),
+        *needs,
+    )
+    plan = planned(key, lambda: _plan_backward(family, grad, inputs, batch_dims, needs))
+    plan(tuple(inputs), tuple(map(_float32_parts, constants)), grad, grads)
+    return grads
+
+
+def _plan_backward(
+    family: str, grad: Tensor, inputs: list[Tensor], batch_dims: int, needs: list[bool]
+) -> Callable[..., None]:
+    full, one = inputs[0], _one_element(inputs)
+    order = column_dims(full, batch_dims)
+    out = torch.empty_like(full, device="meta")
+    form = layout([out, *_in_full_shape(inputs, one)], batch_dims, order, (grad,))
+    if form is None:
+        return partial(_backward_through_copies, family, batch_dims, order, needs)
+    shape = tile(form.rows, form.cols * form.vec)
+    needed = [i for i, need in enumerate(needs) if need]
+    stored = tuple(i for i in needed if inputs[i].shape == full.shape)
+    summed = tuple(i for i in needed if inputs[i].shape != full.shape)
+    blocks = row_blocks_per_program(shape) if summed else 1
+    groups = triton.cdiv(shape.row_blocks, blocks)
+    dtype = compute_dtype(*inputs)
+    launch = Launch(
+        likelihood_backward_kernel,
+        groups * shape.chunks,
+        full.get_device(),
+        strides=_strides_of_inputs(form._replace(strides=form.strides[1:]), one),
+        grad_strides=form.per_row_strides[0],
+        out_strides=form.strides[0],
+        row_blocks=shape.row_blocks,
+        blocks_per_program=blocks,
+        GRAD=FAMILIES[family].grad,
+        ONE=one,
+        STORED=stored,
+        SUMMED=summed,
+        DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
+        **geometry(form, shape),
+    )
+    sums = [
+        _SumOfPartials(full, inputs[i], dtype, batch_dims, order, groups * shape.chunks if one[i] else groups)
+        for i in summed
+    ]
+    return _Backward(launch, [needed.index(i) for i in stored], [needed.index(i) for i in summed], sums)
+
+
+class _Backward:
+    """The kernel, then the sum of each gradient that has fewer elements than the tensors."""
+
+    def __init__(
+        self, launch: Launch, stored: list[int], summed: list[int], sums: "list[_SumOfPartials]"
+    ) -> None:
+        self._launch, self._stored, self._summed, self._sums = launch, stored, summed, sums
+
+    def __call__(
+        self, inputs: tuple[Tensor, ...], constants: tuple[tuple[float, ...], ...], grad: Tensor, grads: list[Tensor]
+    ) -> None:
+        partials = tuple(s.empty_partials() for s in self._sums)
+        self._launch(inputs, constants, grad, tuple(grads[i] for i in self._stored), partials)
+        for i, partial_sums, total in zip(self._summed, partials, self._sums, strict=True):
+            total(partial_sums, grads[i])
+
+
+class _SumOfPartials:
+    """Sums what the programs have found for a parameter that is the same for all samples."""
+
+    def __init__(
+        self, full: Tensor, parameter: Tensor, dtype: torch.dtype, batch_dims: int, order: Sequence[int], count: int
+    ) -> None:
+        self._device, self._dtype, self._count, self._order = full.device, dtype, count, order
+        self._shape = full.shape[batch_dims:]
+        self._cols = 1 if parameter.numel() == 1 else math.prod(self._shape)
+        # Elements that share a value, or stand in another order than columns are counted in, are put right afterwards.
+        self._direct = parameter.numel() == self._cols and (self._cols == 1 or list(order) == sorted(order))
+        self._batch_dims = batch_dims
+        self._sum = sum_rows(full.get_device(), count, self._cols)
+
+    def empty_partials(self) -> Tensor:
+        return torch.empty((self._count, self._cols), dtype=self._dtype, device=self._device)
+
+    def __call__(self, partials: Tensor, grad: Tensor) -> None:
+        if self._direct:
+            self._sum(partials, grad)
+            return
+        sums = partials.new_empty([self._shape[d - self._batch_dims] for d in self._order])
+        self._sum(partials, sums)
+        in_order = sums.permute([self._order.index(d) for d in sorted(self._order)])
+        own = grad.shape[max(grad.dim() - len(self._shape), 0) :]
+        grad.copy_(in_order.sum_to_size(own).view(grad.shape))
+
+
+def _one_element(inputs: Sequence[Tensor]) -> tuple[bool, ...]:
+    return tuple(t.numel() == 1 and t.shape != inputs[0].shape for t in inputs)
+
+
+def _in_full_shape(inputs: Sequence[Tensor], one: Sequence[bool]) -> list[Tensor]:
+    return [t.expand_as(inputs[0]) for t, is_one in zip(inputs, one, strict=True) if not is_one]
+
+
+def _strides_of_inputs(form: Layout, one: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
+    strides = iter(form.strides)
+    return tuple(() if is_one else next(strides) for is_one in one)
+
+
+def _float32_parts(number: float) -> tuple[float, float, float]:
+    """Three float32 that add up to the number: Triton takes numbers as float32."""
+    first = ctypes.c_float(number).value
+    if not math.isfinite(first):
+        return first, 0.0, 0.0
+    second = ctypes.c_float(number - first).value
+    return first, second, number - first - second
+
+
+def _dense_inputs(inputs: Sequence[Tensor], batch_dims: int, order: Sequence[int]) -> list[Tensor]:
+    """Copies with the columns in `order`; a parameter that is the same for all samples gets the shape of a row."""
+    full = inputs[0]
+    copies = []
+    for t, is_one in zip(inputs, _one_element(inputs), strict=True):
+        if is_one:
+            copies.append(t.reshape(1))
+        elif t.shape == full.shape:
+            copies.append(dense(t, batch_dims, order))
+        else:
+            row = t.expand_as(full)[(0,) * batch_dims]
+            copies.append(dense(row, 0, [d - batch_dims for d in order]))
+    return copies
+
+
+def _forward_through_copies(family, batch_dims, order, inputs, constants, out) -> None:
+    copies = _dense_inputs(inputs, batch_dims, order)
+    out.copy_(likelihood_forward(family, copies, [sum(reversed(c)) for c in constants], batch_dims))
+
+
+def _backward_through_copies(family, batch_dims, order, needs, inputs, constants, grad, grads) -> None:
+    copies = _dense_inputs(inputs, batch_dims, order)
+    found = likelihood_backward(
+        family, grad.contiguous(), copies, [sum(reversed(c)) for c in constants], batch_dims, needs
+    )
+    needed = [t for t, need in zip(inputs, needs, strict=True) if need]
+    for parameter, result, dense_grad in zip(needed, grads, found, strict=True):
+        if parameter.shape == inputs[0].shape:
+            from_dense(dense_grad, result, batch_dims, order)
+        elif parameter.numel() == 1:
+            result.copy_(dense_grad.view(result.shape))
+        else:
+            in_order = dense_grad.permute([order.index(d) for d in sorted(order)])
+            own = result.shape[max(result.dim() - len(order), 0) :]
+            result.copy_(in_order.sum_to_size(own).view(result.shape))

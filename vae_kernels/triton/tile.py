@@ -1,0 +1,146 @@
+# ruff: noqa: N803  Triton writes compile-time arguments in capitals.
+"""The piece of a tensor that a program holds at once, and how many programs there are."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .layout import Layout
+
+# Sixteen elements per thread: two to four 16-byte loads of each tensor in flight, below 100 registers.
+NUM_WARPS = 4
+MAX_TILE = 2048
+# A small problem is spread over more programs: four elements per thread.
+SMALL_TILE = 512
+SMALL_PROBLEM = 2**20
+# Programs that keep a large GPU busy. A constant, so that results do not depend on the device.
+ENOUGH_PROGRAMS = 512
+MANY_PROGRAMS = 1024
+
+
+class Tile(NamedTuple):
+    """`block_rows` x `block_cols` elements at a time; rows and columns are cut into `row_blocks` and `chunks` of them."""
+
+    block_rows: int
+    block_cols: int
+    row_blocks: int
+    chunks: int
+
+
+def tile(rows: int, cols: int) -> Tile:
+    """The launch shape, from the sizes alone: whole rows where 2048 columns hold them, many at a time if they are short;
+    else chunks of 2048 columns.
+
+    How a row is cut and over which threads it lies depends on the number of columns only: a sample's sum does not depend
+    on how many other samples there are.
+    """
+    block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_TILE)
+    chunks = triton.cdiv(cols, block_cols)
+    elements = MAX_TILE if rows * chunks * block_cols >= SMALL_PROBLEM else SMALL_TILE
+    block_rows = max(elements // block_cols, 1)
+    return Tile(block_rows, block_cols, triton.cdiv(rows, block_rows), chunks)
+
+
+def chunks_per_program(shape: Tile) -> int:
+    """How many chunks of a row one program sums. All of them, unless there are too few rows to keep a GPU busy."""
+    if shape.row_blocks >= ENOUGH_PROGRAMS:
+        return shape.chunks
+    return triton.cdiv(shape.chunks, min(shape.chunks, triton.cdiv(MANY_PROGRAMS, shape.row_blocks)))
+
+
+def row_blocks_per_program(shape: Tile) -> int:
+    """How many blocks of rows one program adds up per column: as many as leave enough programs, so that partial sums
+    cost little traffic."""
+    groups = min(shape.row_blocks, triton.cdiv(MANY_PROGRAMS, shape.chunks))
+    return triton.cdiv(shape.row_blocks, groups)
+
+
+def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
+    """What every kernel is told of both."""
+    return {
+        "rows": form.rows,
+        "cols": form.cols,
+        "inner_rows": form.inner_rows,
+        "inner_cols": form.inner_cols,
+        "chunks": shape.chunks,
+        "VEC": form.vec,
+        "WIDE": form.wide,
+        "EVEN": form.rows % shape.block_rows == 0 and form.cols * form.vec % shape.block_cols == 0,
+        "BLOCK_ROWS": shape.block_rows,
+        "BLOCK_COLS": shape.block_cols,
+    }
+
+
+@triton.jit
+def offsets(row, col, strides, inner_rows, inner_cols, VEC: tl.constexpr):
+    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements; see `layout.Layout`."""
+    if len(strides) == 1:
+        return row * (strides[0] * VEC) + col
+    else:
+        first = (row // inner_rows) * (strides[0] * VEC) + (row % inner_rows) * (strides[1] * VEC)
+        if len(strides) == 2:
+            return first + col
+        else:
+            inner = inner_cols * VEC
+            outer_col = (col // inner) * (strides[2] * VEC)
+            if len(strides) == 3:
+                return first + (outer_col + col % inner)
+            else:
+                return first + (outer_col + (col % inner) * strides[3])
+
+
+@triton.jit
+def per_row_offsets(row, strides, inner_rows):
+    if len(strides) == 1:
+        return row * strides[0]
+    else:
+        return (row // inner_rows) * strides[0] + (row % inner_rows) * strides[1]
+
+
+@triton.jit
+def load(pointers, mask, DTYPE: tl.constexpr):
+    """Elements as DTYPE, float32 or float64; zero where masked. No mask, no cost."""
+    if mask is None:
+        return tl.load(pointers).to(DTYPE)
+    else:
+        return tl.load(pointers, mask=mask, other=0).to(DTYPE)
+
+
+@triton.jit
+def store(pointers, value, mask):
+    element: tl.constexpr = pointers.dtype.element_ty
+    if element == tl.bfloat16 and value.dtype == tl.float64:
+        value = value.to(tl.float32)
+    tl.store(pointers, value.to(element), mask=mask)
+
+
+@triton.jit
+def add_compensated(total, lost, term):
+    """Knuth's two-sum: `total + term`, and `lost` plus what rounding took from it."""
+    new = total + term
+    virtual = new - total
+    return new, lost + ((total - (new - virtual)) + (term - virtual))
+
+
+@triton.jit
+def compensated(total, lost):
+    """The sum with what was lost; that is NaN where the sum is not finite, which then stands by itself."""
+    return tl.where(lost == lost, total + lost, total)
+
+
+@triton.jit
+def sum_rows_kernel(x, out, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """`out[c] = Σ_r x[r, c]`, in an order that follows from the sizes. With BLOCK_ROWS = 1 it is the order, and the
+    arithmetic, of a program that adds `cols` sums up itself, chunk after chunk."""
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
+    lost = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
+    for start in tl.range(0, rows, BLOCK_ROWS, loop_unroll_factor=8):
+        row = start + tl.arange(0, BLOCK_ROWS)[:, None]
+        term = tl.load(x + row.to(tl.int64) * cols + col, mask=(row < rows) & (col < cols), other=0)
+        total, lost = add_compensated(total, lost, term)
+    result = tl.sum(compensated(total, lost), 0)
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    store(out + col, result, col < cols)
