@@ -113,13 +113,20 @@ class Rows {
       view.type = type_of_tensor(tensor);
       return view;
     }
-    Tensor copy = empty_like_first(dtype_of(tensor));
-    AtenTensorHandle expanded;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at,
-                                                          tensor.storage_offset(), &expanded));
-    torch::stable::copy_(copy, Tensor(expanded));
+    // What is the same for all rows stays so: one row is copied.
+    Shape copied = shape_;
+    const bool one_row =
+        std::all_of(shape.strides.begin(), shape.strides.begin() + batch_dims_, [](int64_t s) { return s == 0; });
+    if (one_row) std::fill(copied.sizes.begin(), copied.sizes.begin() + batch_dims_, 1);
+    AtenTensorHandle source;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.at,
+                                                          shape.strides.at, tensor.storage_offset(), &source));
+    Tensor copy = empty_strided(copied, dtype_of(tensor), first_);
+    torch::stable::copy_(copy, Tensor(source));
     copies_.push_back(copy);
-    return output(copy);
+    if (one_row) std::fill(copied.strides.begin(), copied.strides.begin() + batch_dims_, 0);
+    copied.sizes = shape_.sizes;
+    return view_of(copied, copy.mutable_data_ptr(), type_of_tensor(copy));
   }
 
   // A view of a tensor of the call's leading dims: one value per row.
@@ -142,12 +149,17 @@ class Rows {
     return view;
   }
 
+  // A view of memory made for this call, of its shape.
   View output(const Tensor& tensor) const {
-    View view;
-    make_view(broadcast(shape_of(tensor)), batch_dims_, columns_, &view);
-    view.data = tensor.mutable_data_ptr();
-    view.type = type_of_tensor(tensor);
-    return view;
+    return view_of(shape_of(tensor), tensor.mutable_data_ptr(), type_of_tensor(tensor));
+  }
+
+  bool same_shape(const Tensor& tensor) const { return same_sizes(shape_of(tensor), shape_); }
+
+  // Which element of a tensor that broadcasts to the call's shape, and is the same for all rows, belongs to each
+  // column.
+  std::vector<int64_t> column_offsets_of(const Tensor& tensor) const {
+    return column_offsets(broadcast(shape_of(tensor)), columns_);
   }
 
   Tensor empty_like_first(int32_t dtype) const { return empty_strided(shape_, dtype, first_); }
@@ -170,6 +182,14 @@ class Rows {
   }
 
  private:
+  View view_of(const Shape& shape, void* data, Type type) const {
+    View view;
+    STD_TORCH_CHECK(make_view(shape, batch_dims_, columns_, &view), "memory made for this call has its row form");
+    view.data = data;
+    view.type = type;
+    return view;
+  }
+
   // Stride 0 where the tensor has one element, in the call's sizes.
   Shape broadcast(const Shape& from) const {
     if (same_sizes(from, shape_)) return from;

@@ -102,8 +102,15 @@ std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!needs.at(i)) continue;
     gradients.push_back(rows.empty_gradient(inputs[i]));
-    a.gradients[i] = rows.output(gradients.back());
-    a.elements[i] = inputs[i].numel();
+    Tensor& gradient = gradients.back();
+    if (rows.same_shape(gradient)) {
+      a.gradients[i] = rows.output(gradient);
+    } else {
+      a.gradients[i].data = gradient.mutable_data_ptr();
+      a.gradients[i].type = type_of_tensor(gradient);
+      a.sums[i] = gradient.numel();
+      if (a.sums[i] > 1) a.cells[i] = rows.column_offsets_of(gradient);
+    }
   }
   cpu::likelihood_backward(a, parallel_for);
   return gradients;

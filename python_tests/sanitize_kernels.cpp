@@ -131,18 +131,15 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
     lf.log_prob = sums.data();
     for (int i = 0; i < 2; ++i) {
       lb.gradients[i] = memory.view(i == 0 ? type : Type::kFloat32, rows, outer, inner, dense);
-      lb.elements[i] = rows * cols;
     }
     if (arguments == 3) {  // one per outer index, the same for all rows
       lf.arguments[2] = memory.view(type, 1, outer, 1, dense);
-      View* views[2] = {&lf.arguments[2], &lb.gradients[2]};
+      lf.arguments[2].stride[0] = lf.arguments[2].stride[1] = 0;
+      lf.arguments[2].col_inner = std::max<int64_t>(inner, 1), lf.arguments[2].stride[2] = 1;
+      lf.arguments[2].stride[3] = 0, lf.arguments[2].dense = false;
       lb.gradients[2] = memory.view(type, 1, outer, 1, dense);
-      lb.elements[2] = outer;
-      for (View* view : views) {
-        view->stride[0] = view->stride[1] = 0;
-        view->col_inner = std::max<int64_t>(inner, 1), view->stride[2] = 1, view->stride[3] = 0;
-        view->dense = false;
-      }
+      lb.sums[2] = outer;
+      for (int64_t col = 0; col < cols; ++col) lb.cells[2].push_back(col / inner);
     }
     vk::cpu::likelihood_forward(lf, serial);
     for (const T sum : sums) check(std::isfinite(sum));

@@ -44,18 +44,13 @@ struct Backward {
 
   explicit Backward(const LikelihoodBackward& a) : a(a), grid(a.rows, a.cols, 1, sums_columns(a)) {
     for (int j = 0; j < kArguments; ++j) {
-      if (!reduced(a, j)) continue;
-      a.elements[j] == 1 ? (void)total[j].emplace(grid) : (void)columns[j].emplace(grid);
+      if (a.sums[j] == 1) total[j].emplace(grid);
+      if (a.sums[j] > 1) columns[j].emplace(grid);
     }
   }
 
-  static bool reduced(const LikelihoodBackward& a, int j) {
-    return a.gradients[j].data && a.elements[j] != a.rows * a.cols;
-  }
   static bool sums_columns(const LikelihoodBackward& a) {
-    bool any = false;
-    for (int j = 0; j < kArguments; ++j) any |= reduced(a, j) && a.elements[j] != 1;
-    return any;
+    return std::any_of(a.sums, a.sums + kArguments, [](int64_t n) { return n > 1; });
   }
 
   template <class Isa>
@@ -98,9 +93,10 @@ struct Backward {
   }
 
   void finish_columns(int j) const {
-    std::vector<Total> cells(a.elements[j]);
-    for (int64_t col = 0; col < a.cols; ++col) cells[a.gradients[j].col_offset(col)].add(columns[j]->finish(col));
-    for (int64_t cell = 0; cell < a.elements[j]; ++cell) write(a.gradients[j], cell, cells[cell].value());
+    const std::vector<double> sums = columns[j]->finish();
+    std::vector<Total> cells(a.sums[j]);
+    for (int64_t col = 0; col < a.cols; ++col) cells[a.cells[j][col]].add(sums[col]);
+    for (int64_t cell = 0; cell < a.sums[j]; ++cell) write(a.gradients[j], cell, cells[cell].value());
   }
 
   static void write(const View& view, int64_t at, double value) {

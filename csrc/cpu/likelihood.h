@@ -1,6 +1,8 @@
 // The CPU kernels of the likelihoods: what they take. A view without data stands for a tensor that is not there.
 #pragma once
 
+#include <vector>
+
 #include "tiles.h"
 
 namespace vk::cpu {
@@ -21,10 +23,11 @@ struct LikelihoodBackward {
   int64_t rows, cols;
   View grad;
   View arguments[kMaxArguments];
-  // Gradients. One that has fewer elements than (rows, cols) is contiguous, and gets the sum of all elements that its
-  // view maps to one of its own.
   View gradients[kMaxArguments];
-  int64_t elements[kMaxArguments];
+  // Of a gradient that is a sum, how many elements it has, contiguous, and for more than one to which of them each
+  // column is added; else 0.
+  int64_t sums[kMaxArguments];
+  std::vector<int64_t> cells[kMaxArguments];
 };
 
 // How many arguments a family has; 0 where there is no such family.

@@ -430,10 +430,13 @@ struct ColumnSums {
     }
   }
 
-  double finish(int64_t col) const {
-    double sum = 0;
-    for (int64_t task = 0; task < grid.row_tasks(); ++task) sum += partial[task * grid.cols + col];
-    return sum;
+  std::vector<double> finish() const {
+    std::vector<double> sums(grid.cols, 0.0);
+    for (int64_t task = 0; task < grid.row_tasks(); ++task) {
+      const T* part = partial.get() + task * grid.cols;
+      for (int64_t col = 0; col < grid.cols; ++col) sums[col] += part[col];
+    }
+    return sums;
   }
 };
 
