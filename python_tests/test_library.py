@@ -1,0 +1,157 @@
+"""The C++ library: what it needs from torch, and that threads and instruction sets change no bit of a result."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BACKENDS
+
+import vae_kernels as vk
+
+LIBRARY = Path(vk.__file__).with_name("_cpp.so")
+
+pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ library is not built for this device")
+
+# What a library built for torch 2.10 may ask of a later one: the C shims of the stable ABI.
+STABLE = re.compile(r"^(aoti_torch_\w+|torch_\w+)$")
+
+
+def undefined_symbols() -> dict[str, str]:
+    """Undefined dynamic symbols with the version tag of the library that serves them, empty where there is none."""
+    listed = subprocess.run(["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in listed.stdout.splitlines()]
+    return {name.partition("@")[0]: name.partition("@")[2].lstrip("@") for name in names}
+
+
+# Of libstdc++, which libtorch exports in part: such symbols carry no version.
+STANDARD = re.compile(r"^_Z[A-Z]*St")
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
+def test_needs_nothing_of_torch_outside_the_stable_abi() -> None:
+    system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC)_")
+    weak = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+    others = {name for name, version in undefined_symbols().items() if not system.match(version)} - weak
+    assert "torch_library_impl" in others
+    assert not {name for name in others if not STABLE.match(name) and not STANDARD.match(name)}
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="readelf of binutils is not installed")
+def test_links_to_nothing_unexpected() -> None:
+    listed = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", listed))
+    system = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
+    assert needed - system <= {"libtorch.so", "libtorch_cpu.so", "libc10.so"}
+    assert not re.search(r"R(UN)?PATH.*(/home|/work|/root|/tmp|/build)", listed)
+
+
+DIGESTS = """
+import hashlib, json, sys
+import torch
+import vae_kernels as vk
+
+sys.path.insert(0, sys.argv[1])
+from samples import BF16, BROADCAST, F16, F32, F64, LAID_OUT, OPS, SHAPED, VALUES, sample
+
+vk.use_backend("cpp")
+
+
+def digest(tensor):
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().reshape(-1))
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def noise():
+    for dtype in (F64, F32, BF16, F16):
+        for shape in ((1, 1), (7, 20), (300, 1000), (3, 100001), (1, 400003), (70001, 3)):
+            zero = torch.zeros((), dtype=dtype).expand(shape)
+            yield f"noise {dtype} {shape}", vk.reparameterize_kl(zero, zero, seed=5)[0]
+
+
+def results(cases):
+    for case, tensors in cases:
+        outputs = case.call(tensors)
+        wanted = {name: t for name, t in tensors.items() if t.requires_grad}
+        upstream = list(case.upstream(outputs).values())
+        gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), upstream)
+        for name, tensor in [*outputs.items(), *zip((f"grad {name}" for name in wanted), gradients)]:
+            yield f"{case} {name}", tensor
+
+
+large = [sample(op, shape, dtypes=dtype) for op in OPS for dtype in (F64, F32, BF16)
+         for shape in ((300, 1000), (3, 100001), (1, 200003), (70001, 3))]
+large += [sample("gaussian", shape, parameter=parameter) for shape in ((300, 1000), (1, 200003), (70001, 3))
+          for parameter in ((), shape[1:])]
+cases = [(case, case.make()) for case in [*VALUES[::3], *SHAPED, *LAID_OUT[::3], *BROADCAST, *large]]
+found = {"isa": torch.ops.vae_kernels_cpp.isa()}
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    found[threads] = {name: digest(tensor) for source in (noise(), results(cases)) for name, tensor in source}
+print(json.dumps(found))
+"""
+
+
+@cache
+def digests(isa: str) -> dict[str, str | dict[str, str]]:
+    """Of every result of a process with that instruction set, for one thread and for two."""
+    environment = {"VAE_KERNELS_ISA": isa, "PYTHONPATH": str(LIBRARY.parents[1]), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def supported() -> list[str]:
+    """The instruction sets of this machine, best first."""
+    of_torch = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": ["avx512", "avx2", "baseline"], "AVX2": ["avx2", "baseline"]}.get(of_torch, ["baseline"])
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("isa", supported())
+def test_threads_and_instruction_sets_change_no_bit(isa: str, threads: str) -> None:
+    want, got = digests("baseline")["1"], digests(isa)[threads]
+    assert digests(isa)["isa"] == isa
+    assert set(got) == set(want)
+    assert [name for name in got if got[name] != want[name]] == []
+
+
+def test_the_best_instruction_set_is_the_default() -> None:
+    code = "import torch, vae_kernels as vk; vk.use_backend('cpp'); print(torch.ops.vae_kernels_cpp.isa())"
+    environment = {k: v for k, v in os.environ.items() if k != "VAE_KERNELS_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(LIBRARY.parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == supported()[0]
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    """Each Python thread gets its own right results."""
+
+    def step(seed: int) -> list[torch.Tensor]:
+        mu, logvar = (torch.full((64, 333), 0.1 * seed, requires_grad=True) for _ in range(2))
+        with vk.use_backend("cpp"):
+            z, kl = vk.reparameterize_kl(mu, logvar, seed=seed)
+        return [z.detach(), kl.detach(), *torch.autograd.grad(z.sum() + kl.sum(), (mu, logvar))]
+
+    want = [step(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(step, [*range(8)] * 8))
+    for index, result in enumerate(got):
+        assert all(torch.equal(a, b) for a, b in zip(result, want[index % 8], strict=True))
