@@ -1,0 +1,266 @@
+"""Training end to end: the same numbers again, resumed or not, and on every backend."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_kernels as vk
+from vae_kernels import checkpoint, data, extras, options, pictures, train
+from vae_kernels.models import MLPVAE, ConvVAE
+from vae_kernels.noise import normal_like
+
+TINY = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "300", "--device", "cpu"]
+KERNELS = [name for name, state in vk.backends()["cpu"].items() if name != "eager" and state == "available"]
+
+
+def run(out, *arguments):
+    """The exit status, and the history as text."""
+    status = train.main([*TINY, "--out", str(out), *arguments])
+    return status, (out / train.HISTORY).read_text()
+
+
+def terms(history):
+    return np.array([[float(field) for field in line.split(",")] for line in history.splitlines()[1:]])
+
+
+def weights(out):
+    return checkpoint.load_model(out).state_dict()
+
+
+def same_weights(a, b):
+    return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
+
+
+def test_a_run_leaves_history_checkpoint_and_pictures(tmp_path, capsys):
+    status, history = run(tmp_path, "--epochs", "3", "--latent-dim", "2")
+    assert status == 0
+    names = ["reconstructions", "samples", "learning_curve", "manifold", "means"]
+    printed = capsys.readouterr().out
+    for name in names:
+        path = tmp_path / f"{name}.png"
+        assert str(path) in printed
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10  # not blank
+    assert history.splitlines()[0].split(",") == list(train.Row._fields)
+    table = terms(history)
+    assert table[:, 0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(table[:, 1], table[:, 2] - table[:, 3], atol=3e-6)
+    np.testing.assert_allclose(table[:, 4], table[:, 5] - table[:, 6], atol=3e-6)
+    assert table[2, 4] > table[0, 4]
+    settings = json.loads((tmp_path / checkpoint.SETTINGS).read_text())
+    assert settings["training"]["latent_dim"] == settings["model"]["latent_dim"] == 2
+
+
+def test_the_history_is_the_elbo_of_the_model(tmp_path):
+    """Held out: from the saved model with plain torch.distributions. Training: from one step, before any change."""
+    _, history = run(tmp_path, "--epochs", "1", "--lr", "0", "--batch-size", "2000", "--backend", "eager")
+    model, source = checkpoint.load_model(tmp_path).double(), data.digits()
+
+    def elbo(images, seed):
+        x = images.double() / 16
+        mu, logvar = model.encode(x)
+        q = torch.distributions.Normal(mu, (logvar / 2).exp())
+        z = mu + q.scale * normal_like(mu, torch.tensor([seed]), 1)
+        (logits,) = model.decode(z)
+        log_px = torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x).flatten(1).sum(1)
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+        return [term.mean().item() for term in (log_px - kl, log_px, kl)]
+
+    trainer = train.Trainer(options.parse([*TINY, "--batch-size", "2000"])[0], source)
+    expected = [*elbo(source.train[trainer.order], trainer.seeds.item()), *elbo(source.held_out, 0)]
+    np.testing.assert_allclose(terms(history)[0, 1:], expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("extra", [["--model", "conv"], ["--dtype", "bfloat16"], ["--likelihood", "gaussian-learned"]])
+def test_same_seed_same_numbers(tmp_path, extra):
+    histories = [run(tmp_path / name, "--epochs", "2", *extra)[1] for name in "ab"]
+    assert histories[0] == histories[1]
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    _, other = run(tmp_path / "c", "--epochs", "2", "--seed", "1", *extra)
+    assert other != histories[0]
+
+
+def test_the_global_random_state_has_no_part_in_it(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _, a = run(tmp_path / "a", "--epochs", "1")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert run(tmp_path / "b", "--epochs", "1")[1] == a
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7, 13])
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path, capsys, monkeypatch, steps):
+    """Ctrl-C after some steps of five an epoch: within the first, at the end of one, within a later one."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _, expected = run(whole, "--epochs", "3")
+    done, train_step = [], train.Trainer.train_step
+
+    def interrupting(trainer):
+        train_step(trainer)
+        done.append(1)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", interrupting)
+        status, history = run(parts, "--epochs", "3")
+    assert status == 130 and len(done) == steps and len(terms(history)) == steps // 5
+    assert "--resume" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"stopped after {steps // 5} of 3 epochs: continue it with --resume"):
+        run(parts, "--epochs", "3")
+    status, history = run(parts, "--resume")
+    assert status == 0 and history == expected and same_weights(whole, parts)
+
+
+def test_a_second_interrupt_interrupts():
+    with pytest.raises(KeyboardInterrupt), train.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_resume_may_add_epochs_but_not_change_the_model(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _, expected = run(whole, "--epochs", "3", "--lr", "0.002")
+    run(parts, "--epochs", "1", "--lr", "0.002")
+    for change, was in (("--latent-dim=4", "latent_dim was 3"), ("--hidden=8", r"hidden was \(16,\)")):
+        with pytest.raises(SystemExit, match=f"{was} when this run began"):
+            run(parts, "--resume", change)
+    _, history = run(parts, "--epochs", "3", "--resume")
+    assert history == expected and same_weights(whole, parts)
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    run(tmp_path, "--epochs", "1")
+    before = (tmp_path / checkpoint.TENSORS).read_bytes()
+    monkeypatch.setattr(extras.require("safetensors.torch"), "save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, "--epochs", "2", "--resume")
+    assert (tmp_path / checkpoint.TENSORS).read_bytes() == before
+    monkeypatch.undo()
+    _, resumed = run(tmp_path, "--resume", "--epochs", "2")
+    assert resumed == run(tmp_path / "whole", "--epochs", "2")[1]
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_kernels_train_as_eager_does(tmp_path, backend):
+    """The full model with the trainer's default settings: held-out ELBOs 1e-3 nats apart at most, in every epoch.
+
+    Measured over 100 epochs (2300 steps) for cpp: 3e-6. Other noise gives another ELBO by far.
+    """
+
+    def held_out(name, *arguments):
+        status = train.main(["--device", "cpu", "--epochs", "20", "--out", str(tmp_path / name), *arguments])
+        assert status == 0
+        return terms((tmp_path / name / train.HISTORY).read_text())[:, 4]
+
+    expected = held_out("eager", "--backend", "eager")
+    np.testing.assert_allclose(held_out("kernel", "--backend", backend), expected, rtol=0, atol=1e-3)
+    assert abs(held_out("noise", "--backend", backend, "--seed", "1") - expected).max() > 1e-2
+
+
+def test_beta_weighs_the_kl(tmp_path):
+    kl = [terms(run(tmp_path / beta, "--epochs", "4", "--beta", beta)[1])[-1, 6] for beta in ("0", "1", "20")]
+    assert kl[0] > kl[1] > kl[2]
+
+
+def test_compiled_is_eager(tmp_path, monkeypatch):
+    """`--compile` compiles the loss that is trained on; aot_eager stands in for inductor, which takes half a minute."""
+    compile_, compiled = torch.compile, []
+
+    def fast(function):
+        compiled.append(function)
+        return compile_(function, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", fast)
+    _, expected = run(tmp_path / "eager", "--epochs", "2")
+    assert not compiled
+    _, history = run(tmp_path / "compiled", "--epochs", "2", "--compile")
+    assert len(compiled) == 1
+    np.testing.assert_allclose(terms(history), terms(expected), rtol=0, atol=1e-4)
+
+
+def test_float64_weights(tmp_path):
+    run(tmp_path, "--epochs", "1", "--dtype", "float64")
+    assert all(value.dtype == torch.float64 for value in weights(tmp_path).values())
+
+
+def test_images_train_the_convolutional_model(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    status, history = run(
+        tmp_path / "out",
+        *("--data", "images", "--data-dir", str(tmp_path), "--image-size", "16"),
+        *("--epochs", "1", "--latent-dim", "2", "--likelihood", "gaussian-per-element"),
+    )
+    assert status == 0 and np.isfinite(terms(history)).all()
+    model = checkpoint.load_model(tmp_path / "out")
+    assert isinstance(model, ConvVAE) and model.settings.input_shape == (3, 16, 16)
+    assert (tmp_path / "out" / "means.png").exists()  # without labels
+
+
+def test_diverging_ends_with_advice(tmp_path):
+    with pytest.raises(SystemExit, match=r"ELBO became .* try a lower --lr than 1000000\.0"):
+        run(tmp_path, "--epochs", "3", "--lr", "1e6")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--beta", "-1"], "beta must be finite and not negative, got -1.0"),
+        (["--lr", "nan"], "lr must be finite and not negative, got nan"),
+        (["--data", "mnist"], "'mnist' is read from a folder: name it with --data-dir"),
+        (["--resume"], "no checkpoint in .*: checkpoint.json is missing"),
+        (["--model", "conv", "--hidden", "4", "4", "4", "4"], "halved 4 times"),
+        (["--device", "nonsense"], "nonsense"),
+    ],
+)
+def test_refused(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=f"vae_kernels.train: .*{message}"):
+        run(tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named():
+    with pytest.raises(ImportError, match=r"no_such_package is needed: pip install 'vae_kernels\[train\]'"):
+        extras.require("no_such_package")
+
+
+def test_importing_the_trainer_imports_nothing_heavy():
+    heavy = ["triton", "matplotlib", "sklearn", "PIL", "safetensors"]
+    code = f"import sys, vae_kernels.train; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_picture_grid():
+    """Seven pictures of 2×3: all there, each in its place, white between and where none is."""
+    images = torch.arange(7.0).view(7, 1, 1, 1).expand(7, 1, 2, 3) / 10
+    grid = pictures.picture_grid(images)
+    assert grid.shape == (1, 4 * 3 - 1, 2 * 4 - 1)
+    for i in range(7):
+        top, left = 3 * (i // 2), 4 * (i % 2)
+        assert (grid[0, top : top + 2, left : left + 3] == i / 10).all()
+    assert (grid[0, 2::3] == 1).all() and (grid[0, :, 3::4] == 1).all() and (grid[0, 9:, 4:] == 1).all()
+
+
+def test_manifold_covers_the_prior():
+    """Rows from the top are z₂ from large to small, columns z₁ from small to large, equal mass between lines."""
+
+    model = MLPVAE(2, latent_dim=2, likelihood="gaussian").double()
+    model.decoder = torch.nn.Unflatten(1, (1, 2))  # decodes z to itself
+    z = train._manifold(model, per_side=5).unflatten(0, (5, 5))
+    mass = torch.tensor([(1 + math.erf(v / math.sqrt(2))) / 2 for v in z[0, :, 0].tolist()])
+    torch.testing.assert_close(mass, torch.linspace(0.02, 0.98, 5))
+    torch.testing.assert_close(z[:, 0, 1], z[0, :, 0].flip(0))
+    assert (z[..., 0] == z[0, :, 0]).all() and (z[..., 1] == z[:, :1, 1]).all()

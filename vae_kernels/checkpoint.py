@@ -1,0 +1,85 @@
+"""A run on disk: `checkpoint.safetensors`, which changes as it trains, and its settings, `checkpoint.json`."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .extras import require
+from .models import VAE, VAESettings
+
+TENSORS, SETTINGS = "checkpoint.safetensors", "checkpoint.json"
+
+
+def save_settings(folder: Path, model: VAESettings, training: dict[str, Any]) -> None:
+    """The JSON beside the tensors: what rebuilds the model, and what it is trained with."""
+    from . import __version__
+
+    content = {
+        "model": asdict(model),
+        "training": training,
+        "versions": {"vae_kernels": __version__, "torch": torch.__version__},
+    }
+    _replace(folder / SETTINGS, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def load_settings(folder: Path) -> dict[str, Any]:
+    """What `save_settings` wrote.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+    """
+    for name in (SETTINGS, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no checkpoint in {folder}: {name} is missing")
+    return json.loads((folder / SETTINGS).read_text())
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Tensor]) -> None:
+    """Weights, optimizer state and `progress` in one file, which is replaced whole: a crash leaves the old one."""
+    names = [name for name, _ in model.named_parameters()]
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in state.items()}
+    tensors |= {f"progress.{key}": value for key, value in progress.items()}
+    save_file = require("safetensors.torch").save_file
+    _replace(folder / TENSORS, lambda path: save_file({k: v.contiguous() for k, v in tensors.items()}, path))
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Restore what `save` wrote into a model and an optimizer of the same settings; returns `progress`."""
+    tensors = require("safetensors.torch").load_file(folder / TENSORS)
+    model.load_state_dict(_below("model.", tensors))
+    state = {index: _below(f"optimizer.{name}.", tensors) for index, (name, _) in enumerate(model.named_parameters())}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": groups})
+    return _below("progress.", tensors)
+
+
+def load_model(folder: str | os.PathLike[str]) -> VAE:
+    """The model that a run left in its folder, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ImportError: safetensors is missing.
+    """
+    folder = Path(folder)
+    model = VAESettings(**load_settings(folder)["model"]).build()
+    weights = _below("model.", require("safetensors.torch").load_file(folder / TENSORS))
+    model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    return model.eval()
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)

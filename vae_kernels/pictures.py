@@ -1,0 +1,97 @@
+"""What a run looks like: PNG files drawn with matplotlib, which is imported on first use."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .train import Row
+
+
+def draw_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
+    """Originals, right of each its reconstruction, both `(N, channels, height, width)` in [0, 1]."""
+    pairs = torch.cat((originals, reconstructions), dim=3)
+    _save_grid(path, pairs, "held-out pictures and, right of each, its reconstruction")
+
+
+def draw_samples(path: Path, samples: Tensor) -> None:
+    """Pictures `(N, channels, height, width)` in [0, 1], decoded from the prior."""
+    _save_grid(path, samples, "samples from the prior")
+
+
+def draw_manifold(path: Path, pictures: Tensor) -> None:
+    """What a square lattice of two latent dims decodes to, rows from the top."""
+    _save_grid(path, pictures, "the manifold: latents on the quantiles of the prior")
+
+
+def draw_learning_curve(path: Path, rows: list["Row"]) -> None:
+    """ELBO, log-likelihood and KL by epoch, in nats."""
+    figure = _figure(12, 3.6)
+    epochs = [row.epoch for row in rows]
+    for axes, term, title in zip(
+        figure.subplots(1, 3), ("elbo", "log_px", "kl"), ("ELBO", "log p(x|z)", "KL"), strict=True
+    ):
+        axes.plot(epochs, [getattr(row, f"train_{term}") for row in rows], label="training")
+        axes.plot(epochs, [getattr(row, f"held_out_{term}") for row in rows], label="held out")
+        axes.set(title=title, xlabel="epoch", ylabel="nats per picture")
+        # The first epochs are so far below the rest that they would flatten it.
+        if term != "kl" and len(rows) > 20:
+            late = rows[len(rows) // 20 :]
+            shown = [getattr(row, f"{part}_{term}") for row in late for part in ("train", "held_out")]
+            axes.set_ylim(min(shown), max(shown) + 0.05 * (max(shown) - min(shown)))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path)
+
+
+def draw_means(path: Path, mu: Tensor, labels: Tensor | None) -> None:
+    """The posterior means `(N, 2)`, coloured by class."""
+    figure = _figure(6.4, 6)
+    axes = figure.subplots()
+    x, y = mu.T.tolist()
+    if labels is None:
+        axes.scatter(x, y, s=8)
+    else:
+        classes = max(int(labels.max()) + 1, 10)
+        colours = "tab10" if classes == 10 else "nipy_spectral"
+        drawn = axes.scatter(x, y, s=8, c=labels.tolist(), cmap=colours, vmin=-0.5, vmax=classes - 0.5)
+        figure.colorbar(drawn, ticks=range(classes), label="class")
+    axes.set(title="posterior means of the held-out pictures", xlabel="z₁", ylabel="z₂", aspect="equal")
+    _save(figure, path)
+
+
+def _save_grid(path: Path, pictures: Tensor, title: str) -> None:
+    grid = picture_grid(pictures.detach().float().cpu().clamp(0, 1))
+    height, width = grid.shape[1:]
+    figure = _figure(8, 8 * height / width + 0.5)
+    axes = figure.subplots()
+    axes.imshow(grid.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+    _save(figure, path)
+
+
+def picture_grid(pictures: Tensor) -> Tensor:
+    """One picture `(channels, H, W)` of `(N, channels, height, width)`: as square as N allows, white lines between."""
+    n, channels, height, width = pictures.shape
+    columns = max(round((n * height / width) ** 0.5), 1)
+    rows = -(-n // columns)
+    cells = torch.ones(rows * columns, channels, height + 1, width + 1)
+    cells[:n, :, :height, :width] = pictures
+    grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * (height + 1), columns * (width + 1))[:, :-1, :-1]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # Not pyplot: no display is needed and no state of the caller's figures is touched.
+    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    figure.savefig(path, dpi=120)
