@@ -1,0 +1,171 @@
+"""The command: `python -m benchmarks --help`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import compare, first_call, machine, markdown, plots, required, results, suites, terminal, training
+from .contenders import contenders
+from .results import Row
+from .suites import Plan
+from .timing import Effort
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TABLE = "results.csv"
+
+SUITES = (*suites.SUITES, "training", "first_call")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 1 if a contender gave a wrong result or failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"benchmarks: {error}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    plan = Plan(options.device, options.all, tuple(options.only), Effort(**_rounds(options.rounds)))
+    work = list(_work(plan, options.suite))
+    if not work:
+        raise ValueError(
+            f"no case has any of {', '.join(options.only)} in its name in the suites {', '.join(options.suite)}"
+        )
+    print(f"{machine.device_name(plan.device)}; {machine.versions()}")
+    for name, reason in contenders(plan.device)[1].items():
+        print(f"left out: {name}: {reason}")
+    print("medians; in brackets, times the copy of the same bytes")
+    rows: list[Row] = []
+    complete = set(options.suite) == set(SUITES) and not options.only
+    try:
+        _measure(work, rows)
+    except KeyboardInterrupt:
+        complete = False
+        print("interrupted")
+    folder = options.out or _folder(plan.device, complete)
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write(folder / TABLE, rows)
+    drawn = plots.draw(folder, rows)
+    print(f"{time.monotonic() - began:.0f} s", folder / TABLE, *drawn, sep="\n")
+    return int(any(row.status != "ok" for row in rows))
+
+
+def _measure(work: list[tuple[int, Callable[[], Iterator[list[Row]]]]], rows: list[Row]) -> None:
+    """Does the work, adding to `rows`, with a bar of how much is done and a line for each cell."""
+    columns = ""
+    with tqdm(
+        total=sum(size for size, _ in work), unit="case", smoothing=0, mininterval=0.5 if sys.stderr.isatty() else 10
+    ) as bar:
+        for size, start in work:
+            done = 0
+            for found in start():
+                rows += found
+                if (head := terminal.header(found)) != columns:
+                    columns = head
+                    bar.write(head)
+                bar.write(terminal.line(found))
+                sys.stdout.flush()
+                if found[0].mode in ("both", "step"):
+                    done += 1
+                    bar.update()
+            bar.update(size - done)
+
+
+def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Iterator[list[Row]]]]]:
+    """For each suite how many cases it has, and what starts it."""
+    for suite, cells_of in suites.SUITES.items():
+        cells = [cell for cell in cells_of(plan) if plan.wants(cell.case.name)]
+        if suite in chosen and cells:
+            yield len(cells), lambda suite=suite, cells=cells: suites.run(suite, cells, plan)
+    trainings = [t for t in training.TRAININGS if plan.wants(t.name)]
+    if "training" in chosen and trainings:
+        yield len(trainings), lambda: training.run(trainings, plan)
+    cases = [case for case in first_call.FIRST_CALL_CASES if plan.wants(case.name)]
+    if "first_call" in chosen and cases:
+        yield len(cases), lambda: first_call.run(cases, plan)
+
+
+def _rounds(rounds: int | None) -> dict[str, int]:
+    return {} if rounds is None else {"rounds": rounds, "at_least": min(rounds, Effort.at_least)}
+
+
+def _folder(device: str, complete: bool) -> Path:
+    """Only a whole run replaces a machine's committed results."""
+    return (RESULTS if complete else Path("out/benchmarks")) / machine.folder_name(device)
+
+
+def _table(given: Path | None) -> list[Row]:
+    """The rows of a CSV; of this machine's committed one if none is given."""
+    if given is None:
+        given = RESULTS / machine.folder_name(_default_device()) / TABLE
+    return results.read(given)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    print(compare.report(results.read(options.old), results.read(options.new)))
+    return 0
+
+
+def _required(options: argparse.Namespace) -> int:
+    print(required.report(_table(options.table)))
+    return 0
+
+
+def _markdown(options: argparse.Namespace) -> int:
+    print(markdown.report(_table(options.table), options.section))
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    print(*plots.draw(options.table.parent, _table(options.table)), sep="\n")
+    return 0
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the kernels against what people have today and against a copy of the same bytes. On a CPU "
+        "the default takes at most ten minutes on two cores; on a GPU all cases are run.",
+    )
+    parser.set_defaults(command=_run)
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default=_default_device(), help="(cuda if there is one)")
+    add("--suite", choices=SUITES, nargs="+", default=list(SUITES), help="(all)")
+    add(
+        "--only", nargs="+", default=[], help="cases whose name has one of these in it, such as 'latent 128×20 float32'"
+    )
+    add("--all", action="store_true", help="on a CPU too, every op in every shape and dtype")
+    add("--rounds", type=int, help="at most so many rounds for each cell")
+    add("--out", type=Path, help="folder for the CSV and the pictures (benchmarks/results/<machine>)")
+    commands = parser.add_subparsers(title="other commands")
+    command = commands.add_parser("compare", help="what changed between two runs beyond noise")
+    command.set_defaults(command=_compare)
+    command.add_argument("old", type=Path)
+    command.add_argument("new", type=Path)
+    for name, function, about in (
+        ("required", _required, "the required ratios, met or missed"),
+        ("markdown", _markdown, "tables for the README"),
+        ("plot", _plot, "draw the pictures of a CSV again, beside it"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(command=function)
+        command.add_argument("table", type=Path, nargs=None if name == "plot" else "?", help="a run's results.csv")
+        if name == "markdown":
+            sections = list(markdown.SECTIONS)
+            command.add_argument("--section", choices=sections, nargs="+", default=sections)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

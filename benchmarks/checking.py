@@ -1,0 +1,187 @@
+"""Is the result right? Asked of every contender before it is timed.
+
+Expected values are computed here, in float64, by formulas that share no code with the package. The *magnitude* of an
+element is the sum of the absolute values of the terms that it is made of: the scale on which rounding errors count.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import DTYPES, OPS, Case
+
+# A kernel errs, in any element, at most twice as much as eager in the same dtype, plus 4 ulp.
+SLACK_ULP = 4
+
+# Baselines, which lose digits in small elements, must compute the same function: their errors are counted in eps of the
+# largest magnitude in the tensor, and held to the probabilistic bound of a sum of n terms in any order, `λ √n`, each
+# term having gone through some ten operations (Higham & Mary 2019, "A new approach to probabilistic rounding error
+# analysis"; with λ = 5 it fails with a probability below 10⁻⁵).
+LAMBDA = 5
+OPERATIONS = 10
+
+_CHUNK = 2**16  # elements: the float64 temporaries stay in cache
+
+Terms = dict[str, tuple[Tensor, ...]]
+
+
+def _latent(t: dict[str, Tensor]) -> Terms:
+    """The noise is the contender's own: `½ gz exp(l/2) eps = ½ gz (z − mu)`."""
+    mu, l, z, gz, gkl = t["mu"], t["logvar"], t["z"], t["grad_z"], t["grad_kl"]  # noqa: E741
+    return {
+        "kl": (mu**2 / 2, (l.expm1() - l) / 2),
+        "grad_mu": (gz, gkl * mu),
+        "grad_logvar": (gz * z / 2, -gz * mu / 2, gkl * l.expm1() / 2),
+    }
+
+
+def _latent_packed(t: dict[str, Tensor]) -> Terms:
+    mu, logvar = t["moments"].chunk(2, dim=1)
+    halves = _latent({"mu": mu, "logvar": logvar, **t})
+    none = torch.zeros_like(mu)
+    moments = zip((*halves["grad_mu"], none), halves["grad_logvar"], strict=True)
+    return {"kl": halves["kl"], "grad_moments": tuple(torch.cat(pair, dim=1) for pair in moments)}
+
+
+def _bernoulli(t: dict[str, Tensor]) -> Terms:
+    a, x, g = t["logits"], t["x"], t["grad_log_px"]
+    return {
+        "log_px": (x * torch.nn.functional.logsigmoid(a), (1 - x) * torch.nn.functional.logsigmoid(-a)),
+        "grad_logits": (g * x, -g * torch.sigmoid(a)),
+    }
+
+
+def _gaussian(t: dict[str, Tensor]) -> Terms:
+    mean, x, g = t["mean"], t["x"], t["grad_log_px"]
+    logvar = t.get("logvar", torch.zeros((), dtype=mean.dtype, device=mean.device))
+    weighted = (x - mean) * torch.exp(-logvar)
+    square = (x - mean) * weighted
+    return {
+        "log_px": (-logvar / 2 * torch.ones_like(x), -square / 2, torch.full_like(x, -math.log(2 * math.pi) / 2)),
+        "grad_mean": (g * weighted,),
+        "grad_logvar": (g * square / 2, -g / 2 * torch.ones_like(x)),
+    }
+
+
+_TERMS: dict[str, Callable[[dict[str, Tensor]], Terms]] = {
+    "latent": _latent,
+    "latent-packed": _latent_packed,
+    "bernoulli": _bernoulli,
+    "gaussian": _gaussian,
+    "gaussian-fixed": _gaussian,
+    "gaussian-scalar": _gaussian,
+    "gaussian-column": _gaussian,
+}
+
+
+def results(case: Case, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Outputs and gradients by name."""
+    op = OPS[case.op]
+    names = (*op.outputs, *(f"grad_{name}" for name in op.differentiated))
+    return dict(zip(names, (t.detach() for t in (*outputs, *gradients)), strict=True))
+
+
+@dataclass
+class Error:
+    """How far a result is off at worst: in ulp of each element's magnitude, and in eps of the largest magnitude."""
+
+    ulp: float = 0.0
+    difference: float = 0.0
+    magnitude: float = 0.0
+    eps: float = 1.0
+
+    @property
+    def normwise(self) -> float:
+        return self.difference / (self.eps * self.magnitude) if self.difference else 0.0
+
+    def include(self, got: Tensor, value: Tensor, magnitude: Tensor) -> None:
+        if got.shape != value.shape:
+            self.ulp = self.difference = math.inf
+        if not value.numel() or self.difference == math.inf:
+            return
+        info = torch.finfo(got.dtype)
+        exponent = torch.frexp(magnitude.clamp_min(info.tiny)).exponent
+        difference = (got.double() - value).abs().nan_to_num(nan=math.inf)
+        self.eps = info.eps
+        self.ulp = max(
+            self.ulp, (difference / torch.ldexp(torch.full_like(value, info.eps), exponent - 1)).max().item()
+        )
+        self.difference = max(self.difference, difference.max().item())
+        self.magnitude = max(self.magnitude, magnitude.max().item())
+
+
+def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, Error]:
+    """The errors of each result. Of `z` no value is expected: none if `(z − mu) / std` has mean 0 and variance 1 within
+    five standard errors, else infinite."""
+    op, full = OPS[case.op], case.shape
+    upstream = case.upstream([got[name] for name in op.outputs])
+    sources = {name: t.detach() for name, t in tensors.items()} | {n: got[n] for n in ("z",) if n in got}
+    sources |= dict(zip((f"grad_{name}" for name in op.outputs), upstream, strict=True))
+    shared = {name for name, t in tensors.items() if t.shape[:1] != full[:1] or t.dim() < len(full)}
+    found = {name: Error() for name in got}
+    totals: dict[str, tuple[Tensor, Tensor]] = {}
+    step = max(1, _CHUNK // max(1, math.prod(full[1:])))
+    for start in range(0, full[0], step):
+        rows = slice(start, start + step)
+        part = {name: t.double() if name in shared else _aligned(t[rows], len(full)) for name, t in sources.items()}
+        for name, terms in _TERMS[case.op](part).items():
+            value, magnitude = sum(terms), sum(t.abs() for t in terms)
+            if name in op.outputs:
+                value, magnitude = (v.sum(dim=tuple(range(1, v.dim()))) for v in (value, magnitude))
+            if name.removeprefix("grad_") in shared:
+                value, magnitude = (v.sum_to_size(tensors["logvar"].shape) for v in (value, magnitude))
+                before = totals.get(name, (0, 0))
+                totals[name] = (before[0] + value, before[1] + magnitude)
+            elif name in got:
+                found[name].include(got[name][rows], value, magnitude)
+    for name, total in totals.items():
+        found[name].include(got[name], *total)
+    if "z" in got and not _is_normal(case, tensors, got["z"]):
+        found["z"] = Error(ulp=math.inf, difference=math.inf, magnitude=1.0)
+    return found
+
+
+def verdict(case: Case, got: dict[str, Tensor], found: dict[str, Error], eager: dict[str, Error] | None) -> str:
+    """Empty if the errors are allowed; else what is wrong. `eager`: the yardstick of a kernel, None for a baseline."""
+    for name, error in found.items():
+        if eager is None:
+            off, allowed, unit = error.normwise, baseline_bound(case, name, got[name].dtype), "eps"
+        else:
+            off, allowed, unit = error.ulp, 2 * eager[name].ulp + SLACK_ULP, "ulp"
+        if not off <= allowed:
+            return f"wrong {name}: {off:.3g} {unit} off, {allowed:.3g} allowed"
+    return ""
+
+
+def baseline_bound(case: Case, name: str, dtype: torch.dtype) -> float:
+    """In eps of the result's dtype, for arithmetic in the case's dtype."""
+    shape = OPS[case.op].inputs(case.shape).get(name.removeprefix("grad_"), case.shape)
+    if name in ("kl", "log_px"):
+        terms = math.prod(case.shape[1:])
+    else:
+        terms = max(1, math.prod(case.shape) // max(1, math.prod(shape)))
+    unit = torch.finfo(DTYPES[case.dtype]).eps / torch.finfo(dtype).eps
+    return LAMBDA * (math.sqrt(terms) + OPERATIONS) * max(unit, 1.0)
+
+
+def _aligned(tensor: Tensor, dims: int) -> Tensor:
+    """In float64, with per-sample values standing before the dims of a sample."""
+    return tensor.double().reshape(tensor.shape + (1,) * (dims - tensor.dim()))
+
+
+def _is_normal(case: Case, tensors: dict[str, Tensor], z: Tensor) -> bool:
+    mu, logvar = tensors["moments"].detach().chunk(2, dim=1) if case.op == "latent-packed" else tensors.values()
+    eps = (z - mu.detach()).float() * torch.exp(-0.5 * logvar.detach().float())
+    n = eps.numel()
+    rounding = torch.finfo(z.dtype).eps
+    mean, second = eps.mean().item(), eps.square().mean().item()
+    return abs(mean) <= 5 / math.sqrt(n) + rounding and abs(second - 1) <= _variance_margin(n) + rounding
+
+
+def _variance_margin(n: int) -> float:
+    """Margin of χ²ₙ/n, as improbable as five standard deviations (Laurent & Massart 2000, lemma 1)."""
+    x = 15.0  # e⁻¹⁵ = 3e-7
+    return 2 * math.sqrt(x / n) + 2 * x / n

@@ -1,0 +1,131 @@
+"""Who is measured: the kernel backends, what people have today, and the floor, a copy of the same bytes."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import vae_kernels as vk
+
+from .cases import OPS, Case
+from .snippets import DISTRIBUTIONS, EAGER
+
+COPY = "copy"
+
+
+def _packed(moments: Tensor) -> tuple[Tensor, Tensor]:
+    return vk.reparameterize_kl(*torch.chunk(moments, 2, dim=1))
+
+
+def _only(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    return lambda *arguments: (function(*arguments),)
+
+
+KERNELS = {
+    "latent": vk.reparameterize_kl,
+    "latent-packed": _packed,
+    "bernoulli": _only(vk.bernoulli_log_likelihood),
+    "gaussian": _only(vk.gaussian_log_likelihood),
+    "gaussian-fixed": _only(vk.gaussian_log_likelihood),
+    "gaussian-scalar": _only(vk.gaussian_log_likelihood),
+    "gaussian-column": _only(vk.gaussian_log_likelihood),
+}
+
+
+# torch.compile once for each shape, as it does by default, or for any.
+_BASELINES = {
+    "eager": EAGER.__getitem__,
+    "distributions": DISTRIBUTIONS.__getitem__,
+    "compile": lambda op: torch.compile(EAGER[op], dynamic=False),
+    "compile-dynamic": lambda op: torch.compile(EAGER[op], dynamic=True),
+}
+
+# They do not change with the package, so how far they move between two runs is what the machine does by itself.
+UNCHANGED = (COPY, *_BASELINES)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to compute the ops: `build(op)` gives a function of the op's inputs; `backend` is one of vae_kernels'."""
+
+    name: str
+    build: Callable[[str], Callable[..., tuple[Tensor, ...]]]
+    backend: str | None = None
+
+    def chosen(self) -> contextlib.AbstractContextManager:
+        """Within it, vae_kernels' functions run on this contender's backend."""
+        return vk.use_backend(self.backend) if self.backend else contextlib.nullcontext()
+
+
+class Calls(NamedTuple):
+    """A forward pass, and the backward pass of what it returned."""
+
+    forward: Callable[[], tuple[Tensor, ...]]
+    backward: Callable[[tuple[Tensor, ...]], object]
+
+
+def named(name: str) -> Contender:
+    """The contender of that name, whether it can run here or not."""
+    if name in _BASELINES:
+        return Contender(name, _BASELINES[name])
+    return Contender(name, KERNELS.__getitem__, backend=name)
+
+
+def contenders(device: str, *, dynamic: bool = False) -> tuple[list[Contender], dict[str, str]]:
+    """Those that can run on the device, and why others cannot. `dynamic`: torch.compile for any size at once."""
+    reasons = {name: "" if state == "available" else state for name, state in vk.backends()[device].items()}
+    del reasons["eager"]  # the package's own fallback; the baseline of that name is what people write
+    if device == "cpu" and not reasons["triton"]:
+        reasons["triton"] = "on a CPU it runs under Triton's interpreter, which is for tests"
+    reasons |= {"eager": "", "distributions": "", "compile-dynamic" if dynamic else "compile": _why_not_compile(device)}
+    return [named(n) for n, reason in reasons.items() if not reason], {n: r for n, r in reasons.items() if r}
+
+
+def calls(function: Callable[..., tuple[Tensor, ...]], case: Case, tensors: dict[str, Tensor]) -> Calls:
+    """The passes of a contender's function on a case's tensors, the backward one under random upstream gradients."""
+    inputs = tuple(tensors.values())
+    differentiated = tuple(tensors[name] for name in OPS[case.op].differentiated)
+    upstream = case.upstream(function(*inputs))
+    return Calls(
+        forward=lambda: function(*inputs),
+        backward=lambda outputs: torch.autograd.grad(outputs, differentiated, upstream),
+    )
+
+
+def copy_calls(case: Case, device: str) -> Calls:
+    """The floor: as many bytes as the op must write are copied into as many fresh tensors, and as many bytes as it must
+    read beyond those are summed, which reads them and no more."""
+    forward, backward = (_mover(*case.moves(mode)[0], device) for mode in ("forward", "backward"))
+    return Calls(forward, lambda _: backward())
+
+
+def _mover(reads: list[int], writes: list[int], device: str) -> Callable[[], list[Tensor]]:
+    # The sum of int64 is the fastest read that torch has on a CPU: 31 GB/s where that of float32 is 17 to 25.
+    sources = [_words(size, device) for size in writes]
+    rest = _words(sum(reads) - sum(writes), device)
+    return lambda: [source.clone() for source in sources] + [rest.sum()]
+
+
+def _words(size: int, device: str) -> Tensor:
+    return torch.ones(-(-size // 8), dtype=torch.int64, device=device)
+
+
+@cache
+def _why_not_compile(device: str) -> str:
+    """Empty if torch.compile works here. What it compiled before would hide that the compiler is gone."""
+    from torch._inductor.utils import fresh_cache
+
+    try:
+        with fresh_cache():
+            torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        return first_line(error)
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

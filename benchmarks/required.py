@@ -1,0 +1,132 @@
+"""The ratios that the kernels must reach, and whether a run reached them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .cases import OPS, Shape, format_shape
+from .contenders import COPY, UNCHANGED
+from .results import Row
+
+
+class AtLeast(NamedTuple):
+    """How many times faster than eager and than torch.compile."""
+
+    eager: float
+    compile: float
+
+
+# CPU, forward and backward.
+CPU: dict[tuple[str, str], dict[Shape, AtLeast]] = {
+    ("latent", "float32"): {
+        (512, 16384): AtLeast(5, 4),
+        (512, 4096): AtLeast(4.5, 4),
+        (128, 784): AtLeast(3, 4),
+        (128, 20): AtLeast(2.5, 2.5),
+    },
+    ("latent", "bfloat16"): {
+        (512, 16384): AtLeast(5, 4),
+        (512, 4096): AtLeast(5, 4),
+        (128, 784): AtLeast(3, 4),
+        (128, 20): AtLeast(2.5, 2.5),
+    },
+    ("bernoulli", "float32"): {
+        (512, 16384): AtLeast(3, 1.1),
+        (512, 4096): AtLeast(2, 1.1),
+        (128, 784): AtLeast(2, 2),
+    },
+    ("bernoulli", "bfloat16"): {
+        (512, 16384): AtLeast(1.5, 1.1),
+        (512, 4096): AtLeast(1.5, 1.1),
+        (128, 784): AtLeast(2, 2),
+    },
+    ("gaussian", "float32"): {
+        (512, 16384): AtLeast(5, 1.3),
+        (512, 4096): AtLeast(5, 1.3),
+        (128, 784): AtLeast(2.5, 2),
+    },
+    ("gaussian", "bfloat16"): {
+        (512, 16384): AtLeast(2.5, 1.3),
+        (512, 4096): AtLeast(2.5, 1.3),
+        (128, 784): AtLeast(2, 2),
+    },
+}
+
+# GPU, 2²⁶ elements, forward and backward: the fraction of the copy, and how many times faster than torch.compile.
+GPU_SHAPE = (4096, 16384)
+GPU_FRACTION_OF_COPY = 0.88
+GPU_COMPILE = {op: 1.2 if op == "latent" else 0.97 for op in OPS if op != "latent-packed"}
+
+# GPU, the latent step at 128×20, forward and backward: how many times less of the host's time than eager.
+GPU_HOST_SHAPE = (128, 20)
+GPU_HOST = 3.0
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One ratio: of what, over what, at least how much; `measured` is None if the run does not have it."""
+
+    kernel: str
+    op: str
+    dtype: str
+    shape: Shape
+    over: str
+    at_least: float
+    measured: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured >= self.at_least else "missed"
+
+
+def requirements(rows: list[Row]) -> list[Requirement]:
+    """All that apply to the run's device, for each kernel backend in it."""
+    measured = {(r.op, r.dtype, r.shape, r.contender): r for r in rows if (r.suite, r.mode) == ("ops", "both")}
+    kernels = sorted({r.contender for r in rows if r.suite == "ops"} - set(UNCHANGED))
+    on_gpu = any(r.host_us is not None for r in measured.values())
+    find = _on_gpu if on_gpu else _on_cpu
+    return [requirement for kernel in kernels for requirement in find(kernel, measured)]
+
+
+def report(rows: list[Row]) -> str:
+    """The table, in Markdown."""
+    found = requirements(rows)
+    lines = ["| backend | op | shape | against | ratio | required | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for r in found:
+        ratio = "" if r.measured is None else f"{r.measured:.2f}"
+        shape = format_shape(r.shape)
+        lines.append(
+            f"| {r.kernel} | {r.op}, {r.dtype} | {shape} | {r.over} | {ratio} | ≥ {r.at_least:g} | {r.verdict} |"
+        )
+    count = {verdict: sum(r.verdict == verdict for r in found) for verdict in ("met", "missed", "not measured")}
+    return "\n".join([*lines, "", ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)])
+
+
+Measured = dict[tuple[str, str, str, str], Row]
+
+
+def _on_cpu(kernel: str, measured: Measured) -> Iterator[Requirement]:
+    for (op, dtype), shapes in CPU.items():
+        for shape, at_least in shapes.items():
+            for over, least in at_least._asdict().items():
+                ratio = _ratio(measured, (op, dtype, format_shape(shape)), over, kernel, "median_us")
+                yield Requirement(kernel, op, dtype, shape, over, least, ratio)
+
+
+def _on_gpu(kernel: str, measured: Measured) -> Iterator[Requirement]:
+    for dtype in ("float32", "bfloat16"):
+        for op, least in GPU_COMPILE.items():
+            case = op, dtype, format_shape(GPU_SHAPE)
+            ratio = _ratio(measured, case, COPY, kernel, "median_us")
+            yield Requirement(kernel, op, dtype, GPU_SHAPE, COPY, GPU_FRACTION_OF_COPY, ratio)
+            ratio = _ratio(measured, case, "compile", kernel, "median_us")
+            yield Requirement(kernel, op, dtype, GPU_SHAPE, "compile", least, ratio)
+        ratio = _ratio(measured, ("latent", dtype, format_shape(GPU_HOST_SHAPE)), "eager", kernel, "host_us")
+        yield Requirement(kernel, "latent", dtype, GPU_HOST_SHAPE, "eager, host time", GPU_HOST, ratio)
+
+
+def _ratio(measured: Measured, case: tuple[str, str, str], over: str, kernel: str, figure: str) -> float | None:
+    slow, fast = (getattr(measured.get((*case, name)), figure, None) for name in (over, kernel))
+    return slow / fast if slow and fast else None

@@ -1,0 +1,182 @@
+"""The suites of single ops: cells of work, and their rows. Right values first, then times."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checking, memory, timing
+from .cases import HOST_CASES, MODES, SCALING_CASES, THREADS_CASES, Case, cases, format_shape
+from .contenders import COPY, Calls, Contender, calls, contenders, copy_calls, first_line
+from .results import Row, provenance
+from .timing import Effort, Percentiles
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, from its command line."""
+
+    device: str
+    everything: bool
+    only: tuple[str, ...]
+    effort: Effort
+
+    def wants(self, name: str) -> bool:
+        """Whether the run is to do what is called so."""
+        return not self.only or any(part in name for part in self.only)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of work: a case whose rows come in these modes."""
+
+    case: Case
+    modes: tuple[str, ...]
+    threads: int
+
+
+def ops(plan: Plan) -> list[Cell]:
+    return [Cell(case, MODES, torch.get_num_threads()) for case in cases(plan.device, plan.everything)]
+
+
+def host(plan: Plan) -> list[Cell]:
+    return [Cell(case, MODES, torch.get_num_threads()) for case in HOST_CASES]
+
+
+def scaling(plan: Plan) -> list[Cell]:
+    return [Cell(case, ("both",), torch.get_num_threads()) for case in SCALING_CASES]
+
+
+def threads(plan: Plan) -> list[Cell]:
+    """1, 2, 4, … and all threads; a GPU has nothing to show here."""
+    if plan.device == "cuda":
+        return []
+    most = torch.get_num_threads()
+    counts = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | {most})
+    return [Cell(case, ("both",), count) for case in THREADS_CASES for count in counts]
+
+
+SUITES: dict[str, Callable[[Plan], list[Cell]]] = {"ops": ops, "host": host, "scaling": scaling, "threads": threads}
+
+
+class Entrant(NamedTuple):
+    """A contender whose values are right, ready to be timed."""
+
+    contender: Contender
+    calls: Calls
+
+
+def run(suite: str, cells: list[Cell], plan: Plan) -> Iterator[list[Row]]:
+    """The rows of each cell, one list for each of its modes, as soon as they are measured."""
+    dynamic = suite == "scaling"  # one code for all sizes: as many compilations as points would take most of the run
+    competing, _ = contenders(plan.device, dynamic=dynamic)
+    if suite in ("scaling", "threads"):
+        competing = [c for c in competing if c.name != "distributions"]  # eager's curve, a little higher
+    functions, built_for = {}, None
+    for cell in cells:
+        # Elsewhere each cell has code of its own, free of the guards of what was compiled before.
+        build_for = cell.case.op if dynamic else cell
+        if build_for != built_for:
+            torch.compiler.reset()
+            functions, built_for = {c.name: c.build(cell.case.op) for c in competing}, build_for
+        with _threads(cell.threads):
+            yield from _measure(suite, cell, plan, competing, functions)
+
+
+def _measure(
+    suite: str, cell: Cell, plan: Plan, competing: list[Contender], functions: dict[str, Function]
+) -> Iterator[list[Row]]:
+    case, device = cell.case, plan.device
+    tensors = case.inputs(device)
+    entrants, status = prepare(competing, functions, case, tensors)
+    held = {name: _held(e, tensors, device) for name, e in entrants.items()} if suite == "ops" else {}
+    if suite != "host":
+        entrants[COPY], status[COPY] = Entrant(Contender(COPY, lambda op: None), copy_calls(case, device)), "ok"
+    for mode in cell.modes:
+        times = timing.alternate({name: _sampler(e, mode, cell, device) for name, e in entrants.items()}, plan.effort)
+        rows = []
+        for name, state in status.items():
+            row = Row(suite, case.op, name, mode, case.dtype, format_shape(case.shape), cell.threads, state)
+            vars(row).update(provenance(device))
+            if name in times:
+                fill_times(row, times[name], times.get(COPY), case.ideal_bytes(mode))
+                row.host_us = _host_us(suite, row, entrants[name], mode, device)
+            if name in held and mode == "both":
+                row.saved_bytes, row.peak_bytes = held[name]
+            rows.append(row)
+        yield rows
+
+
+def prepare(
+    competing: list[Contender], functions: dict[str, Function], case: Case, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Entrant], dict[str, str]]:
+    """Those whose values are right, and the status of all. Eager comes first: its errors are the kernels' yardstick."""
+    entrants, status, yardstick = {}, {}, {}
+    for contender in sorted(competing, key=lambda c: c.name != "eager"):
+        try:
+            with contender.chosen():
+                entrant = Entrant(contender, calls(functions[contender.name], case, tensors))
+                outputs = entrant.calls.forward()
+                got = checking.results(case, outputs, entrant.calls.backward(outputs))
+            errors = checking.errors(case, tensors, got)
+        except Exception as error:
+            status[contender.name] = f"failed {first_line(error)}"
+            continue
+        wrong = checking.verdict(case, got, errors, yardstick if contender.backend else None)
+        if contender.name == "eager":
+            yardstick = {name: checking.Error() if wrong else error for name, error in errors.items()}
+        status[contender.name] = wrong or "ok"
+        if not wrong:
+            entrants[contender.name] = entrant
+    return entrants, {c.name: status[c.name] for c in competing}
+
+
+def fill_times(row: Row, times: Percentiles, copy: Percentiles | None, ideal_bytes: int | None) -> None:
+    row.samples = times.samples
+    row.p20_us, row.median_us, row.p80_us = (seconds * 1e6 for seconds in times[:3])
+    if copy:
+        row.ideal_bytes = ideal_bytes
+        row.gb_per_s = ideal_bytes / times.median * 1e-9
+        row.fraction_of_copy = copy.median / times.median
+
+
+def _sampler(entrant: Entrant, mode: str, cell: Cell, device: str) -> timing.Sampler:
+    with entrant.contender.chosen():
+        sample = timing.sampler(entrant.calls, mode, device, cell.threads)
+
+    def sample_on_backend() -> list[float]:
+        with entrant.contender.chosen():
+            return sample()
+
+    return sample_on_backend
+
+
+def _held(entrant: Entrant, tensors: dict[str, Tensor], device: str) -> tuple[int, int]:
+    with entrant.contender.chosen():
+        return (
+            memory.saved_bytes(entrant.calls, list(tensors.values())),
+            memory.peak_bytes(entrant.calls, device),
+        )
+
+
+def _host_us(suite: str, row: Row, entrant: Entrant, mode: str, device: str) -> float | None:
+    """On a CPU a call returns when its work is done, so only the call of one element shows the host's part."""
+    if device != "cuda":
+        return row.median_us if suite == "host" else None
+    with entrant.contender.chosen():
+        return timing.percentiles(timing.host_times(entrant.calls, mode)).median * 1e6
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
