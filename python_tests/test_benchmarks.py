@@ -308,6 +308,20 @@ def test_required_ratios_are_judged() -> None:
     assert "1 met, 1 missed, 38 not measured" in required.report(rows)
 
 
+def test_required_ratios_on_a_gpu() -> None:
+    rows = [
+        _row("cuda", 100.0, "4096×16384", fraction_of_copy=0.9, host_us=8.0),
+        _row("compile", 115.0, "4096×16384", host_us=20.0),
+        _row("copy", 90.0, "4096×16384", host_us=9.0),
+        _row("cuda", 5.0, "128×20", host_us=8.0),
+        _row("eager", 50.0, "128×20", host_us=28.0),
+    ]
+    found = {(r.shape, r.over): r for r in required.requirements(rows) if r.op == "latent" and r.dtype == "float32"}
+    assert found[(4096, 16384), "copy"].verdict == "met"
+    assert found[(4096, 16384), "compile"].verdict == "missed"
+    assert found[(128, 20), "eager, host time"].verdict == "met"
+
+
 def test_default_run_has_every_required_case() -> None:
     default = {(case.op, case.dtype, case.shape) for case in cases("cpu", everything=False)}
     assert default >= {(*key, shape) for key, shapes in required.CPU.items() for shape in shapes}
