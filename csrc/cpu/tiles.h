@@ -166,6 +166,13 @@ VK_INLINE void with_type(Type type, const F& f) {
 template <class F>
 VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
   if (view.dense && tile.pitch == tile.cols) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
+  if (tile.col + tile.cols <= view.col_inner) {  // one run a row
+    const int64_t col = tile.col * view.stride[3];
+    for (int i = 0; i < tile.rows; ++i) {
+      f(i * tile.pitch, view.row_offset(tile.row + i) + col, view.stride[3], tile.cols);
+    }
+    return;
+  }
   for (int i = 0; i < tile.rows; ++i) {
     const int64_t base = view.row_offset(tile.row + i);
     for (int j = 0; j < tile.cols;) {
@@ -276,13 +283,14 @@ template <class Counters, class T>
 VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   using Word = typename Counters::Word;
   constexpr int kQuads = kTile / 4, kLanes = sizeof(Word) / sizeof(uint64_t);
-  const int quads = (tile.pitch + 3) / 4, n = tile.rows * quads;
+  const uint32_t quads = (tile.pitch + 3) / 4;
+  const int n = tile.rows * int(quads);
   alignas(64) uint64_t offset[kQuads], row[kQuads];
-  for (int i = 0, q = 0; i < tile.rows; ++i) {
-    for (int j = 0; j < quads; ++j, ++q) {
-      offset[q] = uint64_t(tile.col >> 2) + j;
-      row[q] = uint64_t(tile.row) + i;
-    }
+  const uint32_t inverse = 65536u / quads + 1;  // q / quads = q inverse >> 16 for all q here
+  for (int q = 0; q < n; ++q) {
+    const uint32_t i = uint32_t(q) * inverse >> 16;
+    offset[q] = uint64_t(tile.col >> 2) + (uint32_t(q) - i * quads);
+    row[q] = uint64_t(tile.row) + i;
   }
   alignas(64) uint64_t words[4][kQuads];
   for (int q = 0; q < n; q += kLanes) {
