@@ -186,6 +186,13 @@ def _chunk_of_channels(tensor: Tensor) -> Tensor:
     return torch.cat((tensor, _gap(tensor)), dim=1).chunk(2, dim=1)[0]
 
 
+def _boxed(tensor: Tensor) -> Tensor:
+    """The inside of a larger tensor: no two dims merge into one, and the first element is far from the beginning."""
+    box = _gap(tensor.new_empty([size + 2 for size in tensor.shape]))
+    inside = box[tuple(slice(1, -1) for _ in tensor.shape)]
+    return inside.copy_(tensor)
+
+
 LAYOUTS = {
     "contiguous": lambda tensor: tensor,
     "transposed": _transposed,
@@ -196,6 +203,7 @@ LAYOUTS = {
     "expanded_columns": _expanded_columns,
     "channels_last": _channels_last,
     "chunk_of_channels": _chunk_of_channels,
+    "boxed": _boxed,
 }
 
 
@@ -312,7 +320,8 @@ EMPTY = [
     for dtype in (F64, F32, BF16)
 ]
 
-_ANY_LAYOUT = ("transposed", "chunk", "sliced", "offset", "expanded_rows", "expanded_columns")
+_ANY_LAYOUT = ("transposed", "chunk", "sliced", "offset", "expanded_rows", "expanded_columns", "boxed")
+_4D_LAYOUTS = ("transposed", "channels_last", "chunk_of_channels", "boxed")
 
 LAID_OUT = [
     sample(op, shape, dtypes=dtype, layouts=layout, batch_dims=batch_dims)
@@ -321,9 +330,8 @@ LAID_OUT = [
     for shape, batch_dims, layouts in (
         ((5, 35), 1, _ANY_LAYOUT),
         ((2, 3, 4, 5), 1, (*_ANY_LAYOUT, "channels_last", "chunk_of_channels")),
-        ((2, 3, 4, 5), 2, ("transposed", "channels_last", "chunk_of_channels")),
-        ((2, 3, 4, 5), 0, ("transposed", "channels_last", "chunk_of_channels")),
-        ((2, 3, 2, 4, 5), 1, ("channels_last",)),
+        *(((2, 3, 4, 5), batch_dims, _4D_LAYOUTS) for batch_dims in (0, 2, 3, 4)),
+        ((2, 3, 2, 4, 5), 1, ("channels_last", "boxed")),
     )
     for layout in layouts
 ] + [
@@ -336,6 +344,8 @@ LAID_OUT = [
         ("chunk", "contiguous"),
         ("contiguous", "chunk_of_channels"),
         ("expanded_rows", "transposed"),
+        ("boxed", "contiguous"),
+        ("contiguous", "boxed"),
     )
 ]
 
@@ -349,14 +359,22 @@ PARAMETERS = (
     ((3, 5000), 1, ((), (5000,), (3, 1))),
 )
 
-BROADCAST = [
-    sample("gaussian", shape, dtypes=dtypes, batch_dims=batch_dims, parameter=parameter)
-    for shape, batch_dims, parameters in PARAMETERS
-    for parameter in parameters
-    for dtypes in ((F64, F64, F64), (F32, F32, F32), (BF16, BF16, BF16), (BF16, F32, F32))
-] + [
-    sample("gaussian", (3, 4, 2, 5), layouts=("channels_last", "channels_last", "contiguous"), parameter=parameter)
-    for parameter in ((), (4, 1, 1), (5,), (4, 2, 5), (3, 1, 1, 1))
-]
+BROADCAST = (
+    [
+        sample("gaussian", shape, dtypes=dtypes, batch_dims=batch_dims, parameter=parameter)
+        for shape, batch_dims, parameters in PARAMETERS
+        for parameter in parameters
+        for dtypes in ((F64, F64, F64), (F32, F32, F32), (BF16, BF16, BF16), (BF16, F32, F32))
+    ]
+    + [
+        sample("gaussian", (3, 4, 2, 5), layouts=(layout, layout, "contiguous"), parameter=parameter)
+        for parameter in ((), (4, 1, 1), (5,), (4, 2, 5), (3, 1, 1, 1))
+        for layout in ("channels_last", "boxed")
+    ]
+    + [
+        sample("gaussian", (3, 4, 2, 5), layouts=("contiguous", "contiguous", "boxed"), parameter=parameter)
+        for parameter in ((1,), (4, 1, 1), (5,), (4, 2, 5), (3, 1, 2, 1))
+    ]
+)
 
 SAMPLES = VALUES + SHAPED + LAID_OUT + BROADCAST
