@@ -45,7 +45,7 @@ def _bars(rows: list[Row], dtype: str) -> Figure:
     cells = list(dict.fromkeys((r.op, r.shape) for r in rows))
     names = [name for name in ordered({r.contender for r in rows}) if name != COPY]
     times = {(r.op, r.shape, r.contender): 1 / r.fraction_of_copy for r in rows}
-    figure = Figure(figsize=(9, 1.2 + 0.16 * len(cells) * (len(names) + 1)))
+    figure = Figure(figsize=(9, 1 + 0.13 * len(cells) * (len(names) + 1)))
     axes = figure.subplots()
     height = 1 / (len(names) + 1)
     for i, name in enumerate(names):
@@ -59,6 +59,7 @@ def _bars(rows: list[Row], dtype: str) -> Figure:
     axes.set_yticks(
         [k + height * (len(names) - 1) / 2 for k in range(len(cells))], [" ".join(cell) for cell in cells], fontsize=8
     )
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("time, as a multiple of the copy's")
     axes.set_title(f"Forward and backward, {dtype}, {rows[0].device}", fontsize=10)

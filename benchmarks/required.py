@@ -91,17 +91,25 @@ def requirements(rows: list[Row]) -> list[Requirement]:
 
 
 def report(rows: list[Row]) -> str:
-    """The table, in Markdown."""
+    """The table, in Markdown: in each cell what the kernel is compared with, the ratio, and what is required."""
     found = requirements(rows)
-    lines = ["| backend | op | shape | against | ratio | required | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    shapes = list(dict.fromkeys(r.shape for r in found))
+    cells: dict[tuple[str, str, str], dict[Shape, list[str]]] = {}
     for r in found:
-        ratio = "" if r.measured is None else f"{r.measured:.2f}"
-        shape = format_shape(r.shape)
-        lines.append(
-            f"| {r.kernel} | {r.op}, {r.dtype} | {shape} | {r.over} | {ratio} | ≥ {r.at_least:g} | {r.verdict} |"
-        )
+        cells.setdefault((r.kernel, r.op, r.dtype), {}).setdefault(r.shape, []).append(_describe(r))
+    lines = [f"| backend | op | dtype | {' | '.join(map(format_shape, shapes))} |", f"|{' --- |' * (3 + len(shapes))}"]
+    for labels, by_shape in cells.items():
+        figures = [", ".join(by_shape.get(shape, [])) for shape in shapes]
+        lines.append(f"| {' | '.join([*labels, *figures])} |")
     count = {verdict: sum(r.verdict == verdict for r in found) for verdict in ("met", "missed", "not measured")}
     return "\n".join([*lines, "", ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)])
+
+
+def _describe(r: Requirement) -> str:
+    if r.measured is None:
+        return f"{r.over} not measured"
+    verdict = "met" if r.verdict == "met" else "**missed**"
+    return f"{r.over} {r.measured:.2f} of {r.at_least:g} {verdict}"
 
 
 Measured = dict[tuple[str, str, str, str], Row]
