@@ -1,5 +1,6 @@
 """What the public functions refuse, and the sizes at the two ends: nothing, and more than 2³¹ elements."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -173,14 +174,28 @@ def test_empty(backend: str, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
-@pytest.mark.parametrize("shape", [(0, 4), (4, 0)], ids=str)
-def test_empty_with_a_parameter(backend: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2), (1, 0, 2)], ids=str)
+def test_empty_with_a_parameter(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """The gradient of a broadcast logvar is a sum over nothing: zero, not whatever was in memory."""
     empty = torch.zeros(shape, dtype=dtype, device=DEVICE)
-    for parameter_shape in ((), (1,), (shape[1],)):
-        logvar = torch.ones(parameter_shape, dtype=dtype, device=DEVICE, requires_grad=True)
-        (gradient,) = torch.autograd.grad(vk.gaussian_log_likelihood(empty, empty, logvar).sum(), logvar)
-        assert torch.equal(gradient, torch.zeros_like(logvar))
+    for sizes in itertools.product(*((1, size) for size in shape)):
+        for missing, batch_dims in itertools.product(range(len(shape) + 1), repeat=2):
+            logvar = torch.ones(sizes[missing:], dtype=dtype, device=DEVICE, requires_grad=True)
+            log_px = vk.gaussian_log_likelihood(empty, empty, logvar, batch_dims=batch_dims)
+            assert torch.equal(log_px, torch.zeros_like(log_px))
+            (gradient,) = torch.autograd.grad(log_px.sum(), logvar)
+            assert torch.equal(gradient, torch.zeros_like(logvar))
+
+
+def test_empty_with_noise(backend: str) -> None:
+    for shape in ((0, 4), (4, 0), (0,), (2, 0, 3)):
+        for batch_dims in range(len(shape) + 1):
+            mu = torch.zeros(shape, device=DEVICE, requires_grad=True)
+            for given in ({}, {"seed": 1}):
+                z, kl = vk.reparameterize_kl(mu, mu, batch_dims=batch_dims, **given)
+                assert (z.shape, kl.shape) == (mu.shape, mu.shape[:batch_dims])
+                assert torch.equal(kl, torch.zeros_like(kl))
+                assert torch.autograd.grad(z.sum() + kl.sum(), mu)[0].shape == mu.shape
 
 
 MORE_THAN_INT32 = 2**31 + 1024
