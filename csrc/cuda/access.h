@@ -1,6 +1,8 @@
-// Reading and writing packs: kWidth neighbouring elements of a row, what a thread takes at a time. In two ways:
-// `Vectors`, where every tensor consists of whole aligned packs of one type, known to the compiler; `Elements`, where
-// each tensor has its own type and layout and the last pack of a row may be cut off.
+// Reading and writing packs: the neighbouring elements of a row that a thread takes at a time, one or two quads of four,
+// 16 bytes of the first tensor. In two ways: `Vectors`, where every tensor consists of whole aligned packs of one type,
+// known to the compiler; `Elements`, where each tensor has its own type and layout and the last pack of a row may be cut
+// off. A block takes 256 quads at a time in any case, so neither the way nor the type decides in which order a sum is
+// made.
 #pragma once
 
 #include <type_traits>
@@ -10,9 +12,43 @@
 
 namespace vk::cuda {
 
-// Moves of 16 bytes, or of the whole pack where that is less.
+// Moves of 16 bytes, or of the whole pack where that is less. By intrinsics: a struct that is assigned may fall apart
+// into single words.
 template <size_t kBytes>
 using Move = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes == 8, uint2, uint32_t>>;
+
+template <class S, class T, int kWidth>
+__device__ __forceinline__ void widen_pack(const S (&stored)[kWidth], T (&values)[kWidth]) {
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) values[k] = widen<T>(stored[k]);
+}
+template <int kWidth>  // one instruction for each; of halves of words nvcc makes two
+__device__ __forceinline__ void widen_pack(const BFloat16 (&stored)[kWidth], float (&values)[kWidth]) {
+  uint32_t pairs[kWidth / 2];
+  memcpy(pairs, stored, sizeof pairs);
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) values[k] = bits_as<float>(k % 2 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+}
+
+template <class T, class S, int kWidth>
+__device__ __forceinline__ void narrow_pack(const T (&values)[kWidth], S (&stored)[kWidth]) {
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) narrow(values[k], &stored[k]);
+}
+#ifdef __CUDA_ARCH__  // two at a time: one instruction instead of three
+#define VK_NARROW_PACK(S, CONVERT)                                                                                     \
+  template <int kWidth>                                                                                                \
+  __device__ __forceinline__ void narrow_pack(const float (&values)[kWidth], S (&stored)[kWidth]) {                    \
+    uint32_t pairs[kWidth / 2];                                                                                        \
+    _Pragma("unroll") for (int k = 0; k < kWidth / 2; ++k) {                                                           \
+      asm(CONVERT " %0, %1, %2;" : "=r"(pairs[k]) : "f"(values[2 * k + 1]), "f"(values[2 * k]));                       \
+    }                                                                                                                  \
+    memcpy(stored, pairs, sizeof stored);                                                                              \
+  }
+VK_NARROW_PACK(BFloat16, "cvt.rn.bf16x2.f32")
+VK_NARROW_PACK(Float16, "cvt.rn.f16x2.f32")
+#undef VK_NARROW_PACK
+#endif
 
 template <class S, class T, int kWidth>
 __device__ __forceinline__ void load_pack(const S* from, T (&values)[kWidth]) {
@@ -23,29 +59,8 @@ __device__ __forceinline__ void load_pack(const S* from, T (&values)[kWidth]) {
 #pragma unroll
   for (int i = 0; i < kMoves; ++i) moves[i] = __ldg(reinterpret_cast<const M*>(from) + i);
   memcpy(stored, moves, sizeof stored);
-#pragma unroll
-  for (int k = 0; k < kWidth; ++k) values[k] = widen<T>(stored[k]);
+  widen_pack(stored, values);
 }
-
-template <class T, class S, int kWidth>
-__device__ __forceinline__ void narrow_pack(const T (&values)[kWidth], S (&stored)[kWidth]) {
-#pragma unroll
-  for (int k = 0; k < kWidth; ++k) narrow(values[k], &stored[k]);
-}
-#ifdef __CUDA_ARCH__  // two at a time: one instruction instead of three
-#define VK_NARROW_PACK(S, CONVERT)                                                                                  \
-  template <int kWidth>                                                                                             \
-  __device__ __forceinline__ void narrow_pack(const float (&values)[kWidth], S (&stored)[kWidth]) {                 \
-    uint32_t pairs[kWidth / 2];                                                                                     \
-    _Pragma("unroll") for (int k = 0; k < kWidth / 2; ++k) {                                                        \
-      asm(CONVERT " %0, %1, %2;" : "=r"(pairs[k]) : "f"(values[2 * k + 1]), "f"(values[2 * k]));                    \
-    }                                                                                                               \
-    memcpy(stored, pairs, sizeof stored);                                                                           \
-  }
-VK_NARROW_PACK(BFloat16, "cvt.rn.bf16x2.f32")
-VK_NARROW_PACK(Float16, "cvt.rn.f16x2.f32")
-#undef VK_NARROW_PACK
-#endif
 
 template <class S, class T, int kWidth>
 __device__ __forceinline__ void store_pack(S* to, const T (&values)[kWidth]) {
@@ -56,105 +71,155 @@ __device__ __forceinline__ void store_pack(S* to, const T (&values)[kWidth]) {
   narrow_pack(values, stored);
   memcpy(moves, stored, sizeof stored);
 #pragma unroll
-  for (int i = 0; i < kMoves; ++i) reinterpret_cast<M*>(to)[i] = moves[i];
+  for (int i = 0; i < kMoves; ++i) __stwb(reinterpret_cast<M*>(to) + i, moves[i]);
 }
 
-template <class T>
-__device__ __forceinline__ T load_element(const View& view, int64_t offset) {
-  T value;
-  with_type(view.type, [&](auto* null) {
-    using S = std::remove_pointer_t<decltype(null)>;
-    value = widen<T>(static_cast<const S*>(view.data)[offset]);
-  });
+template <class T, class Tensor>
+__device__ __forceinline__ T load_element(const Tensor& x, int64_t offset) {
+  T value = T(0);
+  with_type(x.type, [&](auto* null) { value = widen<T>(static_cast<decltype(null)>(x.data)[offset]); });
   return value;
 }
 
 template <class T>
-__device__ __forceinline__ void store_element(const View& view, int64_t offset, T value) {
-  with_type(view.type, [&](auto* null) { narrow(value, static_cast<decltype(null)>(view.data) + offset); });
+__device__ __forceinline__ void store_element(const View& x, int64_t offset, T value) {
+  with_type(x.type, [&](auto* null) { narrow(value, static_cast<decltype(null)>(x.data) + offset); });
 }
+
+// Divides by a number known on the host: the quotient by its reciprocal is right or 1 too small. For 0, the size of a
+// tensor without elements, by 1.
+struct Divisor {
+  uint64_t number, reciprocal;
+  explicit Divisor(int64_t size = 1) : number(std::max<int64_t>(size, 1)), reciprocal(~uint64_t(0) / number) {}
+
+  __device__ __forceinline__ int64_t quotient(int64_t of, int64_t& rest) const {
+    const uint64_t low = __umul64hi(uint64_t(of), reciprocal), left = uint64_t(of) - low * number;
+    const bool more = left >= number;
+    rest = int64_t(more ? left - number : left);
+    return int64_t(low + more);
+  }
+};
 
 // A tensor as a kernel sees it.
-struct Operand : View {
-  bool packs = false;  // every pack that is whole lies in one piece, aligned for its moves
+struct Operand {
+  void* data = nullptr;
+  Type type = Type::kFloat32;
+  bool packs = false;  // every whole pack lies in one piece, aligned for its moves
+  bool plain = false;  // all rows are evenly spaced, and so are the elements of a row
+  int64_t stride[4] = {};
+  Divisor row_inner, col_inner;
+
+  Operand() = default;
+  Operand(const View& view, int64_t cols, int width)
+      : data(view.data), type(view.type), row_inner(view.row_inner), col_inner(view.col_inner) {
+    std::copy(view.stride, view.stride + 4, stride);
+    const int64_t size = size_of(type), move = std::min<int64_t>(size * width, 16);
+    const auto aligned = [&](int64_t n) { return n * size % move == 0; };
+    const bool one_run = view.col_inner >= cols, whole_packs = view.col_inner % width == 0 && aligned(stride[2]);
+    packs = stride[3] == 1 && (one_run || whole_packs) && uintptr_t(data) % move == 0 && aligned(stride[0]) &&
+            (view.row_inner == 1 || aligned(stride[1]));
+    plain = view.row_inner == 1 && one_run;
+  }
+
+  __device__ __forceinline__ int64_t row_offset(int64_t row) const {
+    if (plain) return row * stride[0];
+    int64_t inner;
+    const int64_t outer = row_inner.quotient(row, inner);
+    return outer * stride[0] + inner * stride[1];
+  }
 };
 
-inline Operand operand(const View& view, int64_t cols, int width) {
-  Operand x{view};
-  const int64_t pack = int64_t(size_of(view.type)) * width, move = std::min<int64_t>(pack, 16);
-  const auto aligned = [&](int64_t n) { return n * size_of(view.type) % move == 0; };
-  const bool one_run = view.col_inner >= cols, whole_runs = view.col_inner % width == 0 && aligned(view.stride[2]);
-  x.packs = view.stride[3] == 1 && (one_run || whole_runs) && uintptr_t(view.data) % move == 0 &&
-            aligned(view.stride[0]) && (view.row_inner == 1 || aligned(view.stride[1]));
-  return x;
-}
+// Some neighbouring packs of one row, of which a thread takes every step-th.
+struct Packs {
+  int64_t row, first;    // the first pack of all
+  int begin, end, step;  // counted from there
+};
 
-// Every tensor consists of whole packs of type S, 16 bytes each, and its rows are evenly spaced.
+constexpr int kBlockQuads = 256;
+
 template <class S>
 struct Vectors {
-  static constexpr bool kAny = false;
   using T = float;
-  static constexpr int kWidth = 16 / sizeof(S);
+  static constexpr int kWidth = 16 / sizeof(S), kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
+  static constexpr bool kAny = false;    // any layout, any mixture of tensors
+  static constexpr int kRegisters = 64;  // of a thread, at most
 
   static bool serves(const Operand& x, int64_t cols) {
-    S* null = nullptr;
-    bool type = false;
-    with_type(x.type, [&](auto* other) { type = std::is_same_v<decltype(other), decltype(null)>; });
-    return type && x.packs && x.row_inner == 1 && x.col_inner >= cols && cols % kWidth == 0;
+    return x.type == type_of<S> && x.packs && x.plain && cols % kWidth == 0;
   }
 
-  __device__ __forceinline__ static int count(int64_t, int64_t) { return kWidth; }
+  // How many columns of a pack there are.
+  __device__ __forceinline__ static int count(const Packs&, int, int64_t) { return kWidth; }
 
-  __device__ __forceinline__ static void load(const Operand& x, int64_t row, int64_t pack, int, T (&values)[kWidth]) {
-    load_pack(static_cast<const S*>(x.data) + row * x.stride[0] + pack * kWidth, values);
+  using Run = S*;
+  __device__ __forceinline__ static Run run(const Operand& x, const Packs& packs) {
+    return static_cast<S*>(x.data) + packs.row * x.stride[0] + packs.first * kWidth;
   }
-  __device__ __forceinline__ static void store(const Operand& x, int64_t row, int64_t pack, int,
-                                               const T (&values)[kWidth]) {
-    store_pack(static_cast<S*>(x.data) + row * x.stride[0] + pack * kWidth, values);
+  __device__ __forceinline__ static void load(const Operand&, Run run, int pack, int, T (&values)[kWidth]) {
+    load_pack(run + uint32_t(pack * kWidth), values);
+  }
+  __device__ __forceinline__ static void store(const Operand&, Run run, int pack, int, const T (&values)[kWidth]) {
+    store_pack(run + uint32_t(pack * kWidth), values);
   }
 };
-
-// Calls f(k, offset) for the first n elements of a pack.
-template <int kWidth, class F>
-__device__ __forceinline__ void for_each_offset(const View& x, int64_t row, int64_t pack, int n, const F& f) {
-  const int64_t col = pack * kWidth;
-  int64_t outer = 0, inner = col;
-  if (col >= x.col_inner) outer = col / x.col_inner, inner = col % x.col_inner;
-  const int64_t base = x.row_offset(row);
-#pragma unroll
-  for (int k = 0; k < kWidth; ++k) {
-    if (k < n) f(k, base + outer * x.stride[2] + inner * x.stride[3]);
-    if (++inner == x.col_inner) ++outer, inner = 0;
-  }
-}
 
 template <class Arithmetic, int kPackWidth>
 struct Elements {
-  static constexpr bool kAny = true;
   using T = Arithmetic;
-  static constexpr int kWidth = kPackWidth;
+  static constexpr int kWidth = kPackWidth, kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
+  static constexpr bool kAny = true;
+  static constexpr int kRegisters = 128;
 
-  __device__ __forceinline__ static int count(int64_t pack, int64_t cols) {
-    const int64_t left = cols - pack * kWidth;
+  static bool serves(const Operand&, int64_t) { return true; }
+
+  __device__ __forceinline__ static int count(const Packs& packs, int pack, int64_t cols) {
+    const int64_t left = cols - (packs.first + pack) * kWidth;
     return left < kWidth ? int(left) : kWidth;
   }
 
+  struct Run {
+    int64_t offset, col;  // of the row, and of the first pack
+  };
+  __device__ __forceinline__ static Run run(const Operand& x, const Packs& packs) {
+    return {x.row_offset(packs.row), packs.first * kWidth};
+  }
+
+  // Where the elements of a pack lie.
+  __device__ __forceinline__ static void offsets(const Operand& x, Run run, int pack, int64_t (&at)[kWidth]) {
+    const int64_t col = run.col + int64_t(pack) * kWidth;
+    int64_t inner = col;
+    const int64_t outer = x.plain ? 0 : x.col_inner.quotient(col, inner);
+    const int64_t wrap = x.stride[2] - int64_t(x.col_inner.number) * x.stride[3];
+    int64_t offset = run.offset + outer * x.stride[2] + inner * x.stride[3];
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+      at[k] = offset;
+      offset += x.stride[3];
+      if (++inner == int64_t(x.col_inner.number)) inner = 0, offset += wrap;
+    }
+  }
+
   // What lies beyond the row is 0.
-  __device__ __forceinline__ static void load(const Operand& x, int64_t row, int64_t pack, int n, T (&values)[kWidth]) {
+  __device__ __forceinline__ static void load(const Operand& x, Run run, int pack, int n, T (&values)[kWidth]) {
+    int64_t at[kWidth];
+    offsets(x, run, pack, at);
     with_type(x.type, [&](auto* null) {
-      using S = std::remove_pointer_t<decltype(null)>;
-      const S* data = static_cast<const S*>(x.data);
-      if (x.packs && n == kWidth) return load_pack(data + x.row_offset(row) + x.col_offset(pack * kWidth), values);
-      for_each_offset<kWidth>(x, row, pack, kWidth,
-                              [&](int k, int64_t offset) { values[k] = k < n ? widen<T>(data[offset]) : T(0); });
+      const auto* data = static_cast<decltype(null)>(x.data);
+      if (x.packs && n == kWidth) return load_pack(data + at[0], values);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) values[k] = k < n ? widen<T>(data[at[k]]) : T(0);
     });
   }
-  __device__ __forceinline__ static void store(const Operand& x, int64_t row, int64_t pack, int n,
-                                               const T (&values)[kWidth]) {
+  __device__ __forceinline__ static void store(const Operand& x, Run run, int pack, int n, const T (&values)[kWidth]) {
+    int64_t at[kWidth];
+    offsets(x, run, pack, at);
     with_type(x.type, [&](auto* null) {
       auto* data = static_cast<decltype(null)>(x.data);
-      if (x.packs && n == kWidth) return store_pack(data + x.row_offset(row) + x.col_offset(pack * kWidth), values);
-      for_each_offset<kWidth>(x, row, pack, n, [&](int k, int64_t offset) { narrow(values[k], data + offset); });
+      if (x.packs && n == kWidth) return store_pack(data + at[0], values);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        if (k < n) narrow(values[k], data + at[k]);
+      }
     });
   }
 };

@@ -126,3 +126,10 @@ template <class T>
 T __ldg(const T* from) {
   return *from;
 }
+
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
+
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)(a) * b >> 64); }

@@ -9,7 +9,7 @@ namespace vk::cuda {
 struct LatentForward {
   Type arithmetic;
   int64_t rows, cols;
-  const int64_t* seed;  // on the device; used where there is no eps
+  const int64_t* seed;  // on the device; null where eps is given
   View mu, logvar, eps, z;
   void* kl;  // (rows), of the arithmetic's type
 };

@@ -1,0 +1,239 @@
+#include "../likelihood.h"
+
+#include "columns.h"
+#include "dispatch.h"
+#include "likelihood.h"
+#include "rows.h"
+
+namespace vk::cuda {
+namespace {
+
+// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one number.
+template <class Family, class Access>
+struct Arguments {
+  using T = typename Access::T;
+  static constexpr int kWidth = Access::kWidth, kCount = Family::kArguments;
+  int64_t cols;
+  Operand tensors[kCount];
+  bool single[kCount] = {};
+  double constants[kCount];
+
+  template <class A>
+  explicit Arguments(const A& a) : cols(a.cols) {
+    for (int j = 0; j < kCount; ++j) {
+      tensors[j] = Operand(a.arguments[j], cols, kWidth);
+      constants[j] = a.constants[j];
+      single[j] = j >= 2;
+      for (const int64_t stride : a.arguments[j].stride) single[j] &= stride == 0;
+    }
+  }
+
+  bool served() const {
+    bool all = true;
+    for (int j = 0; j < kCount; ++j) all &= single[j] || Access::serves(tensors[j], cols);
+    return all;
+  }
+
+  struct Run {
+    typename Access::Run tensors[kCount];
+    T single[kCount];
+  };
+  __device__ __forceinline__ Run run(const Packs& packs) const {
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      run.tensors[j] = Access::run(tensors[j], packs);
+      run.single[j] = T(constants[j]);
+      if (j >= 2 && single[j] && tensors[j].data) run.single[j] = load_element<T>(tensors[j], 0);
+    }
+    return run;
+  }
+
+  __device__ __forceinline__ void load(const Run& run, int pack, int n, T (&values)[kCount][kWidth]) const {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (j >= 2 && single[j]) {
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) values[j][k] = run.single[j];
+      } else {
+        Access::load(tensors[j], run.tensors[j], pack, n, values[j]);
+      }
+    }
+  }
+
+  // The arguments of one element.
+  __device__ __forceinline__ static void pick(const T (&values)[kCount][kWidth], int k, T (&of_one)[kCount]) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) of_one[j] = values[j][k];
+  }
+};
+
+template <class Family, class Access>
+struct Forward {
+  using T = typename Access::T;
+  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kCount = Family::kArguments;
+  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+  static constexpr bool kSums = true;
+  Arguments<Family, Access> arguments;
+
+  explicit Forward(const LikelihoodForward& a) : arguments(a) {}
+  bool served() const { return arguments.served(); }
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
+    const auto run = arguments.run(packs);
+    for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
+      const int n = Access::count(packs, pack, arguments.cols);
+      T values[kCount][kWidth], v[kCount];
+      arguments.load(run, pack, n, values);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        arguments.pick(values, k, v);
+        if (k < n) sums[k / 4] += Family::log_prob(v);
+      }
+    }
+  }
+};
+
+// The gradients of a pack: those as large as the decoder's output are stored, others handed to `add`.
+template <class Family, class Access>
+struct Backward {
+  using T = typename Access::T;
+  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kCount = Family::kArguments;
+  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+  Arguments<Family, Access> arguments;
+  Operand grad;
+  Operand gradients[kCount];
+  bool summed[kCount];
+
+  explicit Backward(const LikelihoodBackward& a) : arguments(a), grad(a.grad, a.cols, kWidth) {
+    for (int j = 0; j < kCount; ++j) {
+      gradients[j] = Operand(a.gradients[j], a.cols, kWidth);
+      summed[j] = a.sums[j].data;
+    }
+  }
+
+  bool any_summed() const { return std::any_of(summed, summed + kCount, [](bool s) { return s; }); }
+
+  bool served() const {
+    bool all = arguments.served() && (Access::kAny || !any_summed());
+    for (const Operand& g : gradients) all &= !g.data || Access::serves(g, arguments.cols);
+    return all;
+  }
+
+  template <class Add>
+  __device__ __forceinline__ void operator()(const Packs& packs, const Add& add) const {
+    const auto run = arguments.run(packs);
+    typename Access::Run gradient_run[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) gradient_run[j] = Access::run(gradients[j], packs);
+    const T upstream = load_element<T>(grad, grad.row_offset(packs.row));
+    for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
+      const int n = Access::count(packs, pack, arguments.cols);
+      T values[kCount][kWidth], v[kCount], g[kCount];
+      arguments.load(run, pack, n, values);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        arguments.pick(values, k, v);
+        Family::gradient(v, g);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) values[j][k] = k < n ? upstream * g[j] : T(0);
+      }
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        if (Access::kAny && summed[j]) {
+          add(j, values[j]);
+        } else if (gradients[j].data) {
+          Access::store(gradients[j], gradient_run[j], pack, n, values[j]);
+        }
+      }
+    }
+  }
+};
+
+template <class Family, class Access>
+struct RowBackward : Backward<Family, Access> {
+  using T = typename Access::T;
+  static constexpr bool kSums = false;
+  using Backward<Family, Access>::Backward;
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&)[Access::kQuads]) const {
+    Backward<Family, Access>::operator()(packs, [](int, const auto&) {});
+  }
+};
+
+// Of a family's arguments the parameters behind x may be shared by all rows.
+template <class Family, class Access>
+struct ColumnBackward : Backward<Family, Access> {
+  using T = typename Access::T;
+  static constexpr int kSums = Family::kArguments - 2, kWidth = Access::kWidth;
+  using Backward<Family, Access>::Backward;
+
+  __device__ __forceinline__ bool wanted(int i) const { return this->summed[i + 2]; }
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kSums][kWidth]) const {
+    Backward<Family, Access>::operator()(packs, [&](int j, const T (&values)[kWidth]) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) sums[i][k] += i + 2 == j ? values[k] : T(0);
+      }
+    });
+  }
+};
+
+template <class Family, class Access>
+bool forward(const LikelihoodForward& a, const Queue& queue) {
+  const Forward<Family, Access> body(a);
+  if (!body.served()) return false;
+  auto* log_prob = static_cast<typename Access::T*>(a.log_prob);
+  launch_rows("vae_kernels_cuda::likelihood_forward", body, RowGrid(a.rows, a.cols), log_prob, queue);
+  return true;
+}
+
+template <class Family, class Access>
+bool backward(const LikelihoodBackward& a, const Queue& queue) {
+  constexpr const char* kOp = "vae_kernels_cuda::likelihood_backward";
+  const RowBackward<Family, Access> body(a);
+  if (!body.served()) return false;
+  if constexpr (Access::kAny && Family::kArguments > 2) {
+    if (body.any_summed()) {
+      launch_columns(kOp, ColumnBackward<Family, Access>(a), a.rows, a.cols, a.sums + 2, queue);
+      return true;
+    }
+  }
+  launch_rows(kOp, body, RowGrid(a.rows, a.cols), static_cast<typename Access::T*>(nullptr), queue);
+  return true;
+}
+
+// Calls f with an object of the family's struct.
+template <class F>
+void with_family(const char* name, const F& f) {
+#define X(FAMILY) \
+  if (std::string(name) == FAMILY::kName) f(FAMILY{});
+  VK_FAMILIES(X)
+#undef X
+}
+
+}  // namespace
+
+int family_arguments(const char* family) {
+  int count = 0;
+  with_family(family, [&](auto f) { count = f.kArguments; });
+  return count;
+}
+
+void likelihood_forward(const LikelihoodForward& a, const Queue& queue) {
+  with_family(a.family, [&](auto family) {
+    with_access(a.arguments[0].type, a.arithmetic,
+                [&](auto access) { return forward<decltype(family), decltype(access)>(a, queue); });
+  });
+}
+
+void likelihood_backward(const LikelihoodBackward& a, const Queue& queue) {
+  with_family(a.family, [&](auto family) {
+    with_access(a.arguments[0].type, a.arithmetic,
+                [&](auto access) { return backward<decltype(family), decltype(access)>(a, queue); });
+  });
+}
+
+}  // namespace vk::cuda

@@ -1,0 +1,215 @@
+// The CUDA kernels as dispatcher ops: check, allocate, call, register.
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/latent.h"
+#include "cuda/likelihood.h"
+#include "ops.h"
+
+#ifdef __CUDACC__
+#error "compile it with the host's compiler: nvcc does not need to see torch"
+#endif
+
+namespace vk {
+namespace {
+
+#ifdef VK_EMULATED  // the kernels run on the host, on CPU tensors: see cuda/emulated.h
+#define VK_DEVICE CPU
+struct Guard {
+  explicit Guard(int32_t) {}
+};
+void* current_stream(int32_t) { return nullptr; }
+#else
+#define VK_DEVICE CUDA
+using Guard = torch::stable::accelerator::DeviceGuard;
+
+// Looked up, not linked: the library is built against a torch that may lack CUDA, and so the function.
+void* current_stream(int32_t device) {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const auto get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* function = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    STD_TORCH_CHECK(function, "this torch has no CUDA");
+    return reinterpret_cast<GetStream>(function);
+  }();
+  void* stream;
+  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
+  return stream;
+}
+#endif
+
+int32_t device_of(const Tensor& tensor) {
+  int32_t device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device));
+  return device;
+}
+
+// The tensor's device made the current one, its current stream, and memory there. Kernels that are still to run may use
+// that memory after this object is gone: torch hands it to nobody but the same stream.
+class Device {
+ public:
+  cuda::Queue queue;
+
+  explicit Device(const Tensor& tensor)
+      : queue{current_stream(device_of(tensor)), [this](size_t bytes) { return scratch(bytes); }},
+        tensor_(tensor),
+        guard_(device_of(tensor)) {}
+  Device(const Device&) = delete;
+
+ private:
+  void* scratch(size_t bytes) {
+    Shape shape;
+    shape.sizes.push_back(int64_t(bytes));
+    shape.strides.push_back(1);
+    memory_.push_back(empty_strided(shape, aoti_torch_dtype_uint8(), tensor_));
+    return memory_.back().mutable_data_ptr();
+  }
+
+  const Tensor& tensor_;
+  Guard guard_;
+  std::vector<Tensor> memory_;
+};
+
+const int64_t* seed_pointer(const std::optional<Tensor>& seed, const std::optional<Tensor>& eps) {
+  if (eps) return nullptr;
+  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+                  "seed must be an int64 tensor of one element where no eps is given");
+  return seed->const_data_ptr<int64_t>();
+}
+
+std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
+                                          const std::optional<Tensor>& eps, int64_t batch_dims) {
+  const Device device(mu);
+  Rows rows(mu, batch_dims);
+  cuda::LatentForward a{};
+  a.seed = seed_pointer(seed, eps);
+  a.mu = rows.argument(mu);
+  a.logvar = rows.argument(logvar);
+  if (eps) a.eps = rows.view(*eps);
+  a.arithmetic = rows.arithmetic;
+  a.rows = rows.rows, a.cols = rows.cols;
+  Tensor z = rows.empty_like_first(dtype_of(mu));
+  Tensor kl = rows.empty_sums();
+  a.z = rows.output(z);
+  a.kl = kl.mutable_data_ptr();
+  cuda::latent_forward(a, device.queue);
+  return {z, kl};
+}
+
+std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
+                                    const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
+                                    const std::optional<Tensor>& eps, int64_t batch_dims, std::vector<bool> needs) {
+  const Device device(mu);
+  Rows rows(mu, batch_dims);
+  cuda::LatentBackward a{};
+  a.seed = seed_pointer(seed, eps);
+  a.mu = rows.argument(mu);
+  a.logvar = rows.argument(logvar);
+  a.arithmetic = rows.arithmetic;
+  if (eps) a.eps = rows.view(*eps);
+  if (grad_z) a.grad_z = rows.view(*grad_z);
+  if (grad_kl) a.grad_kl = rows.row_view(*grad_kl);
+  a.rows = rows.rows, a.cols = rows.cols;
+  std::vector<Tensor> gradients;
+  const auto wanted = [&](size_t i, const Tensor& input, View* view) {
+    if (!needs.at(i)) return;
+    gradients.push_back(rows.empty_gradient(input));
+    *view = rows.output(gradients.back());
+  };
+  wanted(0, mu, &a.grad_mu);
+  wanted(1, logvar, &a.grad_logvar);
+  if (eps) wanted(2, *eps, &a.grad_eps);
+  cuda::latent_backward(a, device.queue);
+  return gradients;
+}
+
+// Fills in the arguments that both directions share.
+template <class Arguments>
+void set_arguments(Arguments& a, Rows& rows, const std::string& family, const std::vector<Tensor>& inputs,
+                   const std::vector<double>& constants) {
+  const int count = cuda::family_arguments(family.c_str());
+  STD_TORCH_CHECK(count > 0, "no family is named ", family);
+  STD_TORCH_CHECK(inputs.size() + constants.size() == size_t(count), family, " takes ", count, " arguments, got ",
+                  inputs.size() + constants.size());
+  a.family = family.c_str();
+  for (size_t i = 0; i < inputs.size(); ++i) a.arguments[i] = rows.argument(inputs[i]);
+  for (size_t i = 0; i < constants.size(); ++i) a.constants[inputs.size() + i] = constants[i];
+  a.arithmetic = rows.arithmetic;
+  a.rows = rows.rows, a.cols = rows.cols;
+}
+
+// The gradient of a parameter that the rows share. The kernels write it in the order of the columns; where that is not
+// the order of its own dims, into memory of its own.
+struct SharedGradient {
+  Tensor gradient, written;
+  cuda::Sum sum;
+
+  SharedGradient(const Rows& rows, const Tensor& gradient) : gradient(gradient), written(gradient) {
+    Shape shape = shape_of(gradient), ordered = shape;
+    const int missing = rows.shape().dims() - shape.dims();
+    Dims order;
+    for (const int64_t dim : rows.columns()) {
+      const int d = int(dim) - missing;
+      const bool kept = d >= 0 && shape.sizes[d] != 1;
+      sum.columns.push_back({rows.shape().sizes[int(dim)], kept});
+      if (kept) order.push_back(d);
+    }
+    std::reverse(order.begin(), order.end());
+    fill_strides(&ordered, order);
+    if (!same_strides(shape, ordered)) written = empty_strided(ordered, dtype_of(gradient), gradient);
+    sum.data = written.mutable_data_ptr();
+    sum.type = type_of_tensor(gradient);
+  }
+
+  void finish() {
+    if (written.get() != gradient.get()) torch::stable::copy_(gradient, written);
+  }
+};
+
+Tensor likelihood_forward(const Family& family, std::vector<Tensor> inputs, std::vector<double> constants,
+                          int64_t batch_dims) {
+  const Device device(inputs.at(0));
+  Rows rows(inputs[0], batch_dims);
+  cuda::LikelihoodForward a{};
+  set_arguments(a, rows, family.name, inputs, constants);
+  Tensor log_prob = rows.empty_sums();
+  a.log_prob = log_prob.mutable_data_ptr();
+  cuda::likelihood_forward(a, device.queue);
+  return log_prob;
+}
+
+std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad, std::vector<Tensor> inputs,
+                                        std::vector<double> constants, int64_t batch_dims, std::vector<bool> needs) {
+  const Device device(inputs.at(0));
+  Rows rows(inputs[0], batch_dims);
+  cuda::LikelihoodBackward a{};
+  set_arguments(a, rows, family.name, inputs, constants);
+  a.grad = rows.row_view(grad);
+  std::vector<Tensor> gradients;
+  std::vector<SharedGradient> shared;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!needs.at(i)) continue;
+    gradients.push_back(rows.empty_gradient(inputs[i]));
+    if (rows.same_shape(gradients.back())) {
+      a.gradients[i] = rows.output(gradients.back());
+    } else {
+      shared.emplace_back(rows, gradients.back());
+      a.sums[i] = shared.back().sum;
+    }
+  }
+  cuda::likelihood_backward(a, device.queue);
+  for (SharedGradient& gradient : shared) gradient.finish();
+  return gradients;
+}
+
+}  // namespace
+}  // namespace vk
+
+STABLE_TORCH_LIBRARY(vae_kernels_cuda, m) { vk::define_ops(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, VK_DEVICE, m) {
+  m.impl("latent_forward", TORCH_BOX(&vk::latent_forward));
+  m.impl("latent_backward", TORCH_BOX(&vk::latent_backward));
+  m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
+  m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
+}
