@@ -154,6 +154,8 @@ class Rows {
     return view_of(shape_of(tensor), tensor.mutable_data_ptr(), type_of_tensor(tensor));
   }
 
+  const Shape& shape() const { return shape_; }
+  const Dims& columns() const { return columns_; }  // the dims that make the columns, slowest first
   bool same_shape(const Tensor& tensor) const { return same_sizes(shape_of(tensor), shape_); }
 
   // Which element of a tensor that broadcasts to the call's shape, and is the same for all rows, belongs to each
