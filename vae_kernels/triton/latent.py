@@ -18,6 +18,7 @@ from .philox import normals
 from .tile import (
     Tile,
     add_compensated,
+    block_index,
     chunks_per_program,
     compensated,
     geometry,
@@ -51,10 +52,8 @@ def latent_forward_kernel(
     """A program sums `chunks_per_program` chunks of a block of rows: into kl [rows], or if SPLIT each chunk apart, into
     kl [chunks, rows]."""
     DTYPE: tl.constexpr = kl.dtype.element_ty
-    programs_per_block = tl.cdiv(chunks, chunks_per_program)
-    block = tl.program_id(0) // programs_per_block
-    first = (tl.program_id(0) % programs_per_block) * chunks_per_program
-    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first = tl.program_id(0) * chunks_per_program
+    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     if WIDE:
         row = row.to(tl.int64)
         first = first.to(tl.int64)
@@ -84,17 +83,17 @@ def latent_forward_kernel(
         store(kl + row, compensated(total, lost), row < rows)
 
 
-@triton.jit(do_not_specialize=["grad_kl", "seed", "rows", "cols", "inner_rows", "inner_cols", "chunks"])
+@triton.jit(do_not_specialize=["grad_kl", "seed", "rows", "cols", "inner_rows", "inner_cols"])
 def latent_backward_kernel(
     grad_z, grad_kl, mu, logvar, seed, eps, grad_mu, grad_logvar, grad_eps,
     grad_z_strides, grad_kl_strides, mu_strides, logvar_strides, eps_strides, out_strides,
-    rows, cols, inner_rows, inner_cols, chunks,
+    rows, cols, inner_rows, inner_cols,
     VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """`∂mu = gz + gkl·mu`, `∂logvar = ½ (gz·e^(l/2)·eps + gkl·(e^l − 1))`, `∂eps = gz·e^(l/2)`: one tile per program."""
-    row = (tl.program_id(0) // chunks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    first_col = (tl.program_id(0) % chunks) * BLOCK_COLS
+    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_col = tl.program_id(0) * BLOCK_COLS
     if WIDE:
         row = row.to(tl.int64)
         first_col = first_col.to(tl.int64)
@@ -159,12 +158,13 @@ def _plan_forward(mu, logvar, eps, z, kl, batch_dims) -> Callable[..., None]:
     split = chunks < shape.chunks
     launch = Launch(
         latent_forward_kernel,
-        shape.row_blocks * triton.cdiv(shape.chunks, chunks),
+        shape.grid(triton.cdiv(shape.chunks, chunks)),
         mu.get_device(),
         mu_strides=form.strides[0],
         logvar_strides=form.strides[1],
         eps_strides=None if eps is None else form.strides[3],
         z_strides=form.strides[2],
+        chunks=shape.chunks,
         chunks_per_program=chunks,
         RUN=_run(form, shape, full),
         SPLIT=split,
@@ -235,7 +235,7 @@ def _plan_backward(grad_z, grad_kl, mu, logvar, eps, batch_dims, grads) -> Calla
     strides = iter(form.strides)
     return Launch(
         latent_backward_kernel,
-        shape.row_blocks * shape.chunks,
+        shape.grid(shape.chunks),
         mu.get_device(),
         out_strides=next(strides),
         mu_strides=next(strides),

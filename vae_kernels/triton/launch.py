@@ -22,10 +22,10 @@ class Launch:
     Here these follow from the plan, so the kernel compiled at the first launch serves all others.
     """
 
-    def __init__(self, kernel: Any, programs: int, device: int, **arguments: Any) -> None:
+    def __init__(self, kernel: Any, grid: tuple[int, int, int], device: int, **arguments: Any) -> None:
         names = kernel.arg_names[-len(arguments) :]
         self._arguments = [arguments.pop(name) for name in names]
-        self._kernel, self._grid, self._device = kernel, (programs, 1, 1), device
+        self._kernel, self._grid, self._device = kernel, grid, device
         self._compiled = None
 
     def __call__(self, *tensors: Any) -> None:
@@ -62,7 +62,7 @@ def sum_rows(device: int, rows: int, cols: int, in_sequence: bool = False) -> La
     block_rows = 1 if in_sequence else min(triton.next_power_of_2(rows), 1024 // block_cols)
     return Launch(
         sum_rows_kernel,
-        triton.cdiv(cols, block_cols),
+        (triton.cdiv(cols, block_cols), 1, 1),
         device,
         rows=rows,
         cols=cols,

@@ -16,9 +16,10 @@ from ..eager import compute_dtype
 from ..rows import column_dims
 from .layout import Layout, dense, from_dense, layout
 from .launch import Launch, SplitLaunch, planned, signature, sum_rows
-from .math import exp, log1p_unit
+from .math import exp, exp_minus_abs, log1p_unit
 from .tile import (
     add_compensated,
+    block_index,
     chunks_per_program,
     compensated,
     geometry,
@@ -35,14 +36,14 @@ from .tile import (
 def bernoulli_log_prob(x, params):
     """`x·a − softplus(a)`, as `(x − [a > 0])·a − log(1 + e^−|a|)`: neither term loses the other's digits."""
     a = params[0]
-    return tl.where(a > 0, x - 1.0, x) * a - log1p_unit(exp(-tl.abs(a)))
+    return tl.where(a > 0, x - 1.0, x) * a - log1p_unit(exp_minus_abs(a))
 
 
 @triton.jit
 def bernoulli_grad(x, params):
     """`x − sigmoid(a)`, and `a` to x."""
     a = params[0]
-    u = exp(-tl.abs(a))
+    u = exp_minus_abs(a)
     # sigmoid(-|a|)
     tail = u / (1.0 + u)
     return tl.where(a > 0, (x - 1.0) + tail, x - tail), a
@@ -107,10 +108,8 @@ def likelihood_forward_kernel(
     """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
     out [chunks, rows]."""
     DTYPE: tl.constexpr = out.dtype.element_ty
-    programs_per_block = tl.cdiv(chunks, chunks_per_program)
-    block = tl.program_id(0) // programs_per_block
-    first = (tl.program_id(0) % programs_per_block) * chunks_per_program
-    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first = tl.program_id(0) * chunks_per_program
+    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     if WIDE:
         row = row.to(tl.int64)
         first = first.to(tl.int64)
@@ -137,20 +136,19 @@ def likelihood_forward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "chunks", "row_blocks", "blocks_per_program"]
+    do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"]
 )
 def likelihood_backward_kernel(
     inputs, constants, grad, outs, sum_outs, strides, grad_strides, out_strides,
-    rows, cols, inner_rows, inner_cols, chunks, row_blocks, blocks_per_program,
+    rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
     GRAD: tl.constexpr, ONE: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a chunk of columns of `blocks_per_program` blocks of rows. Those of the inputs STORED go to outs. Those
     of the inputs SUMMED are summed over the program's rows, into sum_outs [programs per chunk, cols]; of inputs that are
     ONE also over its columns, into sum_outs [programs per chunk, chunks]."""
-    group = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
-    first_col = chunk * BLOCK_COLS
+    group = block_index()
+    first_col = tl.program_id(0) * BLOCK_COLS
     if WIDE:
         first_col = first_col.to(tl.int64)
     c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
@@ -182,7 +180,7 @@ def likelihood_backward_kernel(
         sums = more
     for i in tl.static_range(len(SUMMED)):
         if ONE[SUMMED[i]]:
-            tl.store(sum_outs[i] + group * chunks + chunk, tl.sum(tl.sum(sums[i], 1), 0))
+            tl.store(sum_outs[i] + group * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.sum(sums[i], 1), 0))
         else:
             col = first_col + tl.arange(0, BLOCK_COLS)
             tl.store(sum_outs[i] + group.to(tl.int64) * (cols * VEC) + col, tl.sum(sums[i], 0), mask=col < cols * VEC)
@@ -211,9 +209,10 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
     split = chunks < shape.chunks
     launch = Launch(
         likelihood_forward_kernel,
-        shape.row_blocks * triton.cdiv(shape.chunks, chunks),
+        shape.grid(triton.cdiv(shape.chunks, chunks)),
         full.get_device(),
         strides=_strides_of_inputs(form, one),
+        chunks=shape.chunks,
         chunks_per_program=chunks,
         LOG_PROB=FAMILIES[family].log_prob,
         ONE=one,
@@ -269,7 +268,7 @@ def _plan_backward(
     dtype = compute_dtype(*inputs)
     launch = Launch(
         likelihood_backward_kernel,
-        groups * shape.chunks,
+        shape.grid(shape.chunks, blocks),
         full.get_device(),
         strides=_strides_of_inputs(form._replace(strides=form.strides[1:]), one),
         grad_strides=form.per_row_strides[0],

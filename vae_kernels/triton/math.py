@@ -12,53 +12,59 @@ import triton.language as tl
 
 
 @triton.jit
-def _nearest_power_of_2(x):
-    """n = x / ln 2 rounded, as the float n + 1.5 * 2^23, whose low bits are those of the integer n; x in [-104, 89]."""
-    return x * 1.4426950408889634 + 12582912.0
-
-
-@triton.jit
-def _expm1_terms(x, shifted):
-    """For r = x - n ln 2, |r| <= ½: r, and e^r - 1 - r (error below 1 ulp)."""
-    n = shifted - 12582912.0
+def _exp_reduced(x, n):
+    """e^(x - n ln 2), n the integer nearest to x / ln 2, |n| <= 151."""
     # The first part of ln 2 has 15 bits: its product with n is exact.
     r = (x - n * 0.693145751953125) - n * 1.4286068203094172e-06
-    # (e^r - 1 - r) / r², within 3e-8
-    q = r * 0.0001986335152 + 0.0013975331
-    q = q * r + 0.008333480077
-    q = q * r + 0.04166599935
-    q = q * r + 0.1666666543
-    q = q * r + 0.5
-    return r, r * r * q
+    # (e^r - 1 - r) / r², |r| <= ½ ln 2
+    y = r * 0.001381431781 + 0.008368850965
+    y = y * r + 0.04166840112
+    y = y * r + 0.1666651953
+    y = y * r + 0.4999999337
+    return (y * r + 1.0) * r + 1.0
 
 
 @triton.jit
-def _times_power_of_2(p, shifted):
-    """(1 + p) 2^n. Two factors, so that neither overflows and denormal results are right."""
+def _times_power_of_2(y, shifted):
+    """y 2^n for n in [-151, 129], the integer in the low bits of `shifted`, and y near 1. In two steps, so that no factor
+    leaves the range and denormal results are right."""
     bits = shifted.to(tl.int32, bitcast=True)
     half = bits >> 1
-    first = ((half << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-    second = (((bits - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-    return (p * first + first) * second
+    y = (y.to(tl.int32, bitcast=True) + (half << 23)).to(tl.float32, bitcast=True)
+    return y * (((bits - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _within_range(x):
-    """Beyond these bounds e^x is 0 or infinite in float32. NaN stays NaN."""
-    x = tl.maximum(x, -104.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(x, 89.0, propagate_nan=tl.PropagateNan.ALL)
+def _between(x, low: tl.constexpr, high: tl.constexpr):
+    """x, brought between bounds; NaN stays NaN."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def exp(x):
-    """e^x, error below 1 ulp, denormal results included."""
+    """e^x, error below 1.2 ulp, denormal results included."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        x = _within_range(x)
-        shifted = _nearest_power_of_2(x)
-        r, excess = _expm1_terms(x, shifted)
-        return _times_power_of_2(r + excess, shifted)
+        # Beyond these bounds the result is 0 or infinite.
+        x = _between(x, -104.0, 89.0)
+        # 1.5 * 2^23: rounds to an integer, which then stands in the low bits.
+        shifted = x * 1.4426950408889634 + 12582912.0
+        return _times_power_of_2(_exp_reduced(x, shifted - 12582912.0), shifted)
+
+
+@triton.jit
+def exp_minus_abs(x):
+    """e^-|x|, error below 1.2 ulp, denormal results included. One step less than `exp`: n is not positive."""
+    if x.dtype == tl.float64:
+        return tl.exp(-tl.abs(x))
+    else:
+        x = tl.maximum(-tl.abs(x), -104.0, propagate_nan=tl.PropagateNan.ALL)
+        # As in `exp`, with n + 64 in the low bits, and 2^-64 in the end.
+        shifted = x * 1.4426950408889634 + 12582976.0
+        y = _exp_reduced(x, shifted - 12582976.0).to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+        return y.to(tl.float32, bitcast=True) * 5.421010862427522e-20
 
 
 @triton.jit
@@ -69,19 +75,16 @@ def log1p_unit(u):
         w = 1.0 + u
         return tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
     else:
-        # 1 + u, or half of it, is 1 + f with |f| <= 1/3.
-        halve = u > 0.3333333333333333
-        f = tl.where(halve, u * 0.5 - 0.5, u)
-        # (log(1 + f) - f) / f²
-        q = f * 0.1402636637 - 0.1538853817
-        q = q * f + 0.1399580566
-        q = q * f - 0.1641596106
-        q = q * f + 0.2001116872
-        q = q * f - 0.2500781888
-        q = q * f + 0.3333319814
-        q = q * f - 0.4999993608
-        log = f * f * q + f
-        return tl.where(halve, log + 0.6931471805599453, log)
+        # (log(1 + u) - u) / u²
+        q = u * -0.003318472229 + 0.02020458178
+        q = q * u - 0.05766443472
+        q = q * u + 0.1068055414
+        q = q * u - 0.1535539521
+        q = q * u + 0.1969540005
+        q = q * u - 0.249585873
+        q = q * u + 0.333305113
+        q = q * u - 0.4999993276
+        return u * u * q + u
 
 
 @triton.jit
@@ -140,11 +143,20 @@ def _excess_series(l):
 def _std_terms(l):
     """e^(l/2), and, right where |l| <= 1, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
     small = tl.abs(l) <= 1.0
-    half = _within_range(l * 0.5)
-    shifted = tl.where(small, 12582912.0, _nearest_power_of_2(half))
-    r, excess = _expm1_terms(half, shifted)
-    p = r + excess
-    return _times_power_of_2(p, shifted), p, excess, small
+    # l = 2 (n ln 2 + r / 2); n = 0 where |l| <= 1, so |r| <= 1.
+    l = _between(l, -208.0, 178.0)
+    shifted = tl.where(small, 12582912.0, l * 0.7213475204444817 + 12582912.0)
+    n = shifted - 12582912.0
+    r = (l - n * 1.38629150390625) - n * 2.8572136406188345e-06
+    # (e^(r/2) - 1 - r/2) / r², within 3e-8
+    q = r * 1.5518243375e-06 + 2.18364546875e-05
+    q = q * r + 0.00026042125240625
+    q = q * r + 0.002604124959375
+    q = q * r + 0.0208333317875
+    q = q * r + 0.125
+    excess = r * r * q
+    p = r * 0.5 + excess
+    return _times_power_of_2(1.0 + p, shifted), p, excess, small
 
 
 @triton.jit

@@ -9,6 +9,10 @@ import triton.language as tl
 from .math import minus_2_log, sin_cos_turns
 
 
+# The interpreter knows no assembly.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
 @triton.jit
 def philox(seed, row, quad):
     """Philox4x32-10: the four words for key `seed` and counter (quad, row), int32 or int64."""
@@ -18,12 +22,32 @@ def philox(seed, row, quad):
     c2, c3 = _words(row, zero)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
-        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        high0, low0 = _product(c0, 0xD2511F53)
+        high1, low1 = _product(c2, 0xCD9E8D57)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
     return c0, c1, c2, c3
+
+
+@triton.jit
+def _product(a, b: tl.constexpr):
+    """High and low word of a product."""
+    if INTERPRETED:
+        return tl.umulhi(a, b), a * b
+    elif tl.target_info.is_cuda():
+        # Left to itself the compiler takes two multiplications.
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
+            "=r,=r,r,n",
+            [a, b],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+        return high, low
+    else:
+        return tl.umulhi(a, b), a * b
 
 
 @triton.jit

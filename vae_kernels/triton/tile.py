@@ -11,6 +11,7 @@ from .layout import Layout
 # Sixteen elements per thread: two to four 16-byte loads of each tensor in flight, below 100 registers.
 NUM_WARPS = 4
 MAX_TILE = 2048
+MAX_GRID_Y = 65535
 # A small problem is spread over more programs: four elements per thread.
 SMALL_TILE = 512
 SMALL_PROBLEM = 2**20
@@ -26,6 +27,13 @@ class Tile(NamedTuple):
     block_cols: int
     row_blocks: int
     chunks: int
+
+    def grid(self, programs_per_row: int, blocks_per_program: int = 1) -> tuple[int, int, int]:
+        """Programs along rows first, so that neighbours read what lies side by side; then blocks of rows, in two
+        dimensions where one does not hold them: see `block_index`."""
+        blocks = triton.cdiv(self.row_blocks, blocks_per_program)
+        planes = triton.cdiv(blocks, MAX_GRID_Y)
+        return programs_per_row, triton.cdiv(blocks, planes), planes
 
 
 def tile(rows: int, cols: int) -> Tile:
@@ -63,13 +71,20 @@ def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
         "cols": form.cols,
         "inner_rows": form.inner_rows,
         "inner_cols": form.inner_cols,
-        "chunks": shape.chunks,
         "VEC": form.vec,
         "WIDE": form.wide,
-        "EVEN": form.rows % shape.block_rows == 0 and form.cols * form.vec % shape.block_cols == 0,
+        "EVEN": form.rows % shape.block_rows == 0
+        and form.cols * form.vec % shape.block_cols == 0
+        and shape.row_blocks <= MAX_GRID_Y,
         "BLOCK_ROWS": shape.block_rows,
         "BLOCK_COLS": shape.block_cols,
     }
+
+
+@triton.jit
+def block_index():
+    """Which blocks of rows are the program's; perhaps some that are not there."""
+    return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
 
 
 @triton.jit

@@ -1,5 +1,9 @@
-"""A pytest plugin: Triton's interpreter rounds to bfloat16 to nearest, as GPUs do. By itself it cuts digits off, and gets
-numbers wrong that are denormal there."""
+"""A pytest plugin that mends Triton's interpreter.
+
+It rounds to bfloat16 to nearest, as GPUs do; by itself it cuts digits off, and gets numbers wrong that are denormal there.
+And it replaces the functions of `triton.language` once per launch, not again, around what it put there before, for every
+function that a kernel calls.
+"""
 
 import numpy as np
 import torch
@@ -16,4 +20,9 @@ def _to_nearest(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding
     return rounded.view(torch.int16).numpy().view(np.uint16).reshape(values.shape)
 
 
+def _call(function: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+    return function.rewrite()(*args, **kwargs)
+
+
 interpreter._convert_float = _to_nearest
+interpreter.InterpretedFunction.__call__ = _call
