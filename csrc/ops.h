@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rows.h"
@@ -114,19 +115,22 @@ class Rows {
       return view;
     }
     // What is the same for all rows stays so: one row is copied.
-    Shape copied = shape_;
+    Shape copied = row_form();
     const bool one_row =
         std::all_of(shape.strides.begin(), shape.strides.begin() + batch_dims_, [](int64_t s) { return s == 0; });
     if (one_row) std::fill(copied.sizes.begin(), copied.sizes.begin() + batch_dims_, 1);
     AtenTensorHandle source;
     TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.at,
-                                                          shape.strides.at, tensor.storage_offset(), &source));
+                                                          shape.strides.at, /*offset_increment=*/0, &source));
     Tensor copy = empty_strided(copied, dtype_of(tensor), first_);
     torch::stable::copy_(copy, Tensor(source));
     copies_.push_back(copy);
     if (one_row) std::fill(copied.strides.begin(), copied.strides.begin() + batch_dims_, 0);
     copied.sizes = shape_.sizes;
-    return view_of(copied, copy.mutable_data_ptr(), type_of_tensor(copy));
+    make_view(copied, batch_dims_, columns_, &view);
+    view.data = copy.mutable_data_ptr();
+    view.type = type_of_tensor(copy);
+    return view;
   }
 
   // A view of a tensor of the call's leading dims: one value per row.
@@ -149,9 +153,23 @@ class Rows {
     return view;
   }
 
-  // A view of memory made for this call, of its shape.
-  View output(const Tensor& tensor) const {
-    return view_of(shape_of(tensor), tensor.mutable_data_ptr(), type_of_tensor(tensor));
+  // A view of memory made for this call, of its shape. Where the row form cannot express it (channels_last with its
+  // channels among the batch dims), it is written elsewhere, and finish() brings it there.
+  View output(const Tensor& tensor) {
+    View view;
+    Tensor written = tensor;
+    if (!make_view(shape_of(tensor), batch_dims_, columns_, &view)) {
+      written = empty_strided(row_form(), dtype_of(tensor), first_);
+      outputs_.emplace_back(tensor, written);
+      make_view(row_form(), batch_dims_, columns_, &view);
+    }
+    view.data = written.mutable_data_ptr();
+    view.type = type_of_tensor(tensor);
+    return view;
+  }
+
+  void finish() {
+    for (auto& [tensor, written] : outputs_) torch::stable::copy_(tensor, written);
   }
 
   const Shape& shape() const { return shape_; }
@@ -184,12 +202,15 @@ class Rows {
   }
 
  private:
-  View view_of(const Shape& shape, void* data, Type type) const {
-    View view;
-    STD_TORCH_CHECK(make_view(shape, batch_dims_, columns_, &view), "memory made for this call has its row form");
-    view.data = data;
-    view.type = type;
-    return view;
+  // The call's sizes, laid out as the row form itself.
+  Shape row_form() const {
+    Dims order;
+    for (int i = columns_.count - 1; i >= 0; --i) order.push_back(columns_[i]);
+    for (int d = batch_dims_ - 1; d >= 0; --d) order.push_back(d);
+    Shape shape = shape_;
+    std::fill(shape.strides.begin(), shape.strides.end(), 1);  // dims of one element are in no order
+    fill_strides(&shape, order);
+    return shape;
   }
 
   // Stride 0 where the tensor has one element, in the call's sizes.
@@ -213,6 +234,7 @@ class Rows {
   int batch_dims_;
   Dims columns_;
   mutable std::vector<Tensor> copies_;
+  std::vector<std::pair<Tensor, Tensor>> outputs_;  // and where they are written
 };
 
 // The ops of every kernel backend; fakes.py has the same schemas.

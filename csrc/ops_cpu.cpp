@@ -32,6 +32,7 @@ std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar
   a.z = rows.output(z);
   a.kl = kl.mutable_data_ptr();
   cpu::latent_forward(a, parallel_for);
+  rows.finish();
   return {z, kl};
 }
 
@@ -58,6 +59,7 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
   wanted(1, logvar, &a.grad_logvar);
   if (eps) wanted(2, *eps, &a.grad_eps);
   cpu::latent_backward(a, parallel_for);
+  rows.finish();
   return gradients;
 }
 
@@ -113,6 +115,7 @@ std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad
     }
   }
   cpu::likelihood_backward(a, parallel_for);
+  rows.finish();
   return gradients;
 }
 

@@ -6,10 +6,6 @@
 #include "cuda/likelihood.h"
 #include "ops.h"
 
-#ifdef __CUDACC__
-#error "compile it with the host's compiler: nvcc does not need to see torch"
-#endif
-
 namespace vk {
 namespace {
 
@@ -93,6 +89,8 @@ std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar
   a.z = rows.output(z);
   a.kl = kl.mutable_data_ptr();
   cuda::latent_forward(a, device.queue);
+  rows.finish();
+  rows.finish();
   return {z, kl};
 }
 
@@ -120,6 +118,8 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
   wanted(1, logvar, &a.grad_logvar);
   if (eps) wanted(2, *eps, &a.grad_eps);
   cuda::latent_backward(a, device.queue);
+  rows.finish();
+  rows.finish();
   return gradients;
 }
 
@@ -198,6 +198,8 @@ std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad
     }
   }
   cuda::likelihood_backward(a, device.queue);
+  rows.finish();
+  rows.finish();
   for (SharedGradient& gradient : shared) gradient.finish();
   return gradients;
 }

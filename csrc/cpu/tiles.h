@@ -285,6 +285,7 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   constexpr int kQuads = kTile / 4, kLanes = sizeof(Word) / sizeof(uint64_t);
   const uint32_t quads = (tile.pitch + 3) / 4;
   const int n = tile.rows * int(quads);
+  if (n == 0) return;
   alignas(64) uint64_t offset[kQuads], row[kQuads];
   const uint32_t inverse = 65536u / quads + 1;  // q / quads = q inverse >> 16 for all q here
   for (int q = 0; q < n; ++q) {
