@@ -46,6 +46,273 @@ struct Gaussian {
   }
 };
 
-#define VK_FAMILIES(X) X(Bernoulli) X(Gaussian)
+// What the value and the gradients of a negative binomial share; m = mu + eps, e = m + theta. Stirling's series at
+// x + theta, theta and x + 1 puts its logarithms together with those of the rates,
+//   ln p = x ln(m c / (e b)) + theta ln(c (theta + eps) / (theta' e)) + O(1),
+// c, theta' and b those arguments, shifted where small. Each ratio is also known as its difference from 1, found
+// without cancellation, so that large counts and theta (a Poisson's limit) lose nothing.
+template <class T>
+struct NegativeBinomialTerms {
+  static constexpr T kEps = T(1e-8);
+  T mu, x, theta, m, inverse_e, shifts;
+  GammaTerms<T> c, t, b;
+
+  VK_INLINE NegativeBinomialTerms(T mu, T x, T theta)
+      : mu(mu),
+        x(x),
+        theta(theta),
+        m(mu + kEps),
+        inverse_e(T(1) / (mu + (theta + kEps))),
+        c(x + theta),
+        t(theta),
+        b(x + T(1)) {
+    shifts = c.shift - t.shift;
+  }
+
+  // ln(m c / (e b))
+  VK_INLINE Logarithm<T> log_counts() const {
+    const T unit = inverse_e * b.inverse;
+    return log_ratio(m * c.z * unit, fused(theta, (mu - b.z) + kEps, m * (c.shift - b.shift - T(1))) * unit);
+  }
+  // ln(c (theta + eps) / (theta' e))
+  VK_INLINE Logarithm<T> log_dispersion() const {
+    return log_ratio(c.z * (theta + kEps) * (inverse_e * t.inverse), dispersion_minus_1());
+  }
+  VK_INLINE T dispersion_minus_1() const {
+    return fused(theta, (x - mu) + shifts, fused(kEps, x + shifts, -t.shift * mu)) * (inverse_e * t.inverse);
+  }
+
+  VK_INLINE T log_prob() const {
+    const T products = t.product * b.product * c.power() / (c.product * t.power() * b.power());
+    const T tails = lgamma_tail(c.inverse) - lgamma_tail(t.inverse) - lgamma_tail(b.inverse);
+    const T constant = b.shift - shifts + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
+    const T rest = log(root(t.z * c.inverse * b.inverse) * products) + (tails + constant);
+    return fused(x, log_counts().value, fused(theta, log_dispersion().value, x == T(0) ? T(0) : rest));
+  }
+
+  // x / m - (x + theta) / e = theta (x - m) / (m e)
+  VK_INLINE T gradient_mu() const {
+    const T inverse_m = T(1) / m;
+    const bool finite = absolute(x) + absolute(mu) < T(INFINITY);
+    return finite ? ((x - mu) - kEps) * inverse_m * (theta * inverse_e) : x * inverse_m - (x + theta) * inverse_e;
+  }
+  // ln(m / e) + psi(x + theta) - psi(x + 1)
+  VK_INLINE T gradient_x() const {
+    return log_counts().value + (digamma_tail(c.inverse) - digamma_tail(b.inverse)) +
+           (b.slope / b.product - c.slope / c.product);
+  }
+  // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta), where ln c (theta + eps) /
+  // (theta' e) cancels (m - x) / e to first order
+  VK_INLINE T gradient_theta(T beyond) const {
+    const T remainder = fused(theta, shifts, -t.shift * x) * (inverse_e * t.inverse);
+    const T of_eps = kEps / (theta + kEps) * dispersion_minus_1();
+    const T finite = ((beyond + remainder) + of_eps) + (digamma_tail(c.inverse) - digamma_tail(t.inverse)) +
+                     (t.slope / t.product - c.slope / c.product);
+    return mu == T(INFINITY) ? -mu : finite;
+  }
+  // 0, or NaN where an argument is not finite
+  VK_INLINE T undefined() const { return ((mu - mu) + (x - x)) + (theta - theta); }
+};
+
+// ln Gamma(x + theta) - ln Gamma(theta) - ln Gamma(x + 1) + theta ln((theta + eps) / e) + x ln((mu + eps) / e), e = mu
+// + theta + eps, eps = 1e-8: mean mu, variance mu + mu^2 / theta. Lopez et al. 2018, as scvi-tools computes it.
+struct NegativeBinomial {
+  static constexpr const char* kName = "negative_binomial";
+  static constexpr int kArguments = 3;
+
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[3]) {
+    return NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob();
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
+    const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
+    g[0] = terms.gradient_mu();
+    g[1] = terms.gradient_x();
+    g[2] = terms.gradient_theta(terms.log_dispersion().beyond);
+  }
+};
+
+// ln(s + (1 - s) NB(x)) at x = 0, ln((1 - s) NB(x)) elsewhere, s = 1 / (1 + e^-z), z = zero_logits. Lopez et al. 2018.
+struct ZeroInflatedNegativeBinomial {
+  static constexpr const char* kName = "zero_inflated_negative_binomial";
+  static constexpr int kArguments = 4;
+
+  // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
+  // - ln(1 + e^-z) with the larger of the two terms taken out of both.
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[4]) {
+    const T l = NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob(), z = v[3], b = l - z;
+    const T unit_z = exp(-absolute(z)), unit_b = exp(-absolute(b));
+    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps, small = zero && l > T(-1);
+    const T t = small ? sigmoid(-z, unit_z) * exp_minus_1(l, exp(l)) : zero ? unit_b - unit_z : unit_z;
+    const T below = zero && !small ? T(1) + unit_z : T(1);
+    const T log = log_ratio((below + t) / below, t / below).value;
+    const T positive = z > T(0) ? z : T(0), negative = z > T(0) ? T(0) : z;
+    return zero ? (small ? log : log + (b > T(0) ? l : negative)) : (l - positive) - log;
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
+    const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
+    const Logarithm<T> dispersion = terms.log_dispersion();
+    const T l = v[2] * dispersion.value, z = v[3], b = l - z;
+    const T unit_z = exp(-absolute(z)), unit_b = exp(-absolute(b));
+    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
+    const T undefined = z == z ? terms.undefined() : z;
+    const T weight = (zero ? sigmoid(b, unit_b) : T(1)) + undefined;
+    g[0] = weight * terms.gradient_mu();
+    g[1] = weight * terms.gradient_x();
+    g[2] = weight * terms.gradient_theta(dispersion.beyond);
+    const T dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -exp_minus_1(l, exp(l));
+    g[3] = (zero ? dropped : -sigmoid(z, unit_z)) + undefined;
+  }
+};
+
+// -|x - loc| e^-s - s - ln 2, s = log_scale; the derivative at x = loc is 0.
+struct Laplace {
+  static constexpr const char* kName = "laplace";
+  static constexpr int kArguments = 3;
+
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[3]) {
+    return -(fused(absolute(v[1] - v[0]), exp(-v[2]), v[2]) + T(0.6931471805599453));
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
+    const T difference = v[1] - v[0], rate = exp(-v[2]);
+    g[0] = (difference > T(0) ? T(1) : difference < T(0) ? T(-1) : T(0)) * rate;
+    g[1] = -g[0];
+    g[2] = fused(absolute(difference), rate, T(-1));
+  }
+};
+
+// x a - ln((e^a - 1) / a), a = logits. Near 0, (x - 1/2) a - a^2 p(a^2), p from ln(sinh(a/2) / (a/2)); elsewhere (x -
+// [a > 0]) a - ln((1 - e^-|a|) / |a|). Loaiza-Ganem & Cunningham 2019, equation 5.
+struct ContinuousBernoulli {
+  static constexpr const char* kName = "continuous_bernoulli";
+  static constexpr int kArguments = 2;
+
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[2]) {
+    const T a = v[0], size = absolute(a), square = a * a;
+    T p;
+    if constexpr (is_float<T>) {
+      p = polynomial(square, 0.04166666659526108f, -0.0003472213281091202f, 5.509659380392218e-06f,
+                     -1.0205134121730446e-07f, 1.702779136817845e-09f);
+    } else {
+      p = polynomial(square, 0.041666666666666664, -0.00034722222222220624, 5.511463844664847e-06,
+                     -1.0333994666461168e-07, 2.0876750027486815e-09, -4.403426126342947e-11, 9.555163766073461e-13,
+                     -2.1048763241763512e-14, 4.466450757756472e-16, -6.972042082143168e-18);
+    }
+    const T far = fused(a > T(0) ? v[1] - T(1) : v[1], a, -log((T(1) - exp(-size)) / size));
+    return size <= T(2) ? fused(v[1] - T(0.5), a, -p * square) : far;
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
+    const T a = v[0], size = absolute(a), u = exp(-size), square = a * a;
+    T p;
+    if constexpr (is_float<T>) {
+      p = polynomial(square, 0.08333333250542785f, -0.0013888785191038882f, 3.304782282007058e-05f,
+                     -8.117004179946352e-07f, 1.6356871898348408e-08f);
+    } else {
+      p = polynomial(square, 0.08333333333333333, -0.0013888888888888885, 3.306878306877968e-05, -8.267195767037382e-07,
+                     2.087675694949121e-08, -5.28418958886776e-10, 1.338248644725405e-11, -3.3893786760928355e-13,
+                     8.573861074517476e-15, -2.1418775817833587e-16, 4.929715344504075e-18, -7.765969416069672e-20);
+    }
+    const T tail = (T(1) / size - u / (T(1) - u)) + (a - a);  // NaN for an infinite a
+    const T far = a > T(0) ? (v[1] - T(1)) + tail : v[1] - tail;
+    g[0] = size <= T(2) ? fused(-a, p, v[1] - T(0.5)) : far;
+    g[1] = a;
+  }
+};
+
+// x ln p + (1 - x) ln(1 - p), p = probs, each logarithm at least -100 and the derivative (x - p) / max(p (1 - p),
+// 1e-12), as torch's binary_cross_entropy has them; NaN for p outside [0, 1].
+struct BernoulliProbs {
+  static constexpr const char* kName = "bernoulli_probs";
+  static constexpr int kArguments = 2;
+
+  template <class T>
+  VK_INLINE static T log_one(T p) {
+    const T l = log(p);
+    return l < T(-100) ? T(-100) : l;
+  }
+  template <class T>
+  VK_INLINE static T log_zero(T p) {
+    const T l = log_ratio(T(1) - p, -p).value;
+    return l < T(-100) ? T(-100) : l;
+  }
+
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[2]) {
+    return fused(v[1], log_one(v[0]), (T(1) - v[1]) * log_zero(v[0]));
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
+    const T p = v[0], variance = p * (T(1) - p);
+    const T floored = variance < T(1e-12) ? T(1e-12) : variance;
+    g[0] = p >= T(0) && p <= T(1) ? (v[1] - p) / floored : T(NAN);
+    g[1] = log_one(p) - log_zero(p);
+  }
+};
+
+// ln(sigmoid(p) - sigmoid(q)), p, q = (x - mean ± h) e^-s, h = 1 / (bins - 1), s = log_scale; the first bin has no
+// lower end, the last no upper one. As ln sigmoid(p) + ln sigmoid(-q) + ln(1 - e^(q - p)) no term cancels another.
+// Kingma et al. 2016, appendix, and Salimans et al. 2017, equation 2.
+struct DiscretizedLogistic {
+  static constexpr const char* kName = "discretized_logistic";
+  static constexpr int kArguments = 4;
+
+  template <class T>
+  struct Bin {
+    T rate, half, above, below, p, q, width, unit_p, unit_q, unit_width;  // x - mean ± h, and the same in units of s
+    bool first, last;
+
+    VK_INLINE explicit Bin(const T (&v)[4]) {
+      const T difference = v[1] - v[0];
+      half = T(1) / (v[3] - T(1));
+      rate = exp(-v[2]);
+      above = difference + half, below = difference - half;
+      p = above * rate, q = below * rate;
+      width = T(2) * half * rate;
+      unit_p = exp(-absolute(p));
+      unit_q = exp(-absolute(q));
+      unit_width = exp(-width);
+      first = v[1] < half - T(1);
+      last = v[1] > T(1) - half;
+    }
+    VK_INLINE T inside() const { return -exp_minus_1(-width, unit_width); }  // 1 - e^-width
+  };
+
+  template <class T>
+  VK_INLINE static T log_prob(const T (&v)[4]) {
+    const Bin<T> bin(v);
+    const T upper = -softplus(-bin.p, bin.unit_p), lower = -softplus(bin.q, bin.unit_q);
+    const T inside = log_ratio(bin.inside(), -bin.unit_width).value;
+    return bin.first ? upper : bin.last ? lower : (upper + lower) + inside;
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
+    const Bin<T> bin(v);
+    const T upper = bin.last ? T(0) : sigmoid(-bin.p, bin.unit_p);
+    const T lower = bin.first ? T(0) : sigmoid(bin.q, bin.unit_q);
+    const T inside = bin.first | bin.last ? T(0) : T(2) * bin.half * bin.unit_width / bin.inside();
+    g[0] = lower * bin.rate - upper * bin.rate;
+    g[1] = -g[0];
+    g[2] = -bin.rate * (fused(bin.above, upper, -bin.below * lower) + inside);
+    g[3] = T(0);
+  }
+};
+
+#define VK_FAMILIES(X)                                                                                                 \
+  X(Bernoulli)                                                                                                         \
+  X(Gaussian) X(NegativeBinomial) X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs)  \
+      X(DiscretizedLogistic)
 
 }  // namespace vk

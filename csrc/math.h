@@ -73,6 +73,7 @@ VK_INLINE float root(float x) {
   return ::sqrtf(x);
 #endif
 }
+VK_INLINE double root(double x) { return ::sqrt(x); }
 
 // e^x for every x; 1 ulp. n = round(x / ln 2) by adding and subtracting 1.5 2^(mantissa bits). A GPU's own takes 8
 // instructions and has the same bound (CUDA C++ Programming Guide, expf).
@@ -150,6 +151,132 @@ VK_INLINE T exp_minus_1_minus(T l, T e) {
                    7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
   }
   return absolute(l) <= T(1.5) ? p * (l * l) : (e - T(1)) - l;
+}
+
+// ln r for every r, and ln r - f with it, where f is r - 1: next to r = 1 the logarithm is that of 1 + f, so that an f
+// known better than r itself gives a better logarithm; 1 ulp, of `beyond` 4 ulp. r = 2^n (1 + f'), 1 + f' in
+// [sqrt(1/2), sqrt(2)); ln(1 + f') = f' - h + s (h + s^2 p(s^2)), h = f'^2 / 2, s = f' / (2 + f').
+template <class T>
+struct Logarithm {
+  T value, beyond;
+};
+template <class T>
+VK_INLINE Logarithm<T> log_ratio(T r, T f) {
+  const bool tiny = r < (is_float<T> ? T(1.17549435e-38) : T(2.2250738585072014e-308));
+  const T normal = tiny ? r * T(18014398509481984.0) : r;  // 2^54
+  T n, reduced;
+  if constexpr (is_float<T>) {
+    const uint32_t bits = bits_as<uint32_t>(normal);
+    const int32_t exponent = int32_t((bits + (0x3f800000u - 0x3f3504f3u)) >> 23) - 127;
+    n = float(exponent);
+    reduced = bits_as<float>(bits - (uint32_t(exponent) << 23));
+  } else {
+    const uint64_t bits = bits_as<uint64_t>(normal);
+    const uint64_t biased = (bits + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
+    n = bits_as<double>(biased | 0x4330000000000000u) - 4503599627371519.0;  // 2^52 + 1023
+    reduced = bits_as<double>(bits - ((biased - 1023u) << 52));
+  }
+  const bool near = n == T(0);
+  const T g = near ? f : reduced - T(1);
+  const T h = T(0.5) * g * g, s = divide(g, T(2) + g), z = s * s;
+  T p, high, low;
+  if constexpr (is_float<T>) {
+    p = polynomial(z, 0.6666666655449709f, 0.40000121839806124f, 0.28550820815960665f, 0.23330467216303835f);
+    high = 0.693359375f, low = -2.12194440e-4f;
+  } else {
+    p = polynomial(z, 0.666666666666667, 0.39999999999899505, 0.28571428625975487, 0.2222221113479508,
+                   0.18182889125261723, 0.15331721600556042, 0.14616449685043406);
+    high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10;
+  }
+  const T tail = fused(s, fused(z, p, h), -h);
+  n = tiny ? n - T(54) : n;
+  const T finite = fused(n, high, g + fused(n, low, tail));
+  const T value = r > T(0) ? (r < T(INFINITY) ? finite : r) : r == T(0) ? -T(INFINITY) : T(NAN);
+  return {value, near ? tail : value - f};
+}
+
+// ln x for every x; 1 ulp.
+template <class T>
+VK_INLINE T log(T x) {
+  return log_ratio(x, x - T(1)).value;
+}
+
+// What ln Gamma(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or at z = a + n for a < n, n =
+// kGammaSteps:
+// ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
+// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative.
+// Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
+template <class T>
+constexpr int kGammaSteps = is_float<T> ? 2 : 8;
+
+template <class T>
+struct GammaTerms {
+  T shift, z, inverse, product, slope;
+
+  VK_INLINE explicit GammaTerms(T a) : product(a), slope(1) {
+    constexpr int n = kGammaSteps<T>;
+    for (int k = 1; k < n; ++k) {
+      slope = fused(slope, a + T(k), product);
+      product *= a + T(k);
+    }
+    const bool large = a >= T(n);
+    product = large ? T(1) : product;
+    slope = large ? T(0) : slope;
+    shift = large ? T(0) : T(n);
+    z = a + shift;
+    inverse = T(1) / z;
+  }
+
+  // z^shift
+  VK_INLINE T power() const {
+    const T square = z * z;
+    const T p = is_float<T> ? square : square * square * (square * square);
+    return shift > T(0) ? p : T(1);
+  }
+};
+
+// ln Gamma(z) - ((z - 1/2) ln z - z + ln(2 pi)/2) and psi(z) - ln z, u = 1/z <= 1/kGammaSteps; below 1 ulp of 1.
+template <class T>
+VK_INLINE T lgamma_tail(T u) {
+  T p;
+  if constexpr (is_float<T>) {
+    p = polynomial(u * u, 0.08333332178671254f, -0.0027762802492264666f, 0.0007615399684259511f,
+                   -0.00034972389564190425f);
+  } else {
+    p = polynomial(u * u, 0.08333333333333333, -0.002777777777773988, 0.0007936507897524059, -0.0005952365845057049,
+                   0.0008414700852503147, -0.001890382993887715, 0.005065905360156132);
+  }
+  return u * p;
+}
+template <class T>
+VK_INLINE T digamma_tail(T u) {
+  T p;
+  if constexpr (is_float<T>) {
+    p = polynomial(u * u, 0.08333332453745723f, -0.00833155071868131f, 0.003907189544334103f, -0.003369202911177285f,
+                   0.0024051080762988396f);
+  } else {
+    p = polynomial(u * u, 0.08333333333333333, -0.008333333333331664, 0.003968253965999701, -0.004166665501516725,
+                   0.007575459920369176, -0.02105106090804774, 0.08002337465397756, -0.29942537062673501);
+  }
+  return u * fused(-u, p, T(-0.5));
+}
+
+// e^l - 1 for every l; 2 ulp where |l| <= 1, 1 ulp of 1 elsewhere. `e` is e^l.
+template <class T>
+VK_INLINE T exp_minus_1(T l, T e) {
+  return absolute(l) <= T(1) ? l + exp_minus_1_minus(l, e) : e - T(1);
+}
+
+// 1 / (1 + e^-y); 2 ulp. `u` is e^-|y|.
+template <class T>
+VK_INLINE T sigmoid(T y, T u) {
+  return divide(y > T(0) ? T(1) : u, T(1) + u);
+}
+
+// ln(1 + e^y); 2 ulp. `u` is e^-|y|.
+template <class T>
+VK_INLINE T softplus(T y, T u) {
+  return (y > T(0) ? y : T(0)) + log1p_unit(u);
 }
 
 // Sine and cosine of (w + 1/2) 2^-32 turns; 1 ulp each. Quarters of a turn, the upper two bits, are taken off as an

@@ -10,15 +10,30 @@
 from .backends import backends, use_backend
 from .checks import check_values
 from .latent import reparameterize_kl
-from .likelihood import bernoulli_log_likelihood, gaussian_log_likelihood
+from .likelihood import (
+    bernoulli_log_likelihood,
+    bernoulli_probs_log_likelihood,
+    continuous_bernoulli_log_likelihood,
+    discretized_logistic_log_likelihood,
+    gaussian_log_likelihood,
+    laplace_log_likelihood,
+    negative_binomial_log_likelihood,
+    zero_inflated_negative_binomial_log_likelihood,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "backends",
     "bernoulli_log_likelihood",
+    "bernoulli_probs_log_likelihood",
     "check_values",
+    "continuous_bernoulli_log_likelihood",
+    "discretized_logistic_log_likelihood",
     "gaussian_log_likelihood",
+    "laplace_log_likelihood",
+    "negative_binomial_log_likelihood",
     "reparameterize_kl",
     "use_backend",
+    "zero_inflated_negative_binomial_log_likelihood",
 ]

@@ -56,6 +56,71 @@ def gaussian(mean: Tensor, x: Tensor, logvar: Tensor | float) -> Tensor:
     return -0.5 * (logvar + (x - mean) ** 2 * precision + math.log(2 * math.pi))
 
 
+def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
+    """`−|x − loc| e^−s − s − ln 2`, s = log_scale."""
+    return -(torch.abs(x - loc) * torch.exp(-log_scale) + log_scale + math.log(2))
+
+
+# B₂ₙ / (2n (2n)!): ln(sinh(a/2) / (a/2)) = Σ of them times a²ⁿ.
+LOG_SINHC = (
+    *(1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600),
+    *(-691 / 15692092416000, 1 / 1046139494400, -3617 / 170729965486080000, 43867 / 91963695909076992000),
+    -174611 / 16057153253965824000000,
+)
+
+
+def continuous_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """`x·a − ln((eᵃ − 1)/a)`: where |a| ≤ 1 by the series of its even part, elsewhere `(x − [a > 0])·a − ln((1 −
+    e^−|a|)/|a|)`."""
+    small = logits.abs() <= 1
+    inside, outside = torch.where(small, logits, 0), torch.where(small, 2, logits)
+    square = inside * inside
+    series = torch.zeros_like(square)
+    for c in reversed(LOG_SINHC):
+        series = (series + c) * square
+    near = (x - 0.5) * inside - series
+    far = torch.where(outside > 0, x - 1, x) * outside - torch.log(-torch.expm1(-outside.abs()) / outside.abs())
+    return torch.where(small, near, far)
+
+
+def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:
+    """`x ln p + (1 − x) ln(1 − p)` by `binary_cross_entropy` and its clamps; NaN where it refuses p, outside [0, 1]."""
+    inside = (probs >= 0) & (probs <= 1)
+    p = torch.where(inside, probs, 0.5)
+    one, zero = (-F.binary_cross_entropy(p, torch.full_like(p, target), reduction="none") for target in (1, 0))
+    outside = torch.where(inside, 0, probs) + torch.where(inside, 0, x)
+    return torch.where(inside, x * one + (1 - x) * zero, outside * math.nan)
+
+
+# scvi-tools' constant: it keeps logarithms and gradients finite at mu = 0, which a softmax decoder reaches.
+COUNT_EPS = 1e-8
+
+
+def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+    """`ln Γ(x+θ) − ln Γ(θ) − ln Γ(x+1) + θ ln((θ+ε)/e) + x ln((mu+ε)/e)`, e = mu + θ + ε."""
+    log_total = torch.log(theta + mu + COUNT_EPS)
+    rates = theta * (torch.log(theta + COUNT_EPS) - log_total) + x * (torch.log(mu + COUNT_EPS) - log_total)
+    return rates + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+
+
+def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
+    """`ln(σ(z) + σ(−z) NB(x))` where x = 0, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
+    counted = F.logsigmoid(-zero_logits) + negative_binomial(mu, x, theta)
+    return torch.where(x < COUNT_EPS, torch.logaddexp(F.logsigmoid(zero_logits), counted), counted)
+
+
+def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tensor) -> Tensor:
+    """`ln(σ(p) − σ(q))`, p, q = (x − mean ± h) e^−s, h = 1/(bins − 1); `ln σ(p)` in the first bin, `ln σ(−q)` in the
+    last."""
+    half = 1 / (bins - 1)
+    rate = torch.exp(-log_scale)
+    upper, lower = (x - mean + half) * rate, (x - mean - half) * rate
+    first, last = x < half - 1, x > 1 - half
+    inside = torch.log(-torch.expm1(-2 * half * rate))
+    log_upper, log_lower = F.logsigmoid(upper), F.logsigmoid(-lower)
+    return torch.where(first, log_upper, torch.where(last, log_lower, log_upper + log_lower + inside))
+
+
 def gradients(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],
