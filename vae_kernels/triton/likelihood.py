@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..rows import column_dims
+from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio
 from .layout import Layout, dense, from_dense, layout
 from .launch import Launch, SplitLaunch, planned, signature, sum_rows
 from .math import exp, exp_minus_abs, log1p_unit
@@ -64,6 +65,232 @@ def gaussian_grad(x, params):
     return weighted, -weighted, 0.5 * (difference * weighted - 1.0)
 
 
+@triton.jit
+def _sigmoid(y, u):
+    """1 / (1 + e^-y), `u` being e^-|y|."""
+    return tl.where(y > 0, 1.0, u) / (1.0 + u)
+
+
+@triton.jit
+def _softplus(y, u):
+    """log(1 + e^y), `u` being e^-|y|."""
+    return tl.where(y > 0, y, 0.0) + log1p_unit(u)
+
+
+@triton.jit
+def laplace_log_prob(x, params):
+    """`−|x − loc| e^−s − s − ln 2`, s the logarithm of the scale."""
+    return -(tl.abs(x - params[0]) * exp(-params[1]) + (params[1] + 0.6931471805599453))
+
+
+@triton.jit
+def laplace_grad(x, params):
+    """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
+    difference = x - params[0]
+    rate = exp(-params[1])
+    signed = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0)) * rate
+    return signed, -signed, tl.abs(difference) * rate - 1.0
+
+
+@triton.jit
+def continuous_bernoulli_log_prob(x, params):
+    """`x·a − log((e^a − 1)/a)`, near 0 as `(x − ½)·a − a² p(a²)`, else `(x − [a > 0])·a − log((1 − e^−|a|)/|a|)`."""
+    a = params[0]
+    size = tl.abs(a)
+    y = a * a
+    # log(sinh(a/2) / (a/2)) / a²
+    if x.dtype == tl.float64:
+        p = y * -6.972042082143168e-18 + 4.466450757756472e-16
+        p = p * y - 2.1048763241763512e-14
+        p = p * y + 9.555163766073461e-13
+        p = p * y - 4.403426126342947e-11
+        p = p * y + 2.0876750027486815e-09
+        p = p * y - 1.0333994666461168e-07
+        p = p * y + 5.511463844664847e-06
+        p = p * y - 0.00034722222222220624
+        p = p * y + 0.041666666666666664
+    else:
+        p = y * 1.702779136817845e-09 - 1.0205134121730446e-07
+        p = p * y + 5.509659380392218e-06
+        p = p * y - 0.0003472213281091202
+        p = p * y + 0.04166666659526108
+    far = tl.where(a > 0, x - 1.0, x) * a - log((1.0 - exp_minus_abs(a)) / size)
+    return tl.where(size <= 2.0, (x - 0.5) * a - p * y, far)
+
+
+@triton.jit
+def continuous_bernoulli_grad(x, params):
+    """`x − ½ − (coth(a/2)/2 − 1/a)`, and `a` to x."""
+    a = params[0]
+    size = tl.abs(a)
+    u = exp_minus_abs(a)
+    y = a * a
+    # (coth(a/2)/2 - 1/a) / a
+    if x.dtype == tl.float64:
+        p = y * -7.765969416069672e-20 + 4.929715344504075e-18
+        p = p * y - 2.1418775817833587e-16
+        p = p * y + 8.573861074517476e-15
+        p = p * y - 3.3893786760928355e-13
+        p = p * y + 1.338248644725405e-11
+        p = p * y - 5.28418958886776e-10
+        p = p * y + 2.087675694949121e-08
+        p = p * y - 8.267195767037382e-07
+        p = p * y + 3.306878306877968e-05
+        p = p * y - 0.0013888888888888885
+        p = p * y + 0.08333333333333333
+    else:
+        p = y * 1.6356871898348408e-08 - 8.117004179946352e-07
+        p = p * y + 3.304782282007058e-05
+        p = p * y - 0.0013888785191038882
+        p = p * y + 0.08333333250542785
+    # (a - a) is NaN for an infinite a.
+    tail = (1.0 / size - u / (1.0 - u)) + (a - a)
+    far = tl.where(a > 0, (x - 1.0) + tail, x - tail)
+    return tl.where(size <= 2.0, (x - 0.5) - a * p, far), a
+
+
+@triton.jit
+def _clamped_logs(p):
+    """log p and log(1 − p), each at least −100."""
+    one = log(p)
+    zero = log_ratio(1.0 - p, -p)[0]
+    return tl.where(one < -100.0, -100.0, one), tl.where(zero < -100.0, -100.0, zero)
+
+
+@triton.jit
+def bernoulli_probs_log_prob(x, params):
+    """`x log p + (1 − x) log(1 − p)`, each logarithm at least −100."""
+    one, zero = _clamped_logs(params[0])
+    return x * one + (1.0 - x) * zero
+
+
+@triton.jit
+def bernoulli_probs_grad(x, params):
+    """`(x − p) / max(p (1 − p), 1e-12)`, NaN for p outside [0, 1], and `log p − log(1 − p)` to x."""
+    p = params[0]
+    one, zero = _clamped_logs(p)
+    variance = p * (1.0 - p)
+    floored = tl.where(variance < 1e-12, 1e-12, variance)
+    return tl.where((p >= 0) & (p <= 1), (x - p) / floored, float("nan")), one - zero
+
+
+@triton.jit
+def _negative_binomial_terms(x, mu, theta):
+    """What value and gradients share: see NegativeBinomialTerms in csrc/likelihood.h, which has the derivation."""
+    c = gamma_terms(x + theta, x.dtype)
+    t = gamma_terms(theta, x.dtype)
+    b = gamma_terms(x + 1.0, x.dtype)
+    g = theta + 1e-8
+    inverse_e = 1.0 / (mu + g)
+    m = mu + 1e-8
+    unit = inverse_e * b[2]
+    counts = log_ratio(m * c[1] * unit, (theta * ((mu - b[1]) + 1e-8) + m * (c[0] - b[0] - 1.0)) * unit)[0]
+    unit = inverse_e * t[2]
+    shifts = c[0] - t[0]
+    minus_1 = (theta * ((x - mu) + shifts) + (1e-8 * (x + shifts) - t[0] * mu)) * unit
+    dispersion, beyond = log_ratio(c[1] * g * unit, minus_1)
+    return c, t, b, inverse_e, counts, dispersion, beyond, minus_1
+
+
+@triton.jit
+def negative_binomial_log_prob(x, params):
+    """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
+    c, t, b, _, counts, dispersion, _, _ = _negative_binomial_terms(x, params[0], params[1])
+    products = t[3] * b[3] * c[5] / (c[3] * t[5] * b[5])
+    tails = lgamma_tail(c[2]) - lgamma_tail(t[2]) - lgamma_tail(b[2])
+    # 1 - log(2π)/2
+    constant = b[0] - c[0] + t[0] + 0.08106146679532726
+    rest = log(tl.sqrt(t[1] * c[2] * b[2]) * products) + (tails + constant)
+    return x * counts + (params[1] * dispersion + tl.where(x == 0.0, 0.0, rest))
+
+
+@triton.jit
+def _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, minus_1):
+    inverse_m = 1.0 / (mu + 1e-8)
+    finite = tl.abs(x) + tl.abs(mu) < float("inf")
+    to_mu = tl.where(
+        finite,
+        ((x - mu) - 1e-8) * inverse_m * (theta * inverse_e),
+        x * inverse_m - (x + theta) * inverse_e,
+    )
+    of_c = digamma_tail(c[2])
+    to_x = counts + (of_c - digamma_tail(b[2])) + (b[4] - c[4])
+    remainder = (theta * (c[0] - t[0]) - t[0] * x) * (inverse_e * t[2])
+    to_theta = ((beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1) + (of_c - digamma_tail(t[2])) + (t[4] - c[4])
+    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta)
+
+
+@triton.jit
+def negative_binomial_grad(x, params):
+    mu, theta = params[0], params[1]
+    c, t, b, inverse_e, counts, _, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
+    return _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, minus_1)
+
+
+@triton.jit
+def zero_inflated_negative_binomial_log_prob(x, params):
+    """`log(σ(z) + σ(−z) NB(0))` where x = 0, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
+    l = negative_binomial_log_prob(x, params)  # noqa: E741
+    z = params[2] + l * 0.0
+    b = l - z
+    unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
+    zero = x < 1e-8
+    small = zero & (l > -1.0)
+    t = tl.where(small, _sigmoid(-z, unit_z) * expm1_negative(l), tl.where(zero, unit_b - unit_z, unit_z))
+    below = tl.where(zero & (l <= -1.0), 1.0 + unit_z, 1.0)
+    log_p = log_ratio((below + t) / below, t / below)[0]
+    of_zero = tl.where(small, log_p, log_p + tl.where(b > 0, l, tl.where(z > 0, 0.0, z)))
+    return tl.where(zero, of_zero, (l - tl.where(z > 0, z, 0.0)) - log_p)
+
+
+@triton.jit
+def zero_inflated_negative_binomial_grad(x, params):
+    mu, theta = params[0], params[1]
+    c, t, nb, inverse_e, counts, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
+    to_mu, to_x, to_theta = _negative_binomial_slopes(x, mu, theta, c, t, nb, inverse_e, counts, beyond, minus_1)
+    undefined = ((mu - mu) + (x - x)) + (theta - theta)
+    z = tl.where(undefined == 0.0, params[2], float("nan"))
+    l = theta * dispersion  # noqa: E741
+    b = l - z
+    unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
+    zero = x < 1e-8
+    undefined = tl.where(z == z, 0.0, float("nan"))
+    weight = tl.where(zero, _sigmoid(b, unit_b), 1.0) + undefined
+    dropped = _sigmoid(-z, unit_z) * _sigmoid(-b, unit_b) * -expm1_negative(l)
+    to_logits = tl.where(zero, dropped, -_sigmoid(z, unit_z)) + undefined
+    return weight * to_mu, weight * to_x, weight * to_theta, to_logits
+
+
+@triton.jit
+def _bin(x, params):
+    """Of the bin of x: 1/s, the half width h, x − mean ± h and both in units of s, and which ends are open."""
+    rate = exp(-params[1])
+    half = 1.0 / (params[2] - 1.0)
+    above, below = (x - params[0]) + half, (x - params[0]) - half
+    return rate, half, above, below, above * rate, below * rate, x < half - 1.0, x > 1.0 - half
+
+
+@triton.jit
+def discretized_logistic_log_prob(x, params):
+    """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s, without what an open end lacks."""
+    rate, half, _, _, p, q, first, last = _bin(x, params)
+    upper, lower = -_softplus(-p, exp_minus_abs(p)), -_softplus(q, exp_minus_abs(q))
+    width = 2.0 * half * rate + x * 0.0
+    inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
+    return tl.where(first, upper, tl.where(last, lower, (upper + lower) + inside))
+
+
+@triton.jit
+def discretized_logistic_grad(x, params):
+    rate, half, above, below, p, q, first, last = _bin(x, params)
+    upper = tl.where(last, 0.0, _sigmoid(-p, exp_minus_abs(p)))
+    lower = tl.where(first, 0.0, _sigmoid(q, exp_minus_abs(q)))
+    width = 2.0 * half * rate + x * 0.0
+    inside = tl.where(first | last, 0.0, 2.0 * half * exp_minus_abs(width) / -expm1_negative(-width))
+    to_mean = lower * rate - upper * rate
+    return to_mean, -to_mean, -rate * (above * upper - below * lower + inside)
+
+
 class Family(NamedTuple):
     """`log_prob(x, params)` and `grad(x, params)`, the gradients to the inputs in order: params[0], x, params[1], …"""
 
@@ -74,6 +301,14 @@ class Family(NamedTuple):
 FAMILIES = {
     "bernoulli": Family(bernoulli_log_prob, bernoulli_grad),
     "gaussian": Family(gaussian_log_prob, gaussian_grad),
+    "laplace": Family(laplace_log_prob, laplace_grad),
+    "continuous_bernoulli": Family(continuous_bernoulli_log_prob, continuous_bernoulli_grad),
+    "bernoulli_probs": Family(bernoulli_probs_log_prob, bernoulli_probs_grad),
+    "negative_binomial": Family(negative_binomial_log_prob, negative_binomial_grad),
+    "zero_inflated_negative_binomial": Family(
+        zero_inflated_negative_binomial_log_prob, zero_inflated_negative_binomial_grad
+    ),
+    "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad),
 }
 
 

@@ -1,0 +1,147 @@
+"""Logarithms and what the gamma function is made of, with the arithmetic of `math.py`; csrc/math.h has the same for C++.
+
+Bounds are in units in the last place (ulp), in float32 as in float64.
+"""
+
+import triton
+import triton.language as tl
+
+from .math import exp
+
+
+@triton.jit
+def _log_parts(r):
+    """r = 2^n m, m in [√½, √2): n and m; r positive and not denormal."""
+    if r.dtype == tl.float64:
+        bits = r.to(tl.int64, bitcast=True)
+        n = (bits + 0x00095F619980C433) >> 52
+        m = (bits - ((n - 1023) << 52)).to(tl.float64, bitcast=True)
+        return (n - 1023).to(tl.float64), m
+    else:
+        bits = r.to(tl.int32, bitcast=True)
+        n = (bits + 0x004AFB0D) >> 23
+        return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log_ratio(r, f):
+    """log r, and log r − f with it, where f is r − 1 and may be known better than r next to 1; error below 2 ulp."""
+    tiny = r < 2.2250738585072014e-308 if r.dtype == tl.float64 else r < 1.1754943508222875e-38
+    n, m = _log_parts(tl.where(tiny, r * 18014398509481984.0, r))
+    near = n == 0.0
+    g = tl.where(near, f, m - 1.0)
+    s = g / (2.0 + g)
+    z = s * s
+    if r.dtype == tl.float64:
+        p = z * 0.14616449685043406 + 0.15331721600556042
+        p = p * z + 0.18182889125261723
+        p = p * z + 0.2222221113479508
+        p = p * z + 0.28571428625975487
+        p = p * z + 0.39999999999899505
+        p = p * z + 0.666666666666667
+    else:
+        p = z * 0.23330467216303835 + 0.28550820815960665
+        p = p * z + 0.40000121839806124
+        p = p * z + 0.6666666655449709
+    h = 0.5 * g * g
+    # log(1 + g) - g
+    tail = s * (z * p + h) - h
+    n = tl.where(tiny, n - 54.0, n)
+    if r.dtype == tl.float64:
+        value = n * 6.93147180369123816490e-01 + (g + (n * 1.90821492927058770002e-10 + tail))
+    else:
+        value = n * 0.693359375 + (g + (n * -2.12194440e-4 + tail))
+    value = tl.where(r < float("inf"), value, r)
+    value = tl.where(r > 0.0, value, tl.where(r == 0.0, float("-inf"), float("nan")))
+    return value, tl.where(near, tail, value - f)
+
+
+@triton.jit
+def log(x):
+    """log x for every x, error below 2 ulp."""
+    return log_ratio(x, x - 1.0)[0]
+
+
+@triton.jit
+def expm1_negative(x):
+    """e^x − 1 for x <= 0; error below 4 ulp where x >= -1, 1 ulp of 1 below."""
+    inside = tl.maximum(x, -1.0)
+    if x.dtype == tl.float64:
+        # Its Taylor series; the first term left out is below 1e-18 of the sum.
+        excess = inside * inside * 0.5
+        term = excess
+        for n in tl.static_range(3, 20):
+            term = term * inside * (1.0 / n)
+            excess += term
+    else:
+        # (e^x - 1 - x) / x²
+        q = inside * 2.790293365251273e-07 + 2.8835620469180867e-06
+        q = q * inside + 2.481590854586102e-05
+        q = q * inside + 0.00019819945737253875
+        q = q * inside + 0.0013888550456613302
+        q = q * inside + 0.008333463221788406
+        q = q * inside + 0.04166668653488159
+        q = q * inside + 0.166666641831398
+        excess = (q * inside + 0.5) * (inside * inside)
+    return tl.where(x >= -1.0, x + excess, exp(x) - 1.0)
+
+
+@triton.jit
+def gamma_terms(a, DTYPE: tl.constexpr):
+    """What log Γ(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or a + n for a < n: z − a, z,
+    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted."""
+    STEPS: tl.constexpr = 8 if DTYPE == tl.float64 else 2
+    product = a
+    slope = a * 0.0 + 1.0
+    for k in tl.static_range(1, STEPS):
+        slope = slope * (a + k) + product
+        product = product * (a + k)
+    large = a >= STEPS
+    shift = tl.where(large, a * 0.0, a * 0.0 + STEPS)
+    z = a + shift
+    power = z * z
+    if STEPS == 8:
+        power = power * power
+        power = power * power
+    return (
+        shift, z, 1.0 / z, tl.where(large, 1.0, product), tl.where(large, 0.0, slope / product),
+        tl.where(large, 1.0, power),
+    )  # fmt: skip
+
+
+@triton.jit
+def lgamma_tail(u):
+    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), u = 1/z at most 1/2, in float64 1/8."""
+    y = u * u
+    if u.dtype == tl.float64:
+        p = y * 0.005065905360156132 - 0.001890382993887715
+        p = p * y + 0.0008414700852503147
+        p = p * y - 0.0005952365845057049
+        p = p * y + 0.0007936507897524059
+        p = p * y - 0.002777777777773988
+        p = p * y + 0.08333333333333333
+    else:
+        p = y * -0.00034972389564190425 + 0.0007615399684259511
+        p = p * y - 0.0027762802492264666
+        p = p * y + 0.08333332178671254
+    return u * p
+
+
+@triton.jit
+def digamma_tail(u):
+    """ψ(z) − log z, u = 1/z at most 1/2, in float64 1/8."""
+    y = u * u
+    if u.dtype == tl.float64:
+        p = y * -0.29942537062673501 + 0.08002337465397756
+        p = p * y - 0.02105106090804774
+        p = p * y + 0.007575459920369176
+        p = p * y - 0.004166665501516725
+        p = p * y + 0.003968253965999701
+        p = p * y - 0.008333333333331664
+        p = p * y + 0.08333333333333333
+    else:
+        p = y * 0.0024051080762988396 - 0.003369202911177285
+        p = p * y + 0.003907189544334103
+        p = p * y - 0.00833155071868131
+        p = p * y + 0.08333332453745723
+    return u * (-0.5 - u * p)
