@@ -72,6 +72,108 @@ def gaussian(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     return outputs, gradients
 
 
+def laplace(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    loc, x, s, g = v["loc"], v["x"], v["log_scale"], grad["log_px"]
+    rate, sign = _exp(-s), np.sign(x - loc)
+    outputs = {"log_px": [-abs(x - loc) * rate, -s + 0 * x, -mpmath.log(2) + 0 * x]}
+    gradients = {
+        "loc": [g * sign * rate],
+        "x": [-g * sign * rate],
+        "log_scale": [g * abs(x - loc) * rate, -g + 0 * x],
+    }
+    return outputs, gradients
+
+
+def continuous_bernoulli(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    a, x, g = v["logits"], v["x"], grad["log_px"]
+    near = abs(a) <= 2
+    # Around 0 the mean is near 1/2; at the ends, where |a| is large, all is counted from the nearer end.
+    origin = np.where(near, mpmath.mpf(1) / 2, (a > 0).astype(int))
+    log_norm = _log_sinhc(a / 2) + np.where(near, 0, a / 2 - origin * a)
+    mean = _coth_excess(a) + np.where(near, 0, mpmath.mpf(1) / 2 - origin)
+    outputs = {"log_px": [(x - origin) * a, -log_norm]}
+    return outputs, {"logits": [g * (x - origin), -g * mean], "x": [g * a]}
+
+
+_log_sinhc = _function(lambda y: mpmath.log(mpmath.sinh(y) / y) if y else mpmath.mpf(0))
+_coth_excess = _function(lambda a: mpmath.coth(a / 2) / 2 - 1 / a if a else mpmath.mpf(0))
+
+
+def bernoulli_probs(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    p, x, g = v["probs"], v["x"], grad["log_px"]
+    log_one, log_zero = _log_floored(p), _log_floored(1 - p)
+    variance = _function(lambda variance: max(variance, mpmath.mpf(1e-12)))(p * (1 - p))
+    outputs = {"log_px": [x * log_one, (1 - x) * log_zero]}
+    gradients = {"probs": [g * x * (1 - p) / variance, -g * (1 - x) * p / variance], "x": [g * log_one, -g * log_zero]}
+    return outputs, gradients
+
+
+_log_floored = _function(lambda p: max(mpmath.log(p), -100) if p else mpmath.mpf(-100))
+_log, _log_gamma = _function(mpmath.log), _function(mpmath.loggamma)
+_digamma = _function(lambda z: mpmath.psi(0, z))
+
+
+def _negative_binomial(v: Arrays) -> tuple[np.ndarray, Terms]:
+    """Of each element ln p, and the terms of its derivatives."""
+    eps = mpmath.mpf(1e-8)
+    mu, x, theta = v["mu"], v["x"], v["theta"]
+    total = mu + theta + eps
+    log_ratio, log_dispersion = _log((mu + eps) / total), _log((theta + eps) / total)
+    log_p = _log_gamma(x + theta) - _log_gamma(theta) - _log_gamma(x + 1) + theta * log_dispersion + x * log_ratio
+    return log_p, {
+        "mu": [x / (mu + eps), -(x + theta) / total],
+        "x": [log_ratio, _digamma(x + theta) - _digamma(x + 1)],
+        "theta": [
+            log_dispersion,
+            theta / (theta + eps) - (x + theta) / total,
+            _digamma(x + theta) - _digamma(theta),
+        ],
+    }
+
+
+def negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    log_p, slopes = _negative_binomial(v)
+    return {"log_px": [log_p]}, {name: [grad["log_px"] * term for term in terms] for name, terms in slopes.items()}
+
+
+def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    log_p, slopes = _negative_binomial(v)
+    zero = v["x"] < 1e-8
+    dropped, kept = (1 / (1 + _exp(sign * v["zero_logits"])) for sign in (-1, 1))
+    p = _exp(log_p)
+    inflated = dropped + kept * p
+    # The derivative of the logarithm to ln NB(x), and to the logit.
+    weight = np.where(zero, kept * p / inflated, 1)
+    outputs = {"log_px": [np.where(zero, _log(inflated), _log(kept) + log_p)]}
+    gradients = {name: [grad["log_px"] * weight * term for term in terms] for name, terms in slopes.items()}
+    gradients["zero_logits"] = [grad["log_px"] * np.where(zero, dropped / inflated, 0), -grad["log_px"] * dropped]
+    return outputs, gradients
+
+
+def discretized_logistic(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    """In 256 bins."""
+    mean, x, s, g = v["mean"], v["x"], v["log_scale"], grad["log_px"]
+    half = mpmath.mpf(1) / 255
+    rate = _exp(-s)
+    upper, lower, width = (x - mean + half) * rate, (x - mean - half) * rate, 2 * half * rate
+    first, last = x < half - 1, x > 1 - half
+    below, above = np.where(last, 0, 1 / (1 + _exp(upper))), np.where(first, 0, 1 / (1 + _exp(-lower)))
+    inside = np.where(first | last, 0, width / _expm1(width))
+    outputs = {
+        "log_px": [
+            np.where(last, 0, -_log1p(_exp(-upper))),
+            np.where(first, 0, -_log1p(_exp(lower))),
+            np.where(first | last, 0, _log(-_expm1(-width))),
+        ]
+    }
+    gradients = {
+        "mean": [-g * rate * below, g * rate * above],
+        "x": [g * rate * below, -g * rate * above],
+        "log_scale": [-g * upper * below, g * lower * above, -g * inside],
+    }
+    return outputs, gradients
+
+
 def plain_latent(mu: Tensor, logvar: Tensor, eps: Tensor, *, batch_dims: int) -> tuple[Tensor, Tensor]:
     z = mu + torch.exp(0.5 * logvar) * eps
     return z, _sum(-0.5 * (1 + logvar - mu.pow(2) - logvar.exp()), batch_dims)
@@ -87,6 +189,52 @@ def plain_gaussian(mean: Tensor, x: Tensor, logvar: Tensor, *, batch_dims: int) 
     x = x if x.is_floating_point() else x.to(mean.dtype)
     log_prob = -0.5 * (logvar + (x - mean) ** 2 / logvar.exp() + np.log(2 * np.pi))
     return _sum(log_prob, batch_dims)
+
+
+def plain_laplace(loc: Tensor, x: Tensor, log_scale: Tensor, *, batch_dims: int) -> Tensor:
+    return _sum(-(x - loc).abs() / log_scale.exp() - log_scale - np.log(2), batch_dims)
+
+
+def plain_continuous_bernoulli(logits: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
+    distribution = torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False)
+    return _sum(distribution.log_prob(x.to(logits.dtype)), batch_dims)
+
+
+def plain_bernoulli_probs(probs: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
+    dtype = torch.promote_types(probs.dtype, x.dtype)
+    loss = F.binary_cross_entropy(probs.to(dtype), x.to(dtype).expand_as(probs), reduction="none")
+    return _sum(-loss, batch_dims)
+
+
+def _plain_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+    log_total = torch.log(theta + mu + 1e-8)
+    return (
+        theta * (torch.log(theta + 1e-8) - log_total)
+        + x * (torch.log(mu + 1e-8) - log_total)
+        + torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+    )
+
+
+def plain_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, *, batch_dims: int) -> Tensor:
+    return _sum(_plain_negative_binomial(mu, x, theta), batch_dims)
+
+
+def plain_zero_inflated_negative_binomial(
+    mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor, *, batch_dims: int
+) -> Tensor:
+    log_p = _plain_negative_binomial(mu, x, theta)
+    zero = F.softplus(log_p - zero_logits) - F.softplus(-zero_logits)
+    return _sum(torch.where(x < 1e-8, zero, log_p - zero_logits - F.softplus(-zero_logits)), batch_dims)
+
+
+def plain_discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, *, batch_dims: int) -> Tensor:
+    """As autoregressive models write it: a floor keeps the logarithm of a difference finite."""
+    upper, lower = ((x - mean + h) * torch.exp(-log_scale) for h in (1 / 255, -1 / 255))
+    middle = torch.log((torch.sigmoid(upper) - torch.sigmoid(lower)).clamp(min=1e-12))
+    log_p = torch.where(x > 0.999, -F.softplus(lower), middle)
+    return _sum(torch.where(x < -0.999, upper - F.softplus(upper), log_p), batch_dims)
 
 
 def _sum(elements: Tensor, batch_dims: int) -> Tensor:

@@ -3,6 +3,7 @@
 `VAE_KERNELS_TEST_DEVICE` moves the whole suite to another device.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -46,6 +47,14 @@ def _uniform(low: float, high: float) -> Draw:
     return lambda g, shape: torch.rand(shape, generator=g, dtype=F64) * (high - low) + low
 
 
+def _log_uniform(low: float, high: float) -> Draw:
+    return lambda g, shape: torch.exp(_uniform(math.log(low), math.log(high))(g, shape))
+
+
+def _rounded(draw: Draw, step: float = 1.0) -> Draw:
+    return lambda g, shape: torch.round(draw(g, shape) / step) * step
+
+
 def _tiny(g: torch.Generator, shape: tuple[int, ...]) -> Tensor:
     """Magnitudes from 1e-1 to 1e-7, of both signs."""
     return _among(-1, 1)(g, shape) * 10 ** _uniform(-7, -1)(g, shape)
@@ -84,6 +93,71 @@ GAUSSIAN_VALUES = {
     "zeros": {"mean": _among(0.0, -0.0), "x": _among(0.0, 1.0), "logvar": _among(0.0, -0.0)},
     "pixels": {"mean": _uniform(0, 255), "x": _uniform(0, 255), "logvar": _normal(1, 5)},
 }
+
+LAPLACE_VALUES = {
+    "random": {"loc": _normal(), "x": _normal(), "log_scale": _normal()},
+    "wide": {"loc": _normal(), "x": _normal(), "log_scale": _uniform(-40, 40)},
+    "equal": {"loc": _among(0.0, 1.0), "x": _among(0.0, 1.0), "log_scale": _among(0.0, -0.0, 1.0)},
+}
+
+CONTINUOUS_BERNOULLI_VALUES = {
+    "random": {"logits": _normal(3), "x": _uniform(0, 1)},
+    "half": {"logits": _tiny, "x": _uniform(0, 1)},
+    "zeros": {"logits": _among(0.0, -0.0), "x": _uniform(0, 1)},
+    "thresholds": {"logits": lambda g, shape: 2 * _thresholds(g, shape), "x": _uniform(0, 1)},
+    "saturated": {"logits": _uniform(-120, 120), "x": _among(0, 1)},
+    "huge": {"logits": _among(100, -100, 1e4, -1e4), "x": _uniform(0, 1)},
+}
+
+BERNOULLI_PROBS_VALUES = {
+    "random": {"probs": _uniform(0.05, 0.95), "x": _uniform(0, 1)},
+    "binary": {"probs": _uniform(0, 1), "x": _among(0, 1)},
+    "edges": {"probs": _among(0, 1, 2**-14, 2**-24, 1 - 2**-8), "x": _among(0, 1, 0.3)},
+}
+
+# Up to what float16 holds.
+NEGATIVE_BINOMIAL_VALUES = {
+    "random": {"mu": _log_uniform(0.1, 30), "x": _log_uniform(0.5, 40), "theta": _log_uniform(0.1, 30)},
+    "counts": {"mu": _log_uniform(0.1, 30), "x": _among(0, 0, 0, 1, 2, 5, 30), "theta": _log_uniform(0.1, 30)},
+    "wide": {"mu": _log_uniform(1e-8, 6e4), "x": _among(0, 1, 2, 7, 100, 5e4), "theta": _log_uniform(1e-4, 6e4)},
+    "poisson": {"mu": _uniform(900, 1100), "x": _rounded(_uniform(900, 1100)), "theta": _log_uniform(1e4, 6e4)},
+    "zeros": {"mu": _among(0, 1e-8, 1), "x": _among(0, 3), "theta": _among(1e-4, 1)},
+}
+
+ZERO_INFLATED_VALUES = {
+    name: values | {"zero_logits": _uniform(-30, 30) if name == "wide" else _normal(2)}
+    for name, values in NEGATIVE_BINOMIAL_VALUES.items()
+}
+
+_pixels = lambda g, shape: _rounded(_uniform(0, 255))(g, shape) / 127.5 - 1  # noqa: E731
+DISCRETIZED_LOGISTIC_VALUES = {
+    "random": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _normal(1, -3)},
+    "ends": {"mean": _uniform(-1, 1), "x": _among(-1, 1), "log_scale": _normal(1, -3)},
+    "sharp": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(-9, -5)},
+    "blurred": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(0, 10)},
+}
+
+_UNIFORM_DTYPES = (F64, F32, BF16, F16)
+
+
+def _dtypes(count: int, *mixed: tuple[torch.dtype, ...]) -> tuple[tuple[torch.dtype, ...], ...]:
+    """One dtype for all arguments, and mixtures of the first, x, and the others."""
+    return (*((d,) * count for d in _UNIFORM_DTYPES), *((*m[:2], *m[2:] * (count - 2)) for m in mixed))
+
+
+def _family(
+    name: str, arguments: tuple[str, ...], values: dict[str, dict[str, Draw]], *mixed: tuple[torch.dtype, ...]
+) -> Op:
+    return Op(
+        arguments,
+        ("log_px",),
+        getattr(vk, f"{name}_log_likelihood"),
+        getattr(reference, f"plain_{name}"),
+        getattr(reference, name),
+        values,
+        _dtypes(len(arguments), *mixed),
+    )
+
 
 OPS = {
     "latent": Op(
@@ -141,6 +215,22 @@ OPS = {
             (F64, U8, F32),
             (F32, F32, F64),
         ),
+    ),
+    "laplace": _family("laplace", ("loc", "x", "log_scale"), LAPLACE_VALUES, (BF16, U8, F32)),
+    "continuous_bernoulli": _family("continuous_bernoulli", ("logits", "x"), CONTINUOUS_BERNOULLI_VALUES, (BF16, F32)),
+    "bernoulli_probs": _family("bernoulli_probs", ("probs", "x"), BERNOULLI_PROBS_VALUES, (BF16, F32), (F32, U8)),
+    "negative_binomial": _family(
+        "negative_binomial", ("mu", "x", "theta"), NEGATIVE_BINOMIAL_VALUES, (F32, I64, F32), (BF16, U8, F32)
+    ),
+    "zero_inflated_negative_binomial": _family(
+        "zero_inflated_negative_binomial",
+        ("mu", "x", "theta", "zero_logits"),
+        ZERO_INFLATED_VALUES,
+        (F32, I64, F32),
+        (BF16, U8, F32),
+    ),
+    "discretized_logistic": _family(
+        "discretized_logistic", ("mean", "x", "log_scale"), DISCRETIZED_LOGISTIC_VALUES, (BF16, F32, F32)
     ),
 }
 
@@ -376,5 +466,13 @@ BROADCAST = (
         for parameter in ((1,), (4, 1, 1), (5,), (4, 2, 5), (3, 1, 2, 1))
     ]
 )
+
+# Counts with one dispersion per gene.
+BROADCAST += [
+    sample(op, shape, dtypes=dtype, batch_dims=batch_dims, parameter=parameter)
+    for op in ("negative_binomial", "zero_inflated_negative_binomial")
+    for shape, batch_dims, parameter in (((7, 20), 1, (20,)), ((7, 20), 1, ()), ((3, 4, 2, 5), 2, (2, 5)))
+    for dtype in (F64, F32, BF16)
+]
 
 SAMPLES = VALUES + SHAPED + LAID_OUT + BROADCAST

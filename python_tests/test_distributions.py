@@ -9,6 +9,7 @@ from error_rule import SLACK_ULP, plain_results, results
 from hypothesis import HealthCheck, assume, given, settings, strategies
 from samples import LAYOUTS, OPS, SAMPLES, Sample
 from torch import Tensor
+from torch import distributions
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import vae_kernels as vk
@@ -28,7 +29,51 @@ def gaussian(mean: Tensor, x: Tensor, logvar: Tensor) -> dict[str, Tensor]:
     return {"log_px": Normal(mean, torch.exp(logvar / 2)).log_prob(x)}
 
 
-DISTRIBUTIONS = {"latent": latent, "bernoulli": bernoulli, "gaussian": gaussian}
+def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> dict[str, Tensor]:
+    return {"log_px": distributions.Laplace(loc, torch.exp(log_scale)).log_prob(x)}
+
+
+def continuous_bernoulli(logits: Tensor, x: Tensor) -> dict[str, Tensor]:
+    return {"log_px": distributions.ContinuousBernoulli(logits=logits, validate_args=False).log_prob(x)}
+
+
+def bernoulli_probs(probs: Tensor, x: Tensor) -> dict[str, Tensor]:
+    return {"log_px": Bernoulli(probs=probs, validate_args=False).log_prob(x)}
+
+
+def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> dict[str, Tensor]:
+    """The two rates of scvi-tools' formula add up to 1 + eps/e instead of 1."""
+    logits = torch.log(mu + 1e-8) - torch.log(theta + 1e-8)
+    log_prob = distributions.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x)
+    return {"log_px": log_prob + (x + theta) * torch.log1p(1e-8 / (mu + theta + 1e-8))}
+
+
+def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> dict[str, Tensor]:
+    dropped = Bernoulli(logits=zero_logits)
+    counted = dropped.log_prob(torch.zeros_like(x)) + negative_binomial(mu, x, theta)["log_px"]
+    zero = torch.logaddexp(dropped.log_prob(torch.ones_like(x)), counted)
+    return {"log_px": torch.where(x == 0, zero, counted)}
+
+
+def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> dict[str, Tensor]:
+    transforms = [
+        distributions.SigmoidTransform().inv,
+        distributions.AffineTransform(mean, torch.exp(log_scale)),
+    ]
+    uniform = distributions.Uniform(torch.zeros_like(mean), torch.ones_like(mean))
+    logistic = distributions.TransformedDistribution(uniform, transforms, validate_args=False)
+    upper = torch.where(x == 1, 1, logistic.cdf(x + 1 / 255))
+    lower = torch.where(x == -1, 0, logistic.cdf(x - 1 / 255))
+    return {"log_px": torch.log(upper - lower)}
+
+
+DISTRIBUTIONS = {
+    f.__name__: f
+    for f in (
+        *(latent, bernoulli, gaussian, laplace, continuous_bernoulli, bernoulli_probs, negative_binomial),
+        *(zero_inflated_negative_binomial, discretized_logistic),
+    )
+}
 
 
 class Expected(NamedTuple):
