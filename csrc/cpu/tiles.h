@@ -165,6 +165,7 @@ VK_INLINE void with_type(Type type, const F& f) {
 // Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile.
 template <class F>
 VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
+  if (tile.cols == 0) return;
   if (view.dense && tile.pitch == tile.cols) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
   if (tile.col + tile.cols <= view.col_inner) {  // one run a row
     const int64_t col = tile.col * view.stride[3];
