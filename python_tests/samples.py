@@ -131,7 +131,7 @@ ZERO_INFLATED_VALUES = {
 
 _pixels = lambda g, shape: _rounded(_uniform(0, 255))(g, shape) / 127.5 - 1  # noqa: E731
 DISCRETIZED_LOGISTIC_VALUES = {
-    "random": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _normal(1, -3)},
+    "random": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(-4, 0)},
     "ends": {"mean": _uniform(-1, 1), "x": _among(-1, 1), "log_scale": _normal(1, -3)},
     "sharp": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(-9, -5)},
     "blurred": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(0, 10)},
