@@ -14,7 +14,7 @@ train: $(VENV)/ready
 	$(RUN) -m vae_kernels.train --out out/digits
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

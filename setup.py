@@ -14,7 +14,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FIND_TORCH = "import json, torch.utils.cpp_extension as c; print(json.dumps([c.include_paths(), c.library_paths()]))"
-COMPILE = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
+COMPILE = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-g0",
+]
 
 
 def find_torch() -> tuple[list[str], list[str]] | None:

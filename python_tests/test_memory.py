@@ -37,7 +37,9 @@ def test_nothing_but_inputs_is_kept(kernel: str, case: Sample) -> None:
     assert kept_bytes(outputs, kept, list(tensors.values())) == 0
 
 
-@pytest.mark.parametrize("given", [{}, {"seed": 3}, {"generator": torch.Generator(DEVICE)}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{}, {"seed": 3}, {"generator": torch.Generator(DEVICE)}], ids=["drawn", "seed", "generator"]
+)
 def test_of_the_noise_only_a_seed_is_kept(kernel: str, given: dict[str, object]) -> None:
     mu, logvar, _ = sample("latent", (128, 784)).make().values()
     kept: list[Tensor] = []

@@ -46,8 +46,10 @@ def reparameterize_kl(mu: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int) 
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """`x·a − softplus(a)`, by PyTorch's own fused op: what people have, at its speed."""
-    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log1p(e^−|a|)`: for x in [0, 1] the terms have one sign."""
+    positive = logits > 0
+    # `where`, not `abs`: the derivative at 0 must not vanish.
+    return torch.where(positive, x - 1, x) * logits - F.softplus(torch.where(positive, -logits, logits))
 
 
 def gaussian(mean: Tensor, x: Tensor, logvar: Tensor | float) -> Tensor:
