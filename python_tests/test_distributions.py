@@ -8,8 +8,7 @@ import torch
 from error_rule import SLACK_ULP, plain_results, results
 from hypothesis import HealthCheck, assume, given, settings, strategies
 from samples import LAYOUTS, OPS, SAMPLES, Sample
-from torch import Tensor
-from torch import distributions
+from torch import Tensor, distributions
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import vae_kernels as vk
@@ -51,8 +50,8 @@ def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_l
     return {"log_px": torch.where(x == 0, zero, counted)}
 
 
-# The others have no accurate formula there: torch's ContinuousBernoulli cancels around 1/2, and a difference of two cdfs
-# keeps few digits.
+# The others have no accurate formula there: torch's ContinuousBernoulli cancels around 1/2, and a difference of two
+# cdfs keeps few digits.
 DISTRIBUTIONS = {
     f.__name__: f
     for f in (latent, bernoulli, gaussian, laplace, bernoulli_probs, negative_binomial, zero_inflated_negative_binomial)
@@ -113,21 +112,20 @@ def test_error_rule(backend: str, sample: Sample) -> None:
 @strategies.composite
 def any_sample(draw: strategies.DrawFn) -> Sample:
     """Any shape of up to five dims, any layout and dtype of each argument, any broadcasting of the parameter. But for
-    float64, of which a source in float64 is no judge in a single element."""
-    op = OPS[name := draw(strategies.sampled_from(sorted(OPS)))]
+    float64 and for families whose terms cancel: in a single element, float64 is no judge of them."""
+    op = OPS[name := draw(strategies.sampled_from(("bernoulli", "gaussian", "latent")))]
     shape = tuple(draw(strategies.lists(strategies.sampled_from((1, 2, 3, 5, 0, 4, 33, 130)), max_size=5)))
     assume(math.prod(shape) <= 50_000)
     layouts = [layout for layout, dims in LAYOUT_DIMS.items() if len(shape) in dims]
     kept = tuple(draw(strategies.sampled_from((size, 1))) for size in shape)
-    parameter = kept[draw(strategies.integers(0, len(kept))) :] if name == "gaussian" else shape
+    parameter = kept[draw(strategies.integers(0, len(kept))) :] if name != "latent" else shape
+    others = len(op.arguments) - 2
     return Sample(
         name,
         "random",
         draw(strategies.sampled_from([dtypes for dtypes in op.dtypes if torch.float64 not in dtypes])),
-        (shape, shape, parameter)[: len(op.arguments)],
-        (*draw(strategies.lists(strategies.sampled_from(layouts), min_size=2, max_size=2)), "contiguous")[
-            : len(op.arguments)
-        ],
+        (shape, shape, *(parameter,) * others),
+        (*draw(strategies.tuples(*(strategies.sampled_from(layouts),) * 2)), *("contiguous",) * others),
         draw(strategies.integers(0, len(shape))),
     )
 
