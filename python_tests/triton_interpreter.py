@@ -1,8 +1,9 @@
 """A pytest plugin that mends Triton's interpreter.
 
 It rounds to bfloat16 to nearest, as GPUs do; by itself it cuts digits off, and gets numbers wrong that are denormal there.
-And it replaces the functions of `triton.language` once per launch, not again, around what it put there before, for every
-function that a kernel calls.
+And for every function that a kernel calls it replaces `triton.language` again, around the replacements that are there: its
+time grows with every call. Once is enough: per launch for `triton.language`, which is restored after it; for
+`triton.language.core`, which its own functions use, once for all.
 """
 
 import numpy as np
@@ -20,7 +21,14 @@ def _to_nearest(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding
     return rounded.view(torch.int16).numpy().view(np.uint16).reshape(values.shape)
 
 
+_core_replaced = False
+
+
 def _call(function: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+    global _core_replaced
+    if not _core_replaced and any(value is tl.core for value in function.fn.__globals__.values()):
+        interpreter._patch_lang(function.fn)
+        _core_replaced = True
     return function.rewrite()(*args, **kwargs)
 
 

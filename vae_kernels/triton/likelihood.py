@@ -413,12 +413,15 @@ def likelihood_backward_kernel(
                 value = tl.where(mask, value, 0.0)
             more = more + (sums[i] + value,)
         sums = more
+    there = first < row_blocks
     for i in tl.static_range(len(SUMMED)):
         if ONE[SUMMED[i]]:
-            tl.store(sum_outs[i] + group * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.sum(sums[i], 1), 0))
+            at = group * tl.num_programs(0) + tl.program_id(0)
+            tl.store(sum_outs[i] + at, tl.sum(tl.sum(sums[i], 1), 0), mask=there)
         else:
             col = first_col + tl.arange(0, BLOCK_COLS)
-            tl.store(sum_outs[i] + group.to(tl.int64) * (cols * VEC) + col, tl.sum(sums[i], 0), mask=col < cols * VEC)
+            at = group.to(tl.int64) * (cols * VEC) + col
+            tl.store(sum_outs[i] + at, tl.sum(sums[i], 0), mask=there & (col < cols * VEC))
 
 
 def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:

@@ -141,18 +141,20 @@ def _excess_series(l):
 
 @triton.jit
 def _std_terms(l):
-    """e^(l/2), and, right where |l| <= 1, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
-    small = tl.abs(l) <= 1.0
-    # l = 2 (n ln 2 + r / 2); n = 0 where |l| <= 1, so |r| <= 1.
+    """e^(l/2), and, right where -1 <= l <= 2, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
+    # Beyond these bounds e^l - 1 - l is large enough to be taken from e^l.
+    small = tl.abs(l - 0.5) <= 1.5
+    # l = 2 (n ln 2 + r / 2), n = 0 where small.
     l = _between(l, -208.0, 178.0)
     shifted = tl.where(small, 12582912.0, l * 0.7213475204444817 + 12582912.0)
     n = shifted - 12582912.0
     r = (l - n * 1.38629150390625) - n * 2.8572136406188345e-06
-    # (e^(r/2) - 1 - r/2) / r², within 3e-8
-    q = r * 1.5518243375e-06 + 2.18364546875e-05
-    q = q * r + 0.00026042125240625
-    q = q * r + 0.002604124959375
-    q = q * r + 0.0208333317875
+    # (e^(r/2) - 1 - r/2) / r², -1 <= r <= 2, within 2e-8
+    q = r * 1.177049351e-07 + 1.542778959e-06
+    q = q * r + 2.166980372e-05
+    q = q * r + 0.0002604325787
+    q = q * r + 0.002604178868
+    q = q * r + 0.02083332972
     q = q * r + 0.125
     excess = r * r * q
     p = r * 0.5 + excess
@@ -161,7 +163,7 @@ def _std_terms(l):
 
 @triton.jit
 def std_and_excess(l):
-    """e^(l/2), and e^l - 1 - l without cancellation (error below 8 ulp)."""
+    """e^(l/2), and e^l - 1 - l without cancellation (error below 4 ulp)."""
     if l.dtype == tl.float64:
         small = tl.abs(l) <= 1.0
         return tl.exp(l * 0.5), tl.where(small, _excess_series(tl.where(small, l, 0.0)), tl.exp(l) - 1.0 - l)

@@ -1,0 +1,350 @@
+"""What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1, which `test_triton.py` starts.
+
+The tests that all backends share run in that process too.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from samples import BF16, F32, F64, U8, Sample, sample
+from error_rule import results
+from test_noise import EDGES, KNOWN_ANSWERS
+from torch import Tensor
+
+import vae_kernels as vk
+from vae_kernels import noise
+from vae_kernels.fakes import SCHEMAS
+from vae_kernels.triton import latent, launch, layout, math, philox, tile
+
+
+@pytest.fixture(autouse=True)
+def on_triton() -> Iterator[None]:
+    with vk.use_backend("triton"):
+        yield
+
+
+@triton.jit
+def _map_kernel(x, y, size, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    result = FUNCTION(tl.load(x + i, i < size, 0))
+    tl.store(y + i, result, i < size)
+
+
+@triton.jit
+def _first_of_std_and_excess(x):
+    return math.std_and_excess(x)[0]
+
+
+@triton.jit
+def _second_of_std_and_excess(x):
+    return math.std_and_excess(x)[1]
+
+
+@triton.jit
+def _second_of_std_and_expm1(x):
+    return math.std_and_expm1(x)[1]
+
+
+@triton.jit
+def _sine(x):
+    return math.sin_cos_turns(x.to(tl.uint32))[0].to(tl.float64)
+
+
+@triton.jit
+def _cosine(x):
+    return math.sin_cos_turns(x.to(tl.uint32))[1].to(tl.float64)
+
+
+def apply(function: object, x: Tensor) -> Tensor:
+    y = torch.full(x.shape, float("nan"), dtype=F64 if x.dtype == torch.int64 else x.dtype)
+    _map_kernel[(triton.cdiv(x.numel(), 4096),)](x, y, x.numel(), function, 4096)
+    return y
+
+
+def ulp_off(got: Tensor, x: Tensor, exact: Callable[[mpmath.mpf], mpmath.mpf], dtype: torch.dtype) -> float:
+    """The largest error in ulp of `dtype` at the true value; denormal ones are spaced as the smallest normal."""
+    info = torch.finfo(dtype)
+    with mpmath.workdps(40):
+        want = [exact(mpmath.mpf(v)) for v in x.tolist()]
+        size = np.maximum(np.abs(np.array(want, dtype=np.float64)), info.tiny)
+        error = np.array([float(abs(mpmath.mpf(g) - w)) for g, w in zip(got.tolist(), want, strict=True)])
+    return float((error / (info.eps * 2.0 ** np.floor(np.log2(size)))).max())
+
+
+def spread(low: float, high: float, count: int = 4000) -> Tensor:
+    """Random numbers between two bounds, and both."""
+    generator = torch.Generator().manual_seed(0)
+    inside = torch.rand(count, generator=generator, dtype=F64) * (high - low) + low
+    return torch.cat((inside, torch.tensor([low, high], dtype=F64)))
+
+
+def powers(low: float, high: float, count: int = 2000) -> Tensor:
+    """Powers of ten with exponents between the bounds."""
+    return 10 ** spread(low, high, count)
+
+
+BOTH_SIGNS = torch.tensor([1.0, -1.0], dtype=F64)[:, None]
+
+# Function, arguments, the true function, bound in ulp: those of the docstrings.
+FLOAT32 = {
+    "exp": (math.exp, spread(-104, 88.72), mpmath.exp, 1.2),
+    "exp near 0": (math.exp, spread(-1, 1), mpmath.exp, 1.2),
+    "exp_minus_abs": (math.exp_minus_abs, spread(-104, 104), lambda x: mpmath.exp(-abs(x)), 1.2),
+    "log1p_unit": (math.log1p_unit, spread(0, 1), mpmath.log1p, 2),
+    "log1p_unit near 0": (math.log1p_unit, powers(-37, 0), mpmath.log1p, 2),
+    "minus_2_log": (math.minus_2_log, spread(2**-33, 1), lambda x: -2 * mpmath.log(x), 2),
+    "minus_2_log near 0": (math.minus_2_log, powers(-9.9, 0), lambda x: -2 * mpmath.log(x), 2),
+    "minus_2_log near 1": (math.minus_2_log, 1 - powers(-7.2, -1), lambda x: -2 * mpmath.log(x), 2),
+    "std": (_first_of_std_and_excess, spread(-208, 177.4), lambda x: mpmath.exp(x / 2), 1),
+    "excess": (_second_of_std_and_excess, spread(-3, 3), lambda x: mpmath.expm1(x) - x, 4),
+    "excess near 0": (
+        _second_of_std_and_excess,
+        (BOTH_SIGNS * powers(-12, 0)).flatten(),
+        lambda x: mpmath.expm1(x) - x,
+        4,
+    ),
+    "excess, wide": (_second_of_std_and_excess, spread(-200, 88.7), lambda x: mpmath.expm1(x) - x, 4),
+    "expm1": (_second_of_std_and_expm1, spread(-3, 3), mpmath.expm1, 4),
+    "expm1 near 0": (_second_of_std_and_expm1, (BOTH_SIGNS * powers(-30, 0)).flatten(), mpmath.expm1, 4),
+    "expm1, wide": (_second_of_std_and_expm1, spread(-200, 88.7), mpmath.expm1, 4),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_bounds(name: str) -> None:
+    function, x, exact, bound = FLOAT32[name]
+    x = x.float()
+    assert ulp_off(apply(function, x), x.double(), exact, F32) <= bound
+
+
+FLOAT64 = {
+    "exp_minus_abs": (math.exp_minus_abs, spread(-700, 700, 500), lambda x: mpmath.exp(-abs(x))),
+    "log1p_unit": (math.log1p_unit, spread(0, 1, 500), mpmath.log1p),
+    "log1p_unit near 0": (math.log1p_unit, powers(-300, 0, 500), mpmath.log1p),
+    "excess": (_second_of_std_and_excess, spread(-3, 3, 500), lambda x: mpmath.expm1(x) - x),
+    "expm1": (_second_of_std_and_expm1, spread(-3, 3, 500), mpmath.expm1),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT64)
+def test_bounds_in_float64(name: str) -> None:
+    function, x, exact = FLOAT64[name]
+    assert ulp_off(apply(function, x), x, exact, F64) <= 4
+
+
+def test_sine_and_cosine_of_every_kind_of_angle() -> None:
+    near_axes = torch.arange(-300, 300)[:, None] + torch.arange(0, 9) * 2**29
+    words = torch.cat((near_axes.flatten() % 2**32, torch.randint(2**32, (4000,))))
+    for function, exact in ((_sine, mpmath.sin), (_cosine, mpmath.cos)):
+        error = ulp_off(apply(function, words), words, lambda w: exact(2 * mpmath.pi * (w + 0.5) / 2**32), F32)  # noqa: B023
+        assert error <= 3
+
+
+@triton.jit
+def _words_kernel(seed, row, quad, out, size, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    words = philox.philox(tl.load(seed), tl.load(row + i), tl.load(quad + i))
+    for lane in tl.static_range(4):
+        tl.store(out + 4 * i + lane, words[lane].to(tl.int64))
+
+
+def words(seed: int, row: Tensor, quad: Tensor) -> Tensor:
+    out = torch.full((row.numel(), 4), -1)
+    _words_kernel[(1,)](torch.tensor([seed]), row, quad, out, row.numel(), row.numel())
+    return out
+
+
+COUNTERS = torch.tensor([0, 1, 3, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 5, 2**62, 2**63 - 1])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**32 - 1, 2**32, 0x299F31D0A4093822, 2**63 - 1])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_words_are_bit_identical(seed: int, dtype: torch.dtype) -> None:
+    counters = COUNTERS[COUNTERS <= torch.iinfo(dtype).max]
+    row, quad = (c.flatten() for c in torch.meshgrid(counters, counters, indexing="ij"))
+    row, quad = (torch.cat((c, torch.randint(torch.iinfo(dtype).max, (512 - c.numel(),)))) for c in (row, quad))
+    want = torch.stack(noise.philox(torch.tensor(seed), row, quad), dim=-1)
+    assert torch.equal(words(seed, row.to(dtype), quad.to(dtype)), want)
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]) -> None:
+    quad, row, seed = (int(np.uint64(low | high << 32).astype(np.int64)) for low, high in (counter[:2], counter[2:], key))
+    assert tuple(words(seed, torch.tensor([row]), torch.tensor([quad]))[0].tolist()) == answer
+
+
+@triton.jit
+def _box_muller_kernel(word0, word1, out, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sine, cosine = philox.box_muller(tl.load(word0 + i).to(tl.uint32), tl.load(word1 + i).to(tl.uint32))
+    tl.store(out + 2 * i, sine)
+    tl.store(out + 2 * i + 1, cosine)
+
+
+def test_normals_are_within_4_ulp_of_the_eager_ones() -> None:
+    generator = torch.Generator().manual_seed(1)
+    ends = torch.tensor(sorted({(edge + d) % 2**32 for edge in EDGES for d in range(-8, 9)}))
+    pairs = torch.cat((torch.cartesian_prod(ends, ends), torch.randint(2**32, (2**20, 2), generator=generator)))
+    pairs = pairs[: len(pairs) // 4096 * 4096]
+    word0, word1 = pairs.T.contiguous()
+    got = torch.full((len(pairs), 2), float("nan"))
+    _box_muller_kernel[(len(pairs) // 4096,)](word0, word1, got, 4096)
+    want = torch.stack(noise.box_muller(word0, word1), dim=-1)
+    assert _steps_apart(got, want).max() <= 4
+
+
+def _steps_apart(a: Tensor, b: Tensor) -> Tensor:
+    """How many float32 lie between."""
+    a, b = (torch.where(t < 0, -(t & 0x7FFFFFFF), t) for t in (t.view(torch.int32).long() for t in (a, b)))
+    return (a - b).abs()
+
+
+SAMPLES = [
+    sample("latent", (6, 37)),
+    sample("latent", (3, 5000), dtypes=(BF16, F32, F32)),
+    sample("latent", (2, 8, 4, 4), layouts=("chunk_of_channels", "channels_last", "contiguous")),
+    sample("latent", (3, 4, 2, 5), layouts="transposed", batch_dims=2),
+    sample("bernoulli", (3, 4, 600), dtypes=(BF16, U8), layouts=("contiguous", "expanded_rows"), batch_dims=2),
+    sample("bernoulli", (3, 9000)),
+    sample("gaussian", (600, 9), parameter=(9,)),
+    sample("gaussian", (7, 5000), parameter=()),
+    sample("gaussian", (5, 3, 4, 4), parameter=(3, 1, 1), layouts=("channels_last", "channels_last", "contiguous")),
+]
+
+
+def outcome(case: Sample) -> dict[str, Tensor]:
+    launch._plans.clear()
+    layout._layout.cache_clear()
+    return results(case, case.call)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=str)
+def test_offsets_of_64_bits_change_nothing(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = outcome(case)
+    monkeypatch.setattr(layout, "MAX_OFFSET_32_BIT", 0)
+    assert same(outcome(case), want)
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=str)
+def test_a_grid_of_several_planes_changes_nothing(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = outcome(case)
+    monkeypatch.setattr(tile, "MAX_GRID_Y", 2)
+    assert same(outcome(case), want)
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=str)
+def test_splitting_rows_does_not_change_sums(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does summing some chunks of a row in one program and others in another."""
+    want = case.call(case.make())
+    for enough, many in ((1, 1), (2**20, 4), (2**20, 2**20)):
+        monkeypatch.setattr(tile, "ENOUGH_PROGRAMS", enough)
+        monkeypatch.setattr(tile, "MANY_PROGRAMS", many)
+        launch._plans.clear()
+        assert same(case.call(case.make()), want)
+
+
+@pytest.mark.parametrize("cols", [1, 20, 784, 2048, 5000])
+def test_a_sample_does_not_depend_on_how_many_there_are(cols: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mu, logvar = torch.randn(9, cols), torch.randn(9, cols)
+    with monkeypatch.context() as patch:
+        # As if there were many.
+        patch.setattr(tile, "SMALL_PROBLEM", 0)
+        patch.setattr(tile, "ENOUGH_PROGRAMS", 0)
+        want = vk.reparameterize_kl(mu, logvar, seed=1)
+    launch._plans.clear()
+    for rows in (1, 7, 9):
+        got = vk.reparameterize_kl(mu[:rows], logvar[:rows], seed=1)
+        assert all(torch.equal(a, b[:rows]) for a, b in zip(got, want, strict=True))
+
+
+def _cropped(shape: tuple[int, ...]) -> Tensor:
+    """More levels of strides than the kernels know."""
+    around = torch.full([n + 2 for n in shape], float("nan"))
+    inside = around[tuple(slice(1, -1) for _ in shape)]
+    return inside.copy_(torch.randn(shape)).requires_grad_()
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1, 3, 4])
+@pytest.mark.parametrize("parameter", [None, (), (5,), (3, 1, 1), (3, 4, 5)])
+def test_more_levels_than_the_kernels_know(batch_dims: int, parameter: tuple[int, ...] | None) -> None:
+    shape = (2, 3, 4, 5)
+    mean, x = _cropped(shape), _cropped(shape)
+    logvar = _cropped(shape) if parameter is None else torch.randn(parameter, requires_grad=True)
+    found = []
+    for backend in ("eager", "triton"):
+        with vk.use_backend(backend):
+            log_px = vk.gaussian_log_likelihood(mean, x, logvar, batch_dims=batch_dims)
+            z, kl = vk.reparameterize_kl(mean, x, eps=mean.detach(), batch_dims=batch_dims)
+            upstream = [torch.sin(1 + torch.arange(o.numel())).view(o.shape) for o in (log_px, z, kl)]
+            found.append((log_px, z, kl, *torch.autograd.grad((log_px, z, kl), (mean, x, logvar), upstream)))
+    for want, got in zip(*found, strict=True):
+        assert got.stride() == want.stride()
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", itertools.product((True, False), repeat=2), ids=str)
+@pytest.mark.parametrize("needs", itertools.product((True, False), repeat=3), ids=str)
+def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs: tuple[bool, ...]) -> None:
+    mu, logvar, eps = (torch.randn(5, 35, dtype=F64, requires_grad=True) for _ in range(3))
+    grad_z, grad_kl = torch.randn(5, 35, dtype=F64), torch.randn(5, dtype=F64)
+    upstream = [g if is_given else None for g, is_given in zip((grad_z, grad_kl), given, strict=True)]
+    got = latent.latent_backward(*upstream, mu.detach(), logvar.detach(), None, eps.detach(), 1, list(needs))
+    with vk.use_backend("eager"):
+        outputs = vk.reparameterize_kl(mu, logvar, eps=eps)
+    total = sum((o * g).sum() for o, g, is_given in zip(outputs, (grad_z, grad_kl), given, strict=True) if is_given)
+    inputs = [t for t, need in zip((mu, logvar, eps), needs, strict=True) if need]
+    want = [torch.zeros_like(t) for t in inputs]
+    if any(given) and inputs:
+        want = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+OP_SAMPLES = {
+    "latent_forward": [
+        (torch.randn(3, 7), torch.randn(3, 7), torch.tensor([5]), None, 1),
+        (torch.randn(3, 7), torch.randn(3, 7), None, torch.randn(3, 7), 0),
+    ],
+    "latent_backward": [
+        (torch.randn(3, 7), torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), torch.tensor([5]), None, 1)
+        + ([True, True, False],),
+        (None, torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), None, torch.randn(3, 7), 1, [True, False, True]),
+    ],
+    "likelihood_forward": [
+        ("bernoulli", [torch.randn(3, 7), torch.rand(3, 7)], [], 1),
+        ("gaussian", [torch.randn(3, 7), torch.rand(3, 7), torch.randn(7)], [], 1),
+    ],
+    "likelihood_backward": [
+        ("bernoulli", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [], 1, [True, False]),
+        ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [0.3], 1, [True, True]),
+        ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7), torch.randn(())], [], 1, [True] * 3),
+    ],
+}
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_opcheck(op: str) -> None:
+    for arguments in OP_SAMPLES[op]:
+        torch.library.opcheck(getattr(torch.ops.vae_kernels_triton, op).default, arguments)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.3, -700.123456789, 1e-300, 5e37, float("inf"), float("nan")])
+def test_numbers_arrive_exactly(number: float) -> None:
+    mean, x = torch.zeros(1, 1, dtype=F64), torch.zeros(1, 1, dtype=F64)
+    got = vk.gaussian_log_likelihood(mean, x, number)
+    want = -0.5 * (number + 1.8378770664093453) if number != float("inf") else float("-inf")
+    torch.testing.assert_close(got, torch.tensor([want], dtype=F64), rtol=1e-15, atol=0, equal_nan=True)
+    with vk.use_backend("eager"):
+        assert torch.equal(got.isnan(), vk.gaussian_log_likelihood(mean, x, number).isnan())
