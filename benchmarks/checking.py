@@ -30,7 +30,7 @@ Terms = dict[str, tuple[Tensor, ...]]
 
 def _latent(t: dict[str, Tensor]) -> Terms:
     """The noise is the contender's own: `½ gz exp(l/2) eps = ½ gz (z − mu)`."""
-    mu, l, z, gz, gkl = t["mu"], t["logvar"], t["z"], t["grad_z"], t["grad_kl"]  # noqa: E741
+    mu, l, z, gz, gkl = t["mu"], t["logvar"], t["z"], t["grad_z"], t["grad_kl"]
     return {
         "kl": (mu**2 / 2, (l.expm1() - l) / 2),
         "grad_mu": (gz, gkl * mu),

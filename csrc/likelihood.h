@@ -312,7 +312,8 @@ struct DiscretizedLogistic {
 
 #define VK_FAMILIES(X)                                                                                                 \
   X(Bernoulli)                                                                                                         \
-  X(Gaussian) X(NegativeBinomial) X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs)  \
+  X(Gaussian)                                                                                                          \
+  X(NegativeBinomial) X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs)              \
       X(DiscretizedLogistic)
 
 }  // namespace vk

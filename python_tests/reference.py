@@ -37,7 +37,7 @@ def exact(tensor: Tensor) -> np.ndarray:
 
 def latent(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     """Terms of `z` and of each element's KL; terms of the gradients to mu, logvar and eps."""
-    mu, l, eps = v["mu"], v["logvar"], v["eps"]  # noqa: E741
+    mu, l, eps = v["mu"], v["logvar"], v["eps"]
     std = _exp(l / 2)
     expm1 = _expm1(l)
     outputs = {"z": [mu, std * eps], "kl": [mu * mu / 2, (expm1 - l) / 2]}
@@ -59,7 +59,7 @@ def bernoulli(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
 
 
 def gaussian(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
-    mean, x, l, g = v["mean"], v["x"], v["logvar"], grad["log_px"]  # noqa: E741
+    mean, x, l, g = v["mean"], v["x"], v["logvar"], grad["log_px"]
     weighted = (x - mean) * _exp(-l)
     outputs = {
         "log_px": [-l / 2 + 0 * x, -(x - mean) * weighted / 2, -mpmath.log(2 * mpmath.pi) / 2 + 0 * x],

@@ -155,7 +155,8 @@ int main() {
   const int64_t sizes[][3] = {{1, 1, 1},   {3, 1, 5},    {7, 4, 5},    {128, 1, 20}, {51, 1, 21},
                               {5, 3, 341}, {2, 1, 1025}, {40, 2, 700}, {1, 3, 7001}, {2, 1, 16385},
                               {0, 2, 3},   {3, 0, 4},    {33, 1, 1023}};
-  const Layout layouts[] = {{0, 0, 1, false}, {3, 0, 1, false}, {0, 2, 1, false}, {1, 1, 2, false}, {0, 0, 1, true}, {0, 0, 0, true}};
+  const Layout layouts[] = {{0, 0, 1, false}, {3, 0, 1, false}, {0, 2, 1, false},
+                            {1, 1, 2, false}, {0, 0, 1, true},  {0, 0, 0, true}};
   for (const auto& [rows, outer, inner] : sizes) {
     for (const Layout layout : layouts) {
       run<float>(Type::kFloat32, Type::kFloat32, Type::kFloat32, rows, outer, inner, layout);

@@ -1,8 +1,8 @@
 """A pytest plugin that mends Triton's interpreter.
 
-It rounds to bfloat16 to nearest, as GPUs do; by itself it cuts digits off, and gets numbers wrong that are denormal there.
-And for every function that a kernel calls it replaces `triton.language` again, around the replacements that are there: its
-time grows with every call. Once is enough: per launch for `triton.language`, which is restored after it; for
+It rounds to bfloat16 to nearest, as GPUs do; by itself it cuts digits off, and gets numbers wrong that are denormal
+there. And for every function that a kernel calls it replaces `triton.language` again, around the replacements that are
+there: its time grows with every call. Once is enough: per launch for `triton.language`, which is restored after it; for
 `triton.language.core`, which its own functions use, once for all.
 """
 

@@ -1,9 +1,9 @@
-"""What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1, which `test_triton.py` starts.
+"""What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1.
+
 
 The tests that all backends share run in that process too.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from samples import BF16, F32, F64, U8, Sample, sample
 from error_rule import results
+from samples import BF16, F32, F64, U8, Sample, sample
 from test_noise import EDGES, KNOWN_ANSWERS
 from torch import Tensor
 
@@ -167,7 +167,7 @@ COUNTERS = torch.tensor([0, 1, 3, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**32 - 1, 2**32, 0x299F31D0A4093822, 2**63 - 1])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
 def test_words_are_bit_identical(seed: int, dtype: torch.dtype) -> None:
-    counters = COUNTERS[COUNTERS <= torch.iinfo(dtype).max]
+    counters = COUNTERS[torch.iinfo(dtype).max >= COUNTERS]
     row, quad = (c.flatten() for c in torch.meshgrid(counters, counters, indexing="ij"))
     row, quad = (torch.cat((c, torch.randint(torch.iinfo(dtype).max, (512 - c.numel(),)))) for c in (row, quad))
     want = torch.stack(noise.philox(torch.tensor(seed), row, quad), dim=-1)
@@ -176,7 +176,9 @@ def test_words_are_bit_identical(seed: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]) -> None:
-    quad, row, seed = (int(np.uint64(low | high << 32).astype(np.int64)) for low, high in (counter[:2], counter[2:], key))
+    quad, row, seed = (
+        int(np.uint64(low | high << 32).astype(np.int64)) for low, high in (counter[:2], counter[2:], key)
+    )
     assert tuple(words(seed, torch.tensor([row]), torch.tensor([quad]))[0].tolist()) == answer
 
 

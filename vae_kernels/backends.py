@@ -123,4 +123,6 @@ def _load_triton(device_type: str) -> str:
         from .triton import DEVICES
     except ImportError as error:
         return f"triton does not import: {error}"
-    return "" if device_type in DEVICES else "triton serves CPU tensors only in its interpreter, with TRITON_INTERPRET=1"
+    return (
+        "" if device_type in DEVICES else "triton serves CPU tensors only in its interpreter, with TRITON_INTERPRET=1"
+    )

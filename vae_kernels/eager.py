@@ -21,7 +21,7 @@ def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
     return elements if elements.dim() == batch_dims else elements.sum(dim=tuple(range(batch_dims, elements.dim())))
 
 
-def exp_minus_1_minus(l: Tensor) -> Tensor:  # noqa: E741
+def exp_minus_1_minus(l: Tensor) -> Tensor:
     """`eˡ − 1 − l` without the loss near 0: in float64, or for float64 itself and on devices without it by the Taylor
     series where |l| ≤ ½, which costs many more passes."""
     if l.dtype == torch.float32 and l.device.type != "mps":
@@ -39,7 +39,7 @@ def exp_minus_1_minus(l: Tensor) -> Tensor:  # noqa: E741
 def reparameterize_kl(mu: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
     """`z = mu + exp(logvar/2)·eps` and `KL = Σ ½ (mu² + e^logvar − 1 − logvar)`."""
     dtype = compute_dtype(mu, logvar)
-    m, l, e = mu.to(dtype), logvar.to(dtype), eps.to(dtype)  # noqa: E741
+    m, l, e = mu.to(dtype), logvar.to(dtype), eps.to(dtype)
     z = m + torch.exp(0.5 * l) * e
     kl = sum_columns(0.5 * (m * m + exp_minus_1_minus(l)), batch_dims)
     return z.to(mu.dtype), kl

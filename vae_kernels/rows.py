@@ -16,7 +16,7 @@ def column_dims(tensor: Tensor, batch_dims: int) -> list[int]:
     if tensor.is_contiguous():
         return list(dims)
     stride = torch.empty_like(tensor, device="meta").stride()
-    return sorted(dims, key=lambda d: (-stride[d] if tensor.shape[d] > 1 else 0))
+    return sorted(dims, key=lambda d: -stride[d] if tensor.shape[d] > 1 else 0)
 
 
 def row_shape(tensor: Tensor, batch_dims: int) -> tuple[int, int]:

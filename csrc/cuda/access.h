@@ -1,8 +1,8 @@
-// Reading and writing packs: the neighbouring elements of a row that a thread takes at a time, one or two quads of four,
-// 16 bytes of the first tensor. In two ways: `Vectors`, where every tensor consists of whole aligned packs of one type,
-// known to the compiler; `Elements`, where each tensor has its own type and layout and the last pack of a row may be cut
-// off. A block takes 256 quads at a time in any case, so neither the way nor the type decides in which order a sum is
-// made.
+// Reading and writing packs: the neighbouring elements of a row that a thread takes at a time, one or two quads of
+// four, 16 bytes of the first tensor. In two ways: `Vectors`, where every tensor consists of whole aligned packs of one
+// type, known to the compiler; `Elements`, where each tensor has its own type and layout and the last pack of a row may
+// be cut off. A block takes 256 quads at a time in any case, so neither the way nor the type decides in which order a
+// sum is made.
 #pragma once
 
 #include <type_traits>
@@ -38,7 +38,7 @@ __device__ __forceinline__ void narrow_pack(const T (&values)[kWidth], S (&store
 #ifdef __CUDA_ARCH__  // two at a time: one instruction instead of three
 #define VK_NARROW_PACK(S, CONVERT)                                                                                     \
   template <int kWidth>                                                                                                \
-  __device__ __forceinline__ void narrow_pack(const float (&values)[kWidth], S (&stored)[kWidth]) {                    \
+  __device__ __forceinline__ void narrow_pack(const float (&values)[kWidth], S(&stored)[kWidth]) {                     \
     uint32_t pairs[kWidth / 2];                                                                                        \
     _Pragma("unroll") for (int k = 0; k < kWidth / 2; ++k) {                                                           \
       asm(CONVERT " %0, %1, %2;" : "=r"(pairs[k]) : "f"(values[2 * k + 1]), "f"(values[2 * k]));                       \
@@ -99,6 +99,32 @@ struct Divisor {
     return int64_t(low + more);
   }
 };
+
+// Element k of an array that must stay in registers, where only constants can index.
+template <class T, int kSize>
+__device__ __forceinline__ T pick(const T (&values)[kSize], int k) {
+  T value = values[0];
+#pragma unroll
+  for (int i = 1; i < kSize; ++i) value = i == k ? values[i] : value;
+  return value;
+}
+template <class T, int kSize>
+__device__ __forceinline__ void put(T (&values)[kSize], int k, T value) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) values[i] = i == k ? value : values[i];
+}
+
+// Calls f(k) for k = 0, 1, …, as a loop if kLoop, where the code or its registers would else be too many.
+template <bool kLoop, int kSize, class F>
+__device__ __forceinline__ void for_each(const F& f) {
+  if constexpr (kLoop) {
+#pragma unroll 1
+    for (int k = 0; k < kSize; ++k) f(k);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) f(k);
+  }
+}
 
 // A tensor as a kernel sees it.
 struct Operand {

@@ -43,8 +43,8 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
 #endif
 }
 
-// The sum of `value` over each group of `lanes` neighbouring threads, a power of two, by halves; the group's first thread
-// has it. A group is part of a warp, or the whole block; every thread of the block must call it.
+// The sum of `value` over each group of `lanes` neighbouring threads, a power of two, by halves; the group's first
+// thread has it. A group is part of a warp, or the whole block; every thread of the block must call it.
 template <int kThreads, class T>
 __device__ __forceinline__ T group_sum(T value, int lanes) {
   if (lanes > 32) {

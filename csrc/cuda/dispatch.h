@@ -5,8 +5,8 @@
 
 namespace vk::cuda {
 
-// Calls f with ways of access, the faster one first, until one returns true. Packs have 16 bytes of the first tensor, so
-// 8 elements in half precision, else 4: a counter of the noise.
+// Calls f with ways of access, the faster one first, until one returns true. Packs have 16 bytes of the first tensor,
+// so 8 elements in half precision, else 4: a counter of the noise.
 template <class F>
 void with_access(Type first, Type arithmetic, const F& f) {
   if (arithmetic == Type::kFloat64) {

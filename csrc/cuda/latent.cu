@@ -1,8 +1,7 @@
-#include "latent.h"
-
 #include "../latent.h"
 #include "../philox.h"
 #include "dispatch.h"
+#include "latent.h"
 #include "rows.h"
 
 namespace vk::cuda {
@@ -71,12 +70,14 @@ struct Forward {
       Access::load(mu, mu_run, pack, n, m);
       Access::load(logvar, logvar_run, pack, n, l);
       drawn ? noise(key, packs, pack, e) : Access::load(eps, eps_run, pack, n, e);
+      for_each<!is_float<T>, kWidth>([&](int k) {
+        const Latent<T> r = latent(pick(m, k), pick(l, k), pick(e, k));
+        put(out, k, r.z);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        const Latent<T> r = latent(m[k], l[k], e[k]);
-        out[k] = r.z;
-        if (k < n) sums[k / 4] += r.kl;
-      }
+        for (int q = 0; q < kQuads; ++q) {
+          if (k < n && k / 4 == q) sums[q] += r.kl;
+        }
+      });
       Access::store(z, z_run, pack, n, out);
     }
   }
@@ -140,11 +141,12 @@ struct Backward {
       } else if (noisy) {
         Access::load(eps, eps_run, pack, n, e);
       }
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        const LatentGradient<T> g = gradient(z, kl, m[k], l[k], e[k], gz[k], gkl);
-        to_mu[k] = g.mu, to_logvar[k] = g.logvar, to_eps[k] = g.eps;
-      }
+      for_each<!is_float<T>, kWidth>([&](int k) {
+        const LatentGradient<T> g = gradient(z, kl, pick(m, k), pick(l, k), pick(e, k), pick(gz, k), gkl);
+        put(to_mu, k, g.mu);
+        put(to_logvar, k, g.logvar);
+        put(to_eps, k, g.eps);
+      });
       if (!kAny || grad_mu.data) Access::store(grad_mu, grad_mu_run, pack, n, to_mu);
       if (!kAny || grad_logvar.data) Access::store(grad_logvar, grad_logvar_run, pack, n, to_logvar);
       if (kAny && grad_eps.data) Access::store(grad_eps, grad_eps_run, pack, n, to_eps);

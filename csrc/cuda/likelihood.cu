@@ -1,5 +1,4 @@
 #include "../likelihood.h"
-
 #include "columns.h"
 #include "dispatch.h"
 #include "likelihood.h"
@@ -8,11 +7,27 @@
 namespace vk::cuda {
 namespace {
 
-// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one number.
+// Families whose formulas take more registers than the others'.
+template <class Family>
+constexpr bool kHeavy =
+    std::is_same_v<Family, NegativeBinomial> || std::is_same_v<Family, ZeroInflatedNegativeBinomial> ||
+    std::is_same_v<Family, DiscretizedLogistic>;
+
 template <class Family, class Access>
-struct Arguments {
+struct Traits {
   using T = typename Access::T;
-  static constexpr int kWidth = Access::kWidth, kCount = Family::kArguments;
+  static constexpr int kCount = Family::kArguments;
+  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kThreads = Access::kThreads;
+  static constexpr int kRegisters = kHeavy<Family> ? 128 : Access::kRegisters;
+  static constexpr bool kLoop = Access::kAny && (kHeavy<Family> || !is_float<T>);
+};
+
+// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one
+// number.
+template <class Family, class Access>
+struct Arguments : Traits<Family, Access> {
+  using typename Traits<Family, Access>::T;
+  using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
   int64_t cols;
   Operand tensors[kCount];
   bool single[kCount] = {};
@@ -64,15 +79,14 @@ struct Arguments {
   // The arguments of one element.
   __device__ __forceinline__ static void pick(const T (&values)[kCount][kWidth], int k, T (&of_one)[kCount]) {
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) of_one[j] = values[j][k];
+    for (int j = 0; j < kCount; ++j) of_one[j] = cuda::pick(values[j], k);
   }
 };
 
 template <class Family, class Access>
-struct Forward {
-  using T = typename Access::T;
-  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kCount = Family::kArguments;
-  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+struct Forward : Traits<Family, Access> {
+  using typename Traits<Family, Access>::T;
+  using Traits<Family, Access>::kWidth, Traits<Family, Access>::kQuads, Traits<Family, Access>::kCount;
   static constexpr bool kSums = true;
   Arguments<Family, Access> arguments;
 
@@ -83,23 +97,26 @@ struct Forward {
     const auto run = arguments.run(packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
-      T values[kCount][kWidth], v[kCount];
+      T values[kCount][kWidth];
       arguments.load(run, pack, n, values);
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
+      for_each<Forward::kLoop, kWidth>([&](int k) {
+        T v[kCount];
         arguments.pick(values, k, v);
-        if (k < n) sums[k / 4] += Family::log_prob(v);
-      }
+        const T log_prob = Family::log_prob(v);
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+          if (k < n && k / 4 == q) sums[q] += log_prob;
+        }
+      });
     }
   }
 };
 
 // The gradients of a pack: those as large as the decoder's output are stored, others handed to `add`.
 template <class Family, class Access>
-struct Backward {
-  using T = typename Access::T;
-  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kCount = Family::kArguments;
-  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+struct Backward : Traits<Family, Access> {
+  using typename Traits<Family, Access>::T;
+  using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
   Arguments<Family, Access> arguments;
   Operand grad;
   Operand gradients[kCount];
@@ -112,7 +129,9 @@ struct Backward {
     }
   }
 
-  bool any_summed() const { return std::any_of(summed, summed + kCount, [](bool s) { return s; }); }
+  bool any_summed() const {
+    return std::any_of(summed, summed + kCount, [](bool s) { return s; });
+  }
 
   bool served() const {
     bool all = arguments.served() && (Access::kAny || !any_summed());
@@ -129,15 +148,15 @@ struct Backward {
     const T upstream = load_element<T>(grad, grad.row_offset(packs.row));
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
-      T values[kCount][kWidth], v[kCount], g[kCount];
+      T values[kCount][kWidth];
       arguments.load(run, pack, n, values);
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
+      for_each<Backward::kLoop, kWidth>([&](int k) {
+        T v[kCount], g[kCount];
         arguments.pick(values, k, v);
         Family::gradient(v, g);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) values[j][k] = k < n ? upstream * g[j] : T(0);
-      }
+        for (int j = 0; j < kCount; ++j) put(values[j], k, k < n ? upstream * g[j] : T(0));
+      });
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
         if (Access::kAny && summed[j]) {
@@ -171,7 +190,7 @@ struct ColumnBackward : Backward<Family, Access> {
   __device__ __forceinline__ bool wanted(int i) const { return this->summed[i + 2]; }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kSums][kWidth]) const {
-    Backward<Family, Access>::operator()(packs, [&](int j, const T (&values)[kWidth]) {
+    Backward<Family, Access>::operator()(packs, [&](int j, const T(&values)[kWidth]) {
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
 #pragma unroll
@@ -208,7 +227,7 @@ bool backward(const LikelihoodBackward& a, const Queue& queue) {
 // Calls f with an object of the family's struct.
 template <class F>
 void with_family(const char* name, const F& f) {
-#define X(FAMILY) \
+#define X(FAMILY)                                                                                                      \
   if (std::string(name) == FAMILY::kName) f(FAMILY{});
   VK_FAMILIES(X)
 #undef X

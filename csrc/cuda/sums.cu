@@ -1,6 +1,5 @@
-#include "sums.h"
-
 #include "access.h"
+#include "sums.h"
 
 namespace vk::cuda {
 namespace {
@@ -11,9 +10,8 @@ constexpr int kThreads = 256;
 // Groups of `lanes` threads add up the numbers of one sum, or one of `parts` equal parts of them; `to` is
 // (outer, inner), with several parts (outer, inner, parts).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_kernel(const T* from, int64_t sums, int64_t count, int64_t inner, int64_t parts, int lanes, void* to,
-               Type type) {
+__global__ void __launch_bounds__(kThreads) sum_kernel(const T* from, int64_t sums, int64_t count, int64_t inner,
+                                                       int64_t parts, int lanes, void* to, Type type) {
   const int64_t task = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
   const int64_t index = task / parts, first = task % parts * kPart;
   const int64_t end = count < first + kPart ? count : first + kPart;
@@ -51,7 +49,8 @@ void sum_axis(const char* op, const T* from, int64_t outer, int64_t count, int64
   const int64_t sums = outer * inner, groups = kThreads / lanes;
   const int64_t parts = std::max<int64_t>(1, (count + kPart - 1) / kPart);
   const int64_t blocks = (sums * parts + groups - 1) / groups;
-  if (parts == 1) return launch(op, sum_kernel<T>, blocks, kThreads, queue, from, sums, count, inner, parts, lanes, to, type);
+  if (parts == 1)
+    return launch(op, sum_kernel<T>, blocks, kThreads, queue, from, sums, count, inner, parts, lanes, to, type);
   T* partial = static_cast<T*>(queue.scratch(sums * parts * sizeof(T)));
   launch(op, sum_kernel<T>, blocks, kThreads, queue, from, sums, count, inner, parts, lanes, partial, type_of<T>);
   sum_axis<T>(op, partial, sums, parts, 1, to, type, queue);

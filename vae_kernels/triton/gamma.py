@@ -17,10 +17,9 @@ def _log_parts(r):
         n = (bits + 0x00095F619980C433) >> 52
         m = (bits - ((n - 1023) << 52)).to(tl.float64, bitcast=True)
         return (n - 1023).to(tl.float64), m
-    else:
-        bits = r.to(tl.int32, bitcast=True)
-        n = (bits + 0x004AFB0D) >> 23
-        return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
+    bits = r.to(tl.int32, bitcast=True)
+    n = (bits + 0x004AFB0D) >> 23
+    return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -90,7 +89,7 @@ def expm1_negative(x):
 def gamma_terms(a, DTYPE: tl.constexpr):
     """What log Γ(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or a + n for a < n: z − a, z,
     1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted."""
-    STEPS: tl.constexpr = 8 if DTYPE == tl.float64 else 2
+    STEPS: tl.constexpr = 8 if tl.float64 == DTYPE else 2
     product = a
     slope = a * 0.0 + 1.0
     for k in tl.static_range(1, STEPS):

@@ -1,4 +1,3 @@
-# ruff: noqa: N803  Triton writes compile-time arguments in capitals.
 """The latent step: `z = mu + exp(logvar/2)·eps` and `KL = Σ ½ (mu² + e^logvar − 1 − logvar)`."""
 
 from collections.abc import Callable
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..rows import column_dims
-from .layout import Layout, dense, from_dense, layout
 from .launch import Launch, SplitLaunch, planned, signature
+from .layout import Layout, dense, from_dense, layout
 from .math import std_and_excess, std_and_expm1
 from .philox import normals
 from .tile import (
@@ -37,8 +36,7 @@ def _noise(
 ):  # fmt: skip
     if eps is None:
         return normals(tl.load(seed), row, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
-    else:
-        return load(eps + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+    return load(eps + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
 
 
 @triton.jit(do_not_specialize=["seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
@@ -69,7 +67,20 @@ def latent_forward_kernel(
         m = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         l = load(logvar + offsets(r, c, logvar_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         e = _noise(
-            eps, seed, eps_strides, r, first_col, c, mask, inner_rows, inner_cols, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE
+            eps,
+            seed,
+            eps_strides,
+            r,
+            first_col,
+            c,
+            mask,
+            inner_rows,
+            inner_cols,
+            VEC,
+            RUN,
+            BLOCK_ROWS,
+            BLOCK_COLS,
+            DTYPE,
         )
         std, excess = std_and_excess(l)
         store(z + offsets(r, c, z_strides, inner_rows, inner_cols, VEC), m + std * e, mask)

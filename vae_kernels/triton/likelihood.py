@@ -1,4 +1,3 @@
-# ruff: noqa: N803  Triton writes compile-time arguments in capitals.
 """Reconstruction terms: `log p(x)` summed per sample, one pair of functions per family and one kernel pair for all."""
 
 import ctypes
@@ -15,8 +14,8 @@ from torch import Tensor
 from ..eager import compute_dtype
 from ..rows import column_dims
 from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio
-from .layout import Layout, dense, from_dense, layout
 from .launch import Launch, SplitLaunch, planned, signature, sum_rows
+from .layout import Layout, dense, from_dense, layout
 from .math import exp, exp_minus_abs, log1p_unit
 from .tile import (
     add_compensated,
@@ -230,7 +229,7 @@ def negative_binomial_grad(x, params):
 @triton.jit
 def zero_inflated_negative_binomial_log_prob(x, params):
     """`log(σ(z) + σ(−z) NB(0))` where x = 0, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
-    l = negative_binomial_log_prob(x, params)  # noqa: E741
+    l = negative_binomial_log_prob(x, params)
     z = params[2] + l * 0.0
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
@@ -250,7 +249,7 @@ def zero_inflated_negative_binomial_grad(x, params):
     to_mu, to_x, to_theta = _negative_binomial_slopes(x, mu, theta, c, t, nb, inverse_e, counts, beyond, minus_1)
     undefined = ((mu - mu) + (x - x)) + (theta - theta)
     z = tl.where(undefined == 0.0, params[2], float("nan"))
-    l = theta * dispersion  # noqa: E741
+    l = theta * dispersion
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     zero = x < 1e-8
@@ -327,7 +326,7 @@ def _params(
     for i in tl.static_range(len(constants)):
         # Three float32 that add up to the float64; the first is the nearest float32.
         value = tl.full([1, 1], constants[i][0], DTYPE)
-        if DTYPE == tl.float64:
+        if tl.float64 == DTYPE:
             value += tl.full([1, 1], constants[i][1], DTYPE) + tl.full([1, 1], constants[i][2], DTYPE)
         params = params + (value,)
     return params
@@ -370,9 +369,7 @@ def likelihood_forward_kernel(
         store(out + row, compensated(total, lost), row < rows)
 
 
-@triton.jit(
-    do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"]
-)
+@triton.jit(do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"])
 def likelihood_backward_kernel(
     inputs, constants, grad, outs, sum_outs, strides, grad_strides, out_strides,
     rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
@@ -530,9 +527,7 @@ def _plan_backward(
 class _Backward:
     """The kernel, then the sum of each gradient that has fewer elements than the tensors."""
 
-    def __init__(
-        self, launch: Launch, stored: list[int], summed: list[int], sums: "list[_SumOfPartials]"
-    ) -> None:
+    def __init__(self, launch: Launch, stored: list[int], summed: list[int], sums: "list[_SumOfPartials]") -> None:
         self._launch, self._stored, self._summed, self._sums = launch, stored, summed, sums
 
     def __call__(

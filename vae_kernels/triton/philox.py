@@ -8,7 +8,6 @@ import triton.language as tl
 
 from .math import minus_2_log, sin_cos_turns
 
-
 # The interpreter knows no assembly.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -35,7 +34,7 @@ def _product(a, b: tl.constexpr):
     """High and low word of a product."""
     if INTERPRETED:
         return tl.umulhi(a, b), a * b
-    elif tl.target_info.is_cuda():
+    if tl.target_info.is_cuda():
         # Left to itself the compiler takes two multiplications.
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
@@ -46,8 +45,7 @@ def _product(a, b: tl.constexpr):
             pack=1,
         )
         return high, low
-    else:
-        return tl.umulhi(a, b), a * b
+    return tl.umulhi(a, b), a * b
 
 
 @triton.jit
@@ -55,8 +53,7 @@ def _words(counter, zero):
     """Low and high word of a counter that is not negative, in the shape of `zero`."""
     if counter.dtype == tl.int64:
         return zero + counter.to(tl.uint32), zero + (counter >> 32).to(tl.uint32)
-    else:
-        return zero + counter.to(tl.uint32), zero
+    return zero + counter.to(tl.uint32), zero
 
 
 @triton.jit
