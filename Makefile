@@ -27,11 +27,11 @@ bench: $(VENV)/ready
 clean:
 	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so
 
-# torch first: what it brings decides what the others need.
+# torch first: what it brings decides what the others need. The libraries are built after it, in place.
 $(VENV)/environment: constraints.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel
-	$(PIP) --no-build-isolation --editable '.[dev]'
+	VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0 $(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
 $(VENV)/ready: $(VENV)/environment setup.py $(SOURCES)
