@@ -313,7 +313,7 @@ struct DiscretizedLogistic {
 #define VK_FAMILIES(X)                                                                                                 \
   X(Bernoulli)                                                                                                         \
   X(Gaussian)                                                                                                          \
-  X(NegativeBinomial) X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs)              \
-      X(DiscretizedLogistic)
+  X(NegativeBinomial)                                                                                                  \
+  X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs) X(DiscretizedLogistic)
 
 }  // namespace vk
