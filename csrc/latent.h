@@ -1,46 +1,144 @@
-// The latent step, per element: z = mu + exp(l/2) eps and KL(N(mu, e^l) || N(0, 1)) = 1/2 (mu^2 + e^l - 1 - l).
-// Kingma & Welling 2014, appendix B.
+// The latent step, per element: z = mu + std eps, and the KL divergence of q = N(mu, e^l) to the prior p = N(m, e^v),
+// analytic, ½ (u^2 + e^d - 1 - d), or of one z, log q(z) - log p(z) = ½ (u^2 + 2 u r eps + (e^d - 1) eps^2 - d), where
+// u = (mu - m) e^(-v/2), d = l - v, r = std e^(-v/2). Kingma & Welling 2014, appendix B; Roeder et al. 2017.
 #pragma once
 
 #include "math.h"
 
 namespace vk {
 
+// What an encoder's second output is.
+enum class Scale { kLogvar, kLogstd, kStd, kVariance };
+enum class KlEstimator { kAnalytic, kMonteCarlo, kPath };
+
+// Log-variance and standard deviation, and their derivatives by what was passed.
+template <class T>
+struct Spread {
+  T l, std, dl, dstd;
+};
+
+template <class T>
+struct Clamp {
+  T low, high, std_low, std_high;
+
+  VK_INLINE Clamp(double low, double high)
+      : low(T(low)), high(T(high)), std_low(exp(T(0.5) * T(low))), std_high(exp(T(0.5) * T(high))) {}
+};
+
+template <Scale kScale, class T>
+VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
+  Spread<T> s;
+  if constexpr (kScale == Scale::kLogvar) {
+    s.std = exp(T(0.5) * raw);
+    s.l = raw, s.dl = T(1), s.dstd = T(0.5) * s.std;
+  } else if constexpr (kScale == Scale::kLogstd) {
+    s.std = exp(raw);
+    s.l = T(2) * raw, s.dl = T(2), s.dstd = s.std;
+  } else if constexpr (kScale == Scale::kStd) {
+    s.l = T(2) * log(raw);
+    s.std = raw, s.dl = T(2) / raw, s.dstd = T(1);
+  } else {
+    s.std = root(raw), s.l = log(raw);
+    s.dl = T(1) / raw, s.dstd = T(0.5) / s.std;
+  }
+  const bool below = s.l<clamp.low, above = s.l> clamp.high, outside = below | above;
+  s.l = below ? clamp.low : above ? clamp.high : s.l;
+  s.std = below ? clamp.std_low : above ? clamp.std_high : s.std;
+  s.dl = outside ? T(0) : s.dl;
+  s.dstd = outside ? T(0) : s.dstd;
+  return s;
+}
+
+// q as seen from the prior. `e` is e^d, `w` is e^(-v/2).
+template <class T>
+struct Relative {
+  T u, d, e, r, w;
+  VK_INLINE T excess() const { return exp_minus_1_minus(d, e); }
+  // From the excess, where that is at hand: a second polynomial would cost more.
+  VK_INLINE T expm1() const {
+    const T k = excess();  // outside the condition: inside it makes a branch of it
+    return absolute(d) <= T(1.5) ? d + k : e - T(1);
+  }
+};
+
+// To N(0, 1). e^l is the square of std: the step needs one exponential.
+template <class T>
+VK_INLINE Relative<T> relative(T mu, T l, T std) {
+  return {mu, l, std * std, std, T(1)};
+}
+
+// To N(m, e^v). Of a given log-variance e^d is an exponential of its own, of half the error; of a given standard
+// deviation the square of r, because l has been rounded.
+template <class T>
+VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v, bool logarithmic) {
+  const T w = exp(T(-0.5) * v), d = l - v, r = std * w;
+  return {(mu - m) * w, d, logarithmic ? exp(d) : r * r, r, w};
+}
+
+template <class T>
+VK_INLINE T analytic_kl(const Relative<T>& q) {
+  return T(0.5) * fused(q.u, q.u, q.excess());
+}
+
+template <class T>
+VK_INLINE T sampled_kl(const Relative<T>& q, T eps) {
+  return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), fused(q.expm1(), eps * eps, -q.d));
+}
+
 template <class T>
 struct Latent {
   T z, kl;
 };
 
-// e^l is the square of exp(l/2): the step needs one exponential.
 template <class T>
 VK_INLINE Latent<T> latent(T mu, T l, T eps) {
   const T std = exp(T(0.5) * l);
-  return {fused(std, eps, mu), T(0.5) * fused(mu, mu, exp_minus_1_minus(l, std * std))};
+  return {fused(std, eps, mu), analytic_kl(relative(mu, l, std))};
 }
 
+// What the gradients are made of, summed over the samples of z: of the gradient of z, alone and times eps, and of the
+// gradient of the KL, alone, times eps and times eps^2.
+template <class T>
+struct Upstream {
+  T z, z_eps, kl, kl_eps, kl_eps2;
+};
+
+// By mu, std and l, and by the prior's two.
 template <class T>
 struct LatentGradient {
-  T mu, logvar, eps;
+  T mu, std, l, prior_mu, prior_logvar;
 };
 
 // Where z or the KL was not used, its terms are left out, not multiplied by zero: zero times inf is not zero.
-template <bool kZ, bool kKl, class T>
-VK_INLINE LatentGradient<T> latent_gradient(T mu, T l, T eps, T grad_z, T grad_kl) {
-  const T std = exp(T(0.5) * l);
-  LatentGradient<T> g{T(0), T(0), T(0)};
-  if constexpr (kZ) {
-    g.eps = grad_z * std;
-    g.mu = grad_z;
-    g.logvar = T(0.5) * g.eps * eps;
+// `path` tells apart the two estimators of a sampled KL.
+template <bool kZ, bool kKl, bool kSampled, class T>
+VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const Upstream<T>& g, bool path = false) {
+  LatentGradient<T> to{T(0), T(0), T(0), T(0), T(0)};
+  if constexpr (kZ) to.mu = g.z, to.std = g.z_eps;
+  if constexpr (kKl && !kSampled) {
+    const T expm1 = q.expm1(), by_u = g.kl * q.u;
+    to.mu = fused(by_u, q.w, to.mu);
+    to.l = T(0.5) * g.kl * expm1;
+    to.prior_mu = -by_u * q.w;
+    to.prior_logvar = T(-0.5) * fused(by_u, q.u, g.kl * expm1);
   }
-  if constexpr (kKl) {
-    const T e = std * std;
-    const T excess = exp_minus_1_minus(l, e);  // outside the condition: inside it makes a branch of it
-    const T expm1 = absolute(l) <= T(1.5) ? l + excess : e - T(1);
-    g.mu = fused(grad_kl, mu, g.mu);
-    g.logvar = fused(T(0.5) * grad_kl, expm1, g.logvar);
+  if constexpr (kKl && kSampled) {
+    // By z the KL has the derivative (z - m) e^-v = u w + r w eps; through z alone also - eps/std, where nothing
+    // cancels in r w - 1/std = (e^d - 1)/std.
+    const T rw = q.r * q.w, uw = q.u * q.w, by_eps = path ? q.expm1() / std : rw;
+    to.mu += fused(uw, g.kl, by_eps * g.kl_eps);
+    to.std += fused(uw, g.kl_eps, by_eps * g.kl_eps2);
+    to.l = path ? T(0) : T(-0.5) * g.kl;
+    to.prior_mu = -fused(uw, g.kl, rw * g.kl_eps);
+    to.prior_logvar = T(0.5) * (g.kl - fused(q.u, fused(q.u, g.kl, T(2) * q.r * g.kl_eps), q.r * q.r * g.kl_eps2));
   }
-  return g;
+  return to;
+}
+
+// By eps, of one sample.
+template <class T>
+VK_INLINE T sampled_kl_gradient_eps(const Relative<T>& q, T eps, T grad_kl) {
+  return grad_kl * fused(q.u, q.r, q.expm1() * eps);
 }
 
 }  // namespace vk

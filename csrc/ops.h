@@ -5,18 +5,21 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "latent.h"
 #include "rows.h"
 
 namespace vk {
 
-// The name of a family, as an op's argument.
-struct Family {
-  std::string name;
+// A name, as an op's argument.
+struct Name {
+  std::string text;
 };
 
 }  // namespace vk
@@ -24,16 +27,16 @@ struct Family {
 // torch 2.13's own conversion to std::string never frees it.
 HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 template <>
-struct ToImpl<vk::Family> {
-  static vk::Family call(StableIValue value, uint64_t, bool) {
+struct ToImpl<vk::Name> {
+  static vk::Name call(StableIValue value, uint64_t, bool) {
     const StringHandle handle = to<StringHandle>(value);
     size_t length;
     const char* data;
     TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
     TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
-    vk::Family family{std::string(data, length)};
+    vk::Name name{std::string(data, length)};
     TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-    return family;
+    return name;
   }
 };
 HIDDEN_NAMESPACE_END(torch, stable, detail)
@@ -82,6 +85,19 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
+// The first or second half of a tensor along `dim`: a view of it.
+inline Tensor half(const Tensor& tensor, int64_t dim, int index) {
+  Shape shape = shape_of(tensor);
+  STD_TORCH_CHECK(dim >= 0 && dim < shape.dims() && shape.sizes[int(dim)] % 2 == 0,
+                  "packed moments must have an even size along packed_dim, got ", dim);
+  shape.sizes[int(dim)] /= 2;
+  AtenTensorHandle part;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at,
+      /*offset_increment=*/index * shape.sizes[int(dim)] * shape.strides[int(dim)], &part));
+  return Tensor(part);
+}
+
 // The row form in which one call sees all its tensors. It is that of the tensor that torch.empty_like(first) would
 // give.
 class Rows {
@@ -96,6 +112,23 @@ class Rows {
     columns_ = column_order(shape_, batch_dims_);
     rows = product(shape_.sizes, 0, batch_dims_);
     cols = product(shape_.sizes, batch_dims_, shape_.dims());
+  }
+
+  // The row form of `count` such tensors, one behind the other.
+  Rows samples(int64_t count) const {
+    Rows all = *this;
+    Shape& shape = all.shape_;
+    shape = {};
+    shape.sizes.push_back(count);
+    shape.strides.push_back(std::max<int64_t>(rows * cols, 1));
+    for (int d = 0; d < shape_.dims(); ++d) {
+      shape.sizes.push_back(shape_.sizes[d]);
+      shape.strides.push_back(shape_.strides[d]);
+    }
+    all.batch_dims_ += 1;
+    all.columns_ = column_order(shape, all.batch_dims_);
+    all.rows *= count;
+    return all;
   }
 
   // The view of a tensor whose dtype counts for that of the arithmetic.
@@ -183,14 +216,14 @@ class Rows {
   }
 
   Tensor empty_like_first(int32_t dtype) const { return empty_strided(shape_, dtype, first_); }
+  Tensor empty_elements() const { return empty_like_first(arithmetic_dtype()); }
 
   // (batch dims), contiguous, in the arithmetic's dtype.
   Tensor empty_sums() const {
     Shape shape = shape_;
     shape.sizes.count = batch_dims_;
     make_contiguous(&shape);
-    return empty_strided(shape, arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                         first_);
+    return empty_strided(shape, arithmetic_dtype(), first_);
   }
 
   // Memory for a gradient of `input`: of its own shape, or if that is the call's shape of the call's layout.
@@ -202,6 +235,10 @@ class Rows {
   }
 
  private:
+  int32_t arithmetic_dtype() const {
+    return arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  }
+
   // The call's sizes, laid out as the row form itself.
   Shape row_form() const {
     Dims order;
@@ -237,12 +274,101 @@ class Rows {
   std::vector<std::pair<Tensor, Tensor>> outputs_;  // and where they are written
 };
 
+// A call of the latent step, but for its results: its arguments checked, in row form. `Inputs` is what the kernels of a
+// device take.
+template <class Inputs>
+class LatentCall {
+ public:
+  Inputs& a;
+  const Tensor mean, raw;  // raw: what `scale` says
+  const bool packed, sampled;
+  Rows rows, z_rows;
+
+  LatentCall(Inputs& a, const Tensor& mu, const std::optional<Tensor>& logvar, const std::optional<Tensor>& prior_mu,
+             const std::optional<Tensor>& prior_logvar, const std::optional<Tensor>& eps, int64_t batch_dims,
+             int64_t packed_dim, std::optional<int64_t> num_samples, const Name& scale,
+             const std::vector<double>& logvar_clamp, const Name& kl_estimator)
+      : a(a),
+        mean(logvar ? mu : half(mu, packed_dim, 0)),
+        raw(logvar ? *logvar : half(mu, packed_dim, 1)),
+        packed(!logvar),
+        sampled(kl_estimator.text != "analytic"),
+        rows(mean, batch_dims),
+        z_rows(num_samples ? rows.samples(*num_samples) : rows),
+        packed_dim_(packed_dim) {
+    a.scale = Scale(index_of(scale, {"logvar", "logstd", "std", "variance"}));
+    a.estimator = KlEstimator(index_of(kl_estimator, {"analytic", "monte_carlo", "path"}));
+    STD_TORCH_CHECK(logvar_clamp.empty() || logvar_clamp.size() == 2, "logvar_clamp must be empty or [lo, hi]");
+    a.low = logvar_clamp.empty() ? -INFINITY : logvar_clamp[0];
+    a.high = logvar_clamp.empty() ? INFINITY : logvar_clamp[1];
+    a.mu = rows.argument(mean);
+    a.raw = rows.argument(raw);
+    if (prior_mu) a.prior_mu = rows.argument(*prior_mu);
+    if (prior_logvar) a.prior_logvar = rows.argument(*prior_logvar);
+    if (eps) a.eps = z_rows.view(*eps);
+    a.arithmetic = z_rows.arithmetic = rows.arithmetic;
+    a.rows = rows.rows, a.cols = rows.cols;
+    a.samples = num_samples.value_or(1);
+  }
+
+  // One seed, or one for each row; alive as long as this object.
+  const int64_t* seeds(const std::optional<Tensor>& seed, const std::optional<Tensor>& eps) {
+    if (eps) return nullptr;
+    STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long,
+                    "seed must be an int64 tensor where no eps is given");
+    STD_TORCH_CHECK(seed->numel() == 1 || seed->numel() == rows.rows, "seed must have one element, or one for each of ",
+                    rows.rows, " samples, got ", seed->numel());
+    a.own_seeds = seed->numel() != 1;
+    seed_ = a.own_seeds ? torch::stable::contiguous(*seed) : *seed;
+    return seed_->const_data_ptr<int64_t>();
+  }
+
+  // Of the rows that the KL has.
+  Rows& kl_rows() { return sampled ? z_rows : rows; }
+
+  // The gradients of mu and of what was passed for its spread, in one tensor if they came in one.
+  void add_gradients(const Tensor& mu, const std::vector<bool>& needs, std::vector<Tensor>* gradients, View* to_mu,
+                     View* to_raw) {
+    if (packed && needs.at(0)) {
+      gradients->push_back(empty_strided(dense_like(shape_of(mu)), dtype_of(mu), mu));
+      *to_mu = rows.output(half(gradients->back(), packed_dim_, 0));
+      *to_raw = rows.output(half(gradients->back(), packed_dim_, 1));
+    }
+    if (!packed && needs.at(0)) *to_mu = add_gradient(rows, mean, gradients);
+    if (!packed && needs.at(1)) *to_raw = add_gradient(rows, raw, gradients);
+  }
+
+  static View add_gradient(Rows& rows, const Tensor& input, std::vector<Tensor>* gradients) {
+    gradients->push_back(rows.empty_gradient(input));
+    return rows.output(gradients->back());
+  }
+
+  void finish() {
+    rows.finish();
+    z_rows.finish();
+  }
+
+ private:
+  static int index_of(const Name& name, std::initializer_list<const char*> names) {
+    const auto found = std::find(names.begin(), names.end(), name.text);
+    STD_TORCH_CHECK(found != names.end(), "no scale or estimator is named ", name.text);
+    return int(found - names.begin());
+  }
+
+  const int64_t packed_dim_;
+  std::optional<Tensor> seed_;
+};
+
 // The ops of every kernel backend; fakes.py has the same schemas.
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
-  m.def("latent_forward(Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps, int batch_dims) -> (Tensor, Tensor)");
   m.def(
-      "latent_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps,"
-      " int batch_dims, bool[] needs) -> Tensor[]");
+      "latent_forward(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps,"
+      " int batch_dims, int packed_dim, int? num_samples, str scale, float[] logvar_clamp, str kl_estimator,"
+      " str kl_reduction) -> (Tensor, Tensor)");
+  m.def(
+      "latent_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu,"
+      " Tensor? prior_logvar, Tensor? seed, Tensor? eps, bool[] needs, int batch_dims, int packed_dim,"
+      " int? num_samples, str scale, float[] logvar_clamp, str kl_estimator, str kl_reduction) -> Tensor[]");
   m.def("likelihood_forward(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor");
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"

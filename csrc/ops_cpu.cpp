@@ -10,56 +10,65 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, 
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, f, context));
 }
 
-uint64_t seed_value(const std::optional<Tensor>& seed, const std::optional<Tensor>& eps) {
-  if (eps) return 0;
-  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                  "seed must be an int64 tensor of one element where no eps is given");
-  return uint64_t(*seed->const_data_ptr<int64_t>());
-}
-
-std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
-                                          const std::optional<Tensor>& eps, int64_t batch_dims) {
-  Rows rows(mu, batch_dims);
+std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const std::optional<Tensor>& logvar,
+                                          const std::optional<Tensor>& prior_mu,
+                                          const std::optional<Tensor>& prior_logvar, const std::optional<Tensor>& seed,
+                                          const std::optional<Tensor>& eps, int64_t batch_dims, int64_t packed_dim,
+                                          std::optional<int64_t> num_samples, const Name& scale,
+                                          std::vector<double> logvar_clamp, const Name& kl_estimator,
+                                          const Name& kl_reduction) {
   cpu::LatentForward a{};
-  a.seed = seed_value(seed, eps);
-  a.mu = rows.argument(mu);
-  a.logvar = rows.argument(logvar);
-  if (eps) a.eps = rows.view(*eps);
-  a.arithmetic = rows.arithmetic;
-  a.rows = rows.rows, a.cols = rows.cols;
-  Tensor z = rows.empty_like_first(dtype_of(mu));
-  Tensor kl = rows.empty_sums();
-  a.z = rows.output(z);
-  a.kl = kl.mutable_data_ptr();
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+                  kl_estimator);
+  a.seeds = call.seeds(seed, eps);
+  const Tensor z = call.z_rows.empty_like_first(dtype_of(mu));
+  a.z = call.z_rows.output(z);
+  const bool elements = kl_reduction.text == "none";
+  const Tensor kl = elements ? call.kl_rows().empty_elements() : call.kl_rows().empty_sums();
+  elements ? void(a.kl_elements = call.kl_rows().output(kl)) : void(a.kl = kl.mutable_data_ptr());
   cpu::latent_forward(a, parallel_for);
-  rows.finish();
+  call.finish();
   return {z, kl};
 }
 
+// Where the kernels put the gradient of a parameter that may be broadcast.
+cpu::Gradient parameter_gradient(Rows& rows, const Tensor& input, std::vector<Tensor>* gradients) {
+  gradients->push_back(rows.empty_gradient(input));
+  const Tensor& gradient = gradients->back();
+  cpu::Gradient to;
+  if (rows.same_shape(gradient)) {
+    to.view = rows.output(gradient);
+    return to;
+  }
+  to.view.data = gradient.mutable_data_ptr();
+  to.view.type = type_of_tensor(gradient);
+  to.sums = gradient.numel();
+  if (to.by_column()) to.cells = rows.column_offsets_of(gradient);
+  return to;
+}
+
 std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
-                                    const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
-                                    const std::optional<Tensor>& eps, int64_t batch_dims, std::vector<bool> needs) {
-  Rows rows(mu, batch_dims);
+                                    const Tensor& mu, const std::optional<Tensor>& logvar,
+                                    const std::optional<Tensor>& prior_mu, const std::optional<Tensor>& prior_logvar,
+                                    const std::optional<Tensor>& seed, const std::optional<Tensor>& eps,
+                                    std::vector<bool> needs, int64_t batch_dims, int64_t packed_dim,
+                                    std::optional<int64_t> num_samples, const Name& scale,
+                                    std::vector<double> logvar_clamp, const Name& kl_estimator,
+                                    const Name& kl_reduction) {
   cpu::LatentBackward a{};
-  a.seed = seed_value(seed, eps);
-  a.mu = rows.argument(mu);
-  a.logvar = rows.argument(logvar);
-  a.arithmetic = rows.arithmetic;
-  if (eps) a.eps = rows.view(*eps);
-  if (grad_z) a.grad_z = rows.view(*grad_z);
-  if (grad_kl) a.grad_kl = rows.row_view(*grad_kl);
-  a.rows = rows.rows, a.cols = rows.cols;
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+                  kl_estimator);
+  a.seeds = call.seeds(seed, eps);
+  if (grad_z) a.grad_z = call.z_rows.view(*grad_z);
+  if (grad_kl)
+    a.grad_kl = kl_reduction.text == "none" ? call.kl_rows().view(*grad_kl) : call.kl_rows().row_view(*grad_kl);
   std::vector<Tensor> gradients;
-  const auto wanted = [&](size_t i, const Tensor& input, View* view) {
-    if (!needs.at(i)) return;
-    gradients.push_back(rows.empty_gradient(input));
-    *view = rows.output(gradients.back());
-  };
-  wanted(0, mu, &a.grad_mu);
-  wanted(1, logvar, &a.grad_logvar);
-  if (eps) wanted(2, *eps, &a.grad_eps);
+  call.add_gradients(mu, needs, &gradients, &a.grad_mu, &a.grad_raw);
+  if (needs.at(2)) a.grad_prior_mu = parameter_gradient(call.rows, *prior_mu, &gradients);
+  if (needs.at(3)) a.grad_prior_logvar = parameter_gradient(call.rows, *prior_logvar, &gradients);
+  if (needs.at(4)) a.grad_eps = call.add_gradient(call.z_rows, *eps, &gradients);
   cpu::latent_backward(a, parallel_for);
-  rows.finish();
+  call.finish();
   return gradients;
 }
 
@@ -83,22 +92,22 @@ void set_arguments(Arguments& a, Rows& rows, const std::string& family, const st
   a.rows = rows.rows, a.cols = rows.cols;
 }
 
-Tensor likelihood_forward(const Family& family, std::vector<Tensor> inputs, std::vector<double> constants,
+Tensor likelihood_forward(const Name& family, std::vector<Tensor> inputs, std::vector<double> constants,
                           int64_t batch_dims) {
   Rows rows(inputs.at(0), batch_dims);
   cpu::LikelihoodForward a{};
-  set_arguments(a, rows, family.name, inputs, constants);
+  set_arguments(a, rows, family.text, inputs, constants);
   Tensor log_prob = rows.empty_sums();
   a.log_prob = log_prob.mutable_data_ptr();
   cpu::likelihood_forward(a, parallel_for);
   return log_prob;
 }
 
-std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad, std::vector<Tensor> inputs,
+std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, std::vector<Tensor> inputs,
                                         std::vector<double> constants, int64_t batch_dims, std::vector<bool> needs) {
   Rows rows(inputs.at(0), batch_dims);
   cpu::LikelihoodBackward a{};
-  set_arguments(a, rows, family.name, inputs, constants);
+  set_arguments(a, rows, family.text, inputs, constants);
   a.grad = rows.row_view(grad);
   std::vector<Tensor> gradients;
   for (size_t i = 0; i < inputs.size(); ++i) {

@@ -301,7 +301,7 @@ def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs:
     mu, logvar, eps = (torch.randn(5, 35, dtype=F64, requires_grad=True) for _ in range(3))
     grad_z, grad_kl = torch.randn(5, 35, dtype=F64), torch.randn(5, dtype=F64)
     upstream = [g if is_given else None for g, is_given in zip((grad_z, grad_kl), given, strict=True)]
-    got = latent.latent_backward(*upstream, mu.detach(), logvar.detach(), None, eps.detach(), 1, list(needs))
+    got = latent._needed_gradients(*upstream, mu.detach(), logvar.detach(), None, eps.detach(), 1, list(needs))
     with vk.use_backend("eager"):
         outputs = vk.reparameterize_kl(mu, logvar, eps=eps)
     total = sum((o * g).sum() for o, g, is_given in zip(outputs, (grad_z, grad_kl), given, strict=True) if is_given)

@@ -9,7 +9,7 @@
 
 from .backends import backends, use_backend
 from .checks import check_values
-from .latent import reparameterize_kl
+from .latent import reparameterize_kl, reparameterize_kl_packed
 from .likelihood import (
     bernoulli_log_likelihood,
     bernoulli_probs_log_likelihood,
@@ -34,6 +34,7 @@ __all__ = [
     "laplace_log_likelihood",
     "negative_binomial_log_likelihood",
     "reparameterize_kl",
+    "reparameterize_kl_packed",
     "use_backend",
     "zero_inflated_negative_binomial_log_likelihood",
 ]

@@ -21,11 +21,15 @@ def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
     return elements if elements.dim() == batch_dims else elements.sum(dim=tuple(range(batch_dims, elements.dim())))
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
 def exp_minus_1_minus(l: Tensor) -> Tensor:
     """`eˡ − 1 − l` without the loss near 0: in float64, or for float64 itself and on devices without it by the Taylor
     series where |l| ≤ ½, which costs many more passes."""
     if l.dtype == torch.float32 and l.device.type != "mps":
-        wide = l.double()
+        wide = _wide(l)
         return (torch.expm1(wide) - wide).float()
     terms = 14 if l.dtype == torch.float64 else 7
     small = l.abs() <= 0.5
@@ -36,13 +40,89 @@ def exp_minus_1_minus(l: Tensor) -> Tensor:
     return torch.where(small, series * inside * inside, torch.expm1(l) - l)
 
 
-def reparameterize_kl(mu: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
-    """`z = mu + exp(logvar/2)·eps` and `KL = Σ ½ (mu² + e^logvar − 1 − logvar)`."""
-    dtype = compute_dtype(mu, logvar)
-    m, l, e = mu.to(dtype), logvar.to(dtype), eps.to(dtype)
-    z = m + torch.exp(0.5 * l) * e
-    kl = sum_columns(0.5 * (m * m + exp_minus_1_minus(l)), batch_dims)
-    return z.to(mu.dtype), kl
+def std_and_logvar(raw: Tensor, scale: str, clamp: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Standard deviation and log-variance from what the caller has: `logvar`, `logstd`, `std` or `variance`. Where a
+    clamp takes the log-variance, neither has a derivative."""
+    if clamp:
+        logvar = SCALES[scale](raw)[1]
+        below, above = logvar < clamp[0], logvar > clamp[1]
+        raw = torch.where(below | above, 1, raw)  # a derivative that is not finite there would not vanish
+    std, logvar = SCALES[scale](raw)
+    if clamp:
+        for outside, bound in zip((below, above), clamp, strict=True):
+            std, logvar = torch.where(outside, math.exp(bound / 2), std), torch.where(outside, bound, logvar)
+    return std, logvar
+
+
+# Of a standard deviation given as such the logarithm is taken in float64: rounded, it would spoil e^logvar.
+SCALES = {
+    "logvar": lambda raw: (torch.exp(0.5 * raw), raw),
+    "logstd": lambda raw: (torch.exp(raw), 2 * raw),
+    "std": lambda raw: (raw, 2 * torch.log(_wide(raw))),
+    "variance": lambda raw: (torch.sqrt(raw), torch.log(_wide(raw))),
+}
+
+
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    eps: Tensor,
+    batch_dims: int,
+    num_samples: int | None = None,
+    scale: str = "logvar",
+    logvar_clamp: Sequence[float] = (),
+    kl_estimator: str = "analytic",
+    kl_reduction: str = "sum",
+) -> tuple[Tensor, Tensor]:
+    """`z = mu + std·eps` and the KL divergence to the prior, analytic or as the estimator says, per sample or element."""
+    dtype = compute_dtype(*(t for t in (mu, logvar, prior_mu, prior_logvar) if t is not None))
+    m, e = mu.to(dtype), eps.to(dtype)
+    std, l = std_and_logvar(logvar.to(dtype), scale, logvar_clamp)
+    z = m + std * e
+    prior = [None if t is None else t.to(dtype) for t in (prior_mu, prior_logvar)]
+    if kl_estimator == "analytic":
+        elements = analytic_kl(m, l, *prior)
+    else:
+        elements = sampled_kl(m, std, l, e, *prior)
+        batch_dims += num_samples is not None
+    if kl_estimator == "path":
+        elements = elements - _zero_with_the_derivative_of_log_q(m, std, l, e)
+    kl = elements if kl_reduction == "none" else sum_columns(elements, batch_dims)
+    return z.to(mu.dtype), kl.to(dtype)
+
+
+def analytic_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+    """`½ (u² + e^d − 1 − d)`, `u = (mu − prior_mu) e^(−prior_logvar/2)`, `d = logvar − prior_logvar`."""
+    u, d, _ = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
+    return 0.5 * (u * u + exp_minus_1_minus(d))
+
+
+def sampled_kl(
+    mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> Tensor:
+    """`log q(z) − log p(z)` at `z = mu + std·eps`: `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`, `r = std e^(−prior_logvar/2)`;
+    where q is near the prior nothing cancels."""
+    u, d, w = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
+    r = std if w is None else std * w
+    return 0.5 * (u * u + 2 * u * r * eps + torch.expm1(d) * eps * eps - d)
+
+
+def _relative_to_prior(mu, logvar, prior_mu, prior_logvar) -> tuple[Tensor, Tensor, Tensor | None]:
+    """u, d, and `w = e^(−prior_logvar/2)` or None."""
+    u = mu if prior_mu is None else mu - prior_mu
+    if prior_logvar is None:
+        return u, logvar, None
+    w = torch.exp(-0.5 * prior_logvar)
+    return u * w, logvar - prior_logvar, w
+
+
+def _zero_with_the_derivative_of_log_q(mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """Nothing, but with the derivative of `log q(z) = −½ (logvar + ((z − mu)/std)² + ln 2π)` by mu and std at fixed z."""
+    distance = (mu.detach() - mu) + (std * eps).detach()
+    log_q = -0.5 * (logvar + (distance / std) ** 2)
+    return log_q - log_q.detach()
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from .eager import compute_dtype
+from .rows import empty_samples
+
+_SETTINGS = (
+    "int batch_dims, int packed_dim, int? num_samples, str scale, float[] logvar_clamp, str kl_estimator,"
+    " str kl_reduction"
+)
 
 SCHEMAS = {
-    "latent_forward": "(Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps, int batch_dims) -> (Tensor, Tensor)",
+    "latent_forward": (
+        "(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps,"
+        f" {_SETTINGS}) -> (Tensor, Tensor)"
+    ),
     "latent_backward": (
-        "(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? seed, Tensor? eps, int batch_dims,"
-        " bool[] needs) -> Tensor[]"
+        "(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar,"
+        f" Tensor? seed, Tensor? eps, bool[] needs, {_SETTINGS}) -> Tensor[]"
     ),
     "likelihood_forward": "(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor",
     "likelihood_backward": (
@@ -28,22 +37,63 @@ def register(namespace: str) -> None:
 
 
 def _latent_forward(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, eps: Tensor | None, batch_dims: int
+    mu: Tensor,
+    logvar: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    seed: Tensor | None,
+    eps: Tensor | None,
+    batch_dims: int,
+    packed_dim: int,
+    num_samples: int | None,
+    scale: str,
+    logvar_clamp: list[float],
+    kl_estimator: str,
+    kl_reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(mu), mu.new_empty(mu.shape[:batch_dims], dtype=compute_dtype(mu, logvar))
+    dtype = compute_dtype(*(t for t in (mu, logvar, prior_mu, prior_logvar) if t is not None))
+    mean = mu.chunk(2, packed_dim)[0] if logvar is None else mu
+    kl_samples = None if kl_estimator == "analytic" else num_samples
+    z = empty_samples(mean, num_samples)
+    if kl_reduction == "none":
+        return z, empty_samples(mean, kl_samples, dtype)
+    samples = () if kl_samples is None else (kl_samples,)
+    return z, mu.new_empty((*samples, *mean.shape[:batch_dims]), dtype=dtype)
 
 
 def _latent_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
     seed: Tensor | None,
     eps: Tensor | None,
-    batch_dims: int,
     needs: list[bool],
+    batch_dims: int,
+    packed_dim: int,
+    num_samples: int | None,
+    scale: str,
+    logvar_clamp: list[float],
+    kl_estimator: str,
+    kl_reduction: str,
 ) -> list[Tensor]:
-    return [torch.empty_like(mu, dtype=t.dtype) for t, need in zip((mu, logvar, eps), needs, strict=True) if need]
+    mean = mu.chunk(2, packed_dim)[0] if logvar is None else mu
+
+    def gradient(tensor: Tensor) -> Tensor:
+        if tensor is mu and logvar is None:
+            return torch.empty_like(mu)
+        if tensor is eps:
+            return empty_samples(mean, num_samples, eps.dtype)
+        return _empty_gradient(tensor, mean)
+
+    inputs = (mu, logvar, prior_mu, prior_logvar, eps)
+    return [gradient(t) for t, need in zip(inputs, needs, strict=True) if need]
+
+
+def _empty_gradient(tensor: Tensor, full: Tensor) -> Tensor:
+    return torch.empty_like(full, dtype=tensor.dtype) if tensor.shape == full.shape else tensor.new_empty(tensor.shape)
 
 
 def _likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:
@@ -53,9 +103,4 @@ def _likelihood_forward(family: str, inputs: list[Tensor], constants: list[float
 def _likelihood_backward(
     family: str, grad: Tensor, inputs: list[Tensor], constants: list[float], batch_dims: int, needs: list[bool]
 ) -> list[Tensor]:
-    full = inputs[0]
-    return [
-        torch.empty_like(full, dtype=t.dtype) if t.shape == full.shape else t.new_empty(t.shape)
-        for t, need in zip(inputs, needs, strict=True)
-        if need
-    ]
+    return [_empty_gradient(t, inputs[0]) for t, need in zip(inputs, needs, strict=True) if need]

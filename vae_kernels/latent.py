@@ -1,101 +1,230 @@
 """The latent step: sample and KL divergence in one pass."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import checks, eager, noise, transforms
 from .backends import current_backend
+from .rows import empty_samples, expand_parameter
+
+KL_ESTIMATORS = ("analytic", "monte_carlo", "path")
+KL_REDUCTIONS = ("sum", "none")
 
 
 def reparameterize_kl(
     mu: Tensor,
     logvar: Tensor,
     *,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    num_samples: int | None = None,
+    kl_estimator: str = "analytic",
+    kl_reduction: str = "sum",
+    scale: str = "logvar",
+    logvar_clamp: Sequence[float] | None = None,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     eps: Tensor | None = None,
     batch_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Sample `z ~ q = N(mu, exp(logvar))` and sum `KL(q ‖ N(0, 1))` per sample.
+    """Sample `z ~ q = N(mu, exp(logvar))` and sum `KL(q ‖ p)` per sample, `p = N(prior_mu, exp(prior_logvar))`.
 
         z  = mu + exp(logvar/2) · eps
-        kl = Σ ½ (mu² + exp(logvar) − 1 − logvar)        [nats]
+        kl = Σ ½ ((mu − prior_mu)² · exp(−prior_logvar) + exp(d) − 1 − d),   d = logvar − prior_logvar        [nats]
 
-    `logvar` is the natural logarithm of the *variance*; from a log standard deviation pass `2 * logstd`.
+    `logvar` is the natural logarithm of the *variance*; for anything else say what it is with `scale`.
 
     Args:
         mu: means, float64, float32, bfloat16 or float16, any shape and strides.
         logvar: log-variances, of the shape of `mu`, in any of these dtypes.
+        prior_mu: means of the prior, in any of these dtypes; broadcast to `mu`. Default: 0.
+        prior_logvar: log-variances of the prior, likewise, whatever `scale` is. Default: 0, variance 1.
+        num_samples: draw so many z for each mu, from one read of it: `z` gets this as a leading dim.
+        kl_estimator: `"analytic"`, the formula above; or its one-sample estimate `log q(z) − log p(z)` at each z drawn:
+            `"monte_carlo"` with its full gradient, `"path"` with the gradient of q's parameters through z alone, which
+            vanishes where q is the posterior ("sticking the landing"). The prior's parameters keep their gradient.
+        kl_reduction: `"sum"` per sample, or `"none"`: the KL of every element, for free bits and statistics.
+        scale: what the second argument holds: `"logvar"`, `"logstd"` (log standard deviation), `"std"` or `"variance"`.
+            Gradients are those of what was passed.
+        logvar_clamp: `(lo, hi)` between which the log-variance is clamped before anything else; without a gradient
+            outside.
         seed: fixes the noise: an int in [0, 2⁶³) or an int64 tensor of one element on the device of `mu`. The same seed
-            gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). Default: drawn from
-            torch's random state, so that `torch.manual_seed` reproduces.
+            gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
+            elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
+            the batch. Default: drawn from torch's random state, so that `torch.manual_seed` reproduces.
         generator: where the seed is drawn from instead of torch's default generator.
-        eps: the noise itself, of the shape of `mu`, instead of a seed; it gets a gradient too.
-        batch_dims: how many leading dims are kept; all others are summed.
+        eps: the noise itself, of the shape of `z`, instead of a seed; it gets a gradient too.
+        batch_dims: how many leading dims of `mu` are kept; all others are summed.
 
     Returns:
-        `z` of the shape, dtype and layout of `mu`; `kl` of the shape `mu.shape[:batch_dims]`, float64 if an input is,
-        else float32. Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate
-        overflows. `eps` is drawn in registers and never stored; nothing of the size of `mu` is kept for the backward
-        pass but `mu` and `logvar` themselves. Elements of a row that are not dense in memory are read where they lie.
+        `z` of the shape, dtype and layout of `mu`, behind a leading dim of `num_samples` if that is given. `kl` of the
+        shape `mu.shape[:batch_dims]`, float64 if an input is, else float32; with another estimator than the analytic
+        one also behind the leading dim; with `kl_reduction="none"` of the shape of `mu` or `z`.
+
+        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows. `eps` is
+        drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the inputs
+        themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is made
+        only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as the
+        inside of a larger 3-D box.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit, or more than one of seed, generator, eps is given.
+        ValueError: shapes, devices, `batch_dims` or names do not fit, or more than one of seed, generator, eps is given.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B.
+    Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,
+    "Sticking the Landing", for `"path"`.
 
     >>> import torch, vae_kernels as vk
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
     >>> z, kl = vk.reparameterize_kl(mu, logvar, seed=0)
     >>> kl
     tensor([0., 0.])
+    >>> z, kl = vk.reparameterize_kl(mu, logvar, prior_mu=torch.ones(3), num_samples=5, kl_estimator="monte_carlo")
+    >>> z.shape, kl.shape
+    (torch.Size([5, 2, 3]), torch.Size([5, 2]))
     """
-    _check(mu, logvar, seed, generator, eps, batch_dims)
+    checks.tensor("mu", mu, checks.FLOATS)
+    checks.tensor("logvar", logvar, checks.FLOATS)
+    checks.same_shape("logvar", logvar, "mu", mu)
+    checks.same_device("logvar", logvar, "mu", mu)
+    checks.batch_dims(batch_dims, "mu", mu)
+    settings = (batch_dims, 0, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
+
+
+def reparameterize_kl_packed(
+    moments: Tensor,
+    *,
+    dim: int = 1,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    num_samples: int | None = None,
+    kl_estimator: str = "analytic",
+    kl_reduction: str = "sum",
+    scale: str = "logvar",
+    logvar_clamp: Sequence[float] | None = None,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+    batch_dims: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`reparameterize_kl` of an encoder's output that holds both moments: `mu, logvar = moments.chunk(2, dim)`.
+
+    Both halves are read where they lie, and the gradient is written into one tensor of the shape and layout of
+    `moments`: nothing is split, concatenated or filled with zeros.
+
+    Args:
+        moments: float64, float32, bfloat16 or float16, any shape and strides, of an even size along `dim`.
+        dim: 1 for a convolutional encoder's channels, −1 for a linear head; −1 where pairs `(mu, logvar)` lie side by
+            side in a last dim of two elements, which `z` keeps as a last dim of one.
+        others: those of `reparameterize_kl`, for the halves.
+
+    Returns:
+        `z` and `kl` as of `reparameterize_kl(*moments.chunk(2, dim))`.
+
+    Raises:
+        TypeError, RuntimeError: as `reparameterize_kl`.
+        ValueError: also where `dim` is none of the dims behind `batch_dims`, or its size is odd.
+
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", whose autoencoder's
+    encoder ends like that; Kingma & Welling 2014, appendix B.
+
+    >>> import torch, vae_kernels as vk
+    >>> moments = torch.zeros(4, 8, 64, 64)
+    >>> z, kl = vk.reparameterize_kl_packed(moments, logvar_clamp=(-30, 20))
+    >>> z.shape, kl.shape
+    (torch.Size([4, 4, 64, 64]), torch.Size([4]))
+    """
+    checks.tensor("moments", moments, checks.FLOATS)
+    checks.batch_dims(batch_dims, "moments", moments)
+    dim = _packed_dim(moments, dim, batch_dims)
+    mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
+    settings = (batch_dims, dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
+
+
+def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, like, settings) -> tuple[Tensor, Tensor]:
+    """`like` is the tensor whose shape and strides mu has: itself, or the first half of the moments."""
+    batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
+    _check_names(num_samples, scale, kl_estimator, kl_reduction)
+    logvar_clamp = _check_clamp(logvar_clamp)
+    _check_noise(seed, generator, eps, like, batch_dims, num_samples)
+    if prior_mu is not None:
+        prior_mu = _check_prior("prior_mu", prior_mu, like, batch_dims)
+    if prior_logvar is not None:
+        prior_logvar = _check_prior("prior_logvar", prior_logvar, like, batch_dims)
+    if checks.values_checked():
+        _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, scale)
     backend = "eager" if transforms.active() else current_backend(mu.device.type)
     if backend == "eager":
+        if logvar is None:
+            mu, logvar = mu.chunk(2, packed_dim)
         if eps is None:
-            eps = _eager_noise(mu, seed, generator, batch_dims)
-        return eager.reparameterize_kl(mu, logvar, eps, batch_dims)
+            eps = _eager_noise(mu, seed, generator, batch_dims, num_samples)
+        return eager.reparameterize_kl(
+            mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, logvar_clamp, kl_estimator,
+            kl_reduction,
+        )  # fmt: skip
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
-    return LatentStep.apply(mu, logvar, seed, eps, batch_dims, f"vae_kernels_{backend}")
+    return LatentStep.apply(
+        mu, logvar, prior_mu, prior_logvar, seed, eps, f"vae_kernels_{backend}",
+        batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction,
+    )  # fmt: skip
 
 
 class LatentStep(torch.autograd.Function):
     """One kernel forward, one backward; the noise is made again from the seed, not stored."""
 
     @staticmethod
-    def forward(ctx, mu, logvar, seed, eps, batch_dims, namespace):
+    def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, eps, namespace, *settings):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, logvar, seed, eps)
-        ctx.batch_dims, ctx.namespace = batch_dims, namespace
-        return getattr(torch.ops, namespace).latent_forward.default(mu, logvar, seed, eps, batch_dims)
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed, eps)
+        ctx.namespace, ctx.settings = namespace, settings
+        return getattr(torch.ops, namespace).latent_forward.default(
+            mu, logvar, prior_mu, prior_logvar, seed, eps, *settings
+        )
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        mu, logvar, seed, eps = ctx.saved_tensors
-        needs = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]]
+        mu, logvar, prior_mu, prior_logvar, seed, eps = ctx.saved_tensors
+        needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
         if torch.is_grad_enabled() or transforms.batched(grad_kl if grad_z is None else grad_z):
-            grads = _differentiable_backward(grad_z, grad_kl, mu, logvar, seed, eps, ctx.batch_dims, needs)
+            grads = _differentiable_backward(
+                (grad_z, grad_kl), mu, logvar, prior_mu, prior_logvar, seed, eps, needs, *ctx.settings
+            )
         else:
             grads = getattr(torch.ops, ctx.namespace).latent_backward.default(
-                grad_z, grad_kl, mu, logvar, seed, eps, ctx.batch_dims, needs
+                grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, needs, *ctx.settings
             )
         grads = iter(grads)
-        grad_mu, grad_logvar, grad_eps = (next(grads) if need else None for need in needs)
-        return grad_mu, grad_logvar, None, grad_eps, None, None
+        grads = [next(grads) if need else None for need in needs]
+        return *grads[:4], None, grads[4], None, *(None for _ in ctx.settings)
 
 
-def _differentiable_backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, needs):
+def _differentiable_backward(
+    upstream, mu, logvar, prior_mu, prior_logvar, seed, eps, needs, batch_dims, packed_dim, num_samples, *settings
+):
     """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
-    fixed_eps = noise.normal_like(mu, seed, batch_dims) if eps is None else eps
+    like = mu if logvar is not None else mu.chunk(2, packed_dim)[0]
+    fixed_eps = noise.normal_like(like, seed, batch_dims, num_samples) if eps is None else eps
+    inputs = (mu, logvar, prior_mu, prior_logvar, fixed_eps)
+    there = [t is not None for t in inputs]
+
+    def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        given = iter(tensors)
+        mu, logvar, *others = (next(given) if is_there else None for is_there in there)
+        moments = (mu, logvar) if logvar is not None else mu.chunk(2, packed_dim)
+        return eager.reparameterize_kl(*moments, *others, batch_dims, num_samples, *settings)
+
     return eager.gradients(
-        lambda *args: eager.reparameterize_kl(*args, batch_dims),
-        (mu, logvar, fixed_eps),
-        needs,
-        (grad_z, grad_kl),
+        step,
+        tuple(t for t in inputs if t is not None),
+        [need for need, is_there in zip(needs, there, strict=True) if is_there],
+        upstream,
     )
 
 
@@ -105,44 +234,102 @@ def _seed_tensor(mu: Tensor, seed: int | Tensor | None, generator: torch.Generat
     return seed if isinstance(seed, Tensor) else torch.tensor([seed], dtype=torch.int64, device=mu.device)
 
 
-def _eager_noise(mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None, batch_dims: int) -> Tensor:
+def _eager_noise(
+    mu: Tensor,
+    seed: int | Tensor | None,
+    generator: torch.Generator | None,
+    batch_dims: int,
+    num_samples: int | None,
+) -> Tensor:
     """With a seed the noise that it stands for; without one what people draw today, at its speed."""
     if seed is not None:
-        return noise.normal_like(mu, _seed_tensor(mu, seed, None), batch_dims)
+        return noise.normal_like(mu, _seed_tensor(mu, seed, None), batch_dims, num_samples)
     dtype = eager.compute_dtype(mu)
-    if generator is None:
+    if generator is None and num_samples is None:
         return torch.randn_like(mu, dtype=dtype)
-    return torch.empty_like(mu, dtype=dtype).normal_(generator=generator)
+    return empty_samples(mu, num_samples, dtype).normal_(generator=generator)
 
 
-def _check(mu, logvar, seed, generator, eps, batch_dims) -> None:
-    checks.tensor("mu", mu, checks.FLOATS)
-    checks.tensor("logvar", logvar, checks.FLOATS)
-    checks.same_shape("logvar", logvar, "mu", mu)
-    checks.same_device("logvar", logvar, "mu", mu)
-    checks.batch_dims(batch_dims, "mu", mu)
+def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    positive = dim + moments.dim() if dim < 0 else dim
+    if not batch_dims <= positive < moments.dim():
+        raise ValueError(
+            f"dim must be one of the dims of moments {tuple(moments.shape)} behind the first {batch_dims}, batch_dims, "
+            f"got {dim}"
+        )
+    if moments.shape[positive] % 2:
+        raise ValueError(
+            f"moments must have an even size along dim {dim}, for mu and logvar, got shape {tuple(moments.shape)}"
+        )
+    return positive
+
+
+def _check_names(num_samples: int | None, scale: str, kl_estimator: str, kl_reduction: str) -> None:
+    if num_samples is not None:
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool):
+            raise TypeError(f"num_samples must be an int or None, got {type(num_samples).__name__}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if scale not in eager.SCALES:
+        raise ValueError(f"scale must be one of {', '.join(eager.SCALES)}, got {scale!r}")
+    if kl_estimator not in KL_ESTIMATORS:
+        raise ValueError(f"kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, got {kl_estimator!r}")
+    if kl_reduction not in KL_REDUCTIONS:
+        raise ValueError(f"kl_reduction must be one of {', '.join(KL_REDUCTIONS)}, got {kl_reduction!r}")
+
+
+def _check_clamp(logvar_clamp: Sequence[float] | None) -> list[float]:
+    if logvar_clamp is None:
+        return []
+    if not isinstance(logvar_clamp, Sequence):
+        raise TypeError(f"logvar_clamp must be (lo, hi) or None, got {type(logvar_clamp).__name__}")
+    bounds = [float(bound) for bound in logvar_clamp]
+    if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+        raise ValueError(f"logvar_clamp must be (lo, hi) with lo <= hi, got {logvar_clamp}")
+    return bounds
+
+
+def _check_noise(seed, generator, eps, mu, batch_dims, num_samples) -> None:
     if (seed is not None) + (generator is not None) + (eps is not None) > 1:
         raise ValueError("give at most one of seed, generator and eps")
     if seed is not None:
-        _check_seed(seed, mu)
+        _check_seed(seed, mu, batch_dims)
     if eps is not None:
         checks.tensor("eps", eps, checks.FLOATS)
-        checks.same_shape("eps", eps, "mu", mu)
         checks.same_device("eps", eps, "mu", mu)
-    if checks.values_checked():
-        checks.no_nan("mu", mu, batch_dims)
-        checks.no_nan("logvar", logvar, batch_dims)
-        if eps is not None:
-            checks.no_nan("eps", eps, batch_dims)
+        shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+        if eps.shape != shape:
+            raise ValueError(f"eps must have the shape of z, {tuple(shape)}, got {tuple(eps.shape)}")
 
 
-def _check_seed(seed: int | Tensor, mu: Tensor) -> None:
+def _check_seed(seed: int | Tensor, mu: Tensor, batch_dims: int) -> None:
     if isinstance(seed, Tensor):
         checks.tensor("seed", seed, (torch.int64,))
         checks.same_device("seed", seed, "mu", mu)
-        if seed.numel() != 1:
-            raise ValueError(f"seed must have one element, got shape {tuple(seed.shape)}")
+        rows = mu.shape[:batch_dims].numel()
+        if seed.numel() not in (1, rows):
+            raise ValueError(
+                f"seed must have one element, or one for each of the {rows} samples, got shape {tuple(seed.shape)}"
+            )
     elif not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}")
     elif not 0 <= seed <= noise.SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
+
+
+def _check_prior(name: str, prior: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
+    checks.tensor(name, prior, checks.FLOATS)
+    checks.same_device(name, prior, "mu", mu)
+    return expand_parameter(name, prior, "mu", mu, batch_dims)
+
+
+def _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, scale) -> None:
+    named = {"mu": mu, "logvar": logvar} if logvar is not None else {"moments": mu}
+    named |= {"prior_mu": prior_mu, "prior_logvar": prior_logvar, "eps": eps}
+    for name, value in named.items():
+        if value is not None:
+            checks.no_nan(name, value, batch_dims if value.dim() == mu.dim() else 0)
+    if scale in ("std", "variance") and logvar is not None:
+        checks.all_samples("logvar", logvar, batch_dims, logvar > 0, f"positive, being a {scale}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checks, eager, transforms
 from .backends import current_backend
+from .rows import expand_parameter
 
 
 class Family(NamedTuple):
@@ -381,7 +382,7 @@ def _check(
             continue
         checks.tensor(name, parameter, checks.FLOATS)
         checks.same_device(name, parameter, names[0], first)
-        inputs.append(_expand_parameter(name, parameter, names[0], first, batch_dims))
+        inputs.append(expand_parameter(name, parameter, names[0], first, batch_dims))
     if checks.values_checked():
         for name, value in zip(names, inputs, strict=False):
             checks.no_nan(name, value, batch_dims if value.dim() == first.dim() else 0)
@@ -420,18 +421,3 @@ def _expand_target(x: Tensor, first_name: str, first: Tensor, batch_dims: int) -
             f"leading ones may be missing or 1), got {tuple(x.shape)}"
         )
     return x.expand_as(first)
-
-
-def _expand_parameter(name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int) -> Tensor:
-    """A parameter that is the same for all samples as it is: the kernels broadcast it. Any other is expanded here, and
-    autograd sums its gradient."""
-    if parameter.shape == first.shape:
-        return parameter
-    try:
-        expanded = parameter.expand_as(first)
-    except RuntimeError:
-        raise ValueError(
-            f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
-        ) from None
-    leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
-    return parameter if all(size == 1 for size in leading) else expanded

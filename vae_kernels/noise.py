@@ -2,7 +2,9 @@
 
 The noise of a tensor is the stream of cuRAND's `Philox4_32_10` normal generator. For row `r` and column `c` of the row
 form (see `rows`) it is the number of generator `(seed, subsequence=r, offset=4 * (c // 4))`, lane `c % 4`. It depends on
-nothing else: not on backend, threads, dtype or device.
+nothing else: not on backend, threads, dtype or device. With several samples r counts the rows of z, samples first. With
+a seed of its own for each sample of the batch, sample b of the k-th draw is `(seed[b], subsequence=k)`: it does not
+depend on its place in the batch.
 
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 """
@@ -65,11 +67,20 @@ def _sincos_turns(word: Tensor) -> tuple[Tensor, Tensor]:
     return sign_of_sine * torch.where(odd, cosine, sine), sign_of_cosine * torch.where(odd, sine, cosine)
 
 
-def normal_like(tensor: Tensor, seed: Tensor, batch_dims: int) -> Tensor:
-    """The float32 noise that belongs to `tensor` under `seed`. Slow: the definition, not the kernel."""
+def normal_like(tensor: Tensor, seed: Tensor, batch_dims: int, num_samples: int | None = None) -> Tensor:
+    """The float32 noise that belongs to `tensor` under `seed`. Slow: the definition, not the kernel.
+
+    Several samples are rows one behind the other. A seed of one element per row is each row's own key; its samples are
+    then the subsequences 0, 1, ….
+    """
     rows, cols = row_shape(tensor, batch_dims)
+    samples = 1 if num_samples is None else num_samples
     quads = torch.arange((cols + 3) // 4, dtype=torch.int64, device=tensor.device)
-    subsequence = torch.arange(rows, dtype=torch.int64, device=tensor.device).unsqueeze(1)
-    w0, w1, w2, w3 = philox(seed.reshape(()), *torch.broadcast_tensors(subsequence, quads))
+    subsequence = torch.arange(samples * rows, dtype=torch.int64, device=tensor.device).unsqueeze(1)
+    if seed.numel() != 1:
+        subsequence = subsequence // rows if rows else subsequence
+        seed = seed.reshape(1, rows, 1).expand(samples, rows, 1)
+    key = seed.reshape(-1, 1)
+    w0, w1, w2, w3 = philox(key, *torch.broadcast_tensors(subsequence, quads))
     lanes = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)
-    return from_rows(lanes.flatten(1)[:, :cols], tensor, batch_dims)
+    return from_rows(lanes.flatten(1)[:, :cols], tensor, batch_dims, num_samples)

@@ -24,8 +24,34 @@ def row_shape(tensor: Tensor, batch_dims: int) -> tuple[int, int]:
     return math.prod(tensor.shape[:batch_dims]), math.prod(tensor.shape[batch_dims:])
 
 
-def from_rows(rows: Tensor, like: Tensor, batch_dims: int) -> Tensor:
-    """A tensor of `like`'s shape from its row form."""
+def from_rows(rows: Tensor, like: Tensor, batch_dims: int, num_samples: int | None = None) -> Tensor:
+    """A tensor of `like`'s shape from its row form; behind a leading dim of samples, if there are any."""
     order = [*range(batch_dims), *column_dims(like, batch_dims)]
-    view = rows.reshape([like.shape[d] for d in order])
-    return view.permute([order.index(d) for d in range(like.dim())])
+    sizes, back = [like.shape[d] for d in order], [order.index(d) for d in range(like.dim())]
+    if num_samples is None:
+        return rows.reshape(sizes).permute(back)
+    return rows.reshape(num_samples, *sizes).permute(0, *(d + 1 for d in back))
+
+
+def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for `num_samples` tensors, one behind the other, each like `torch.empty_like(like)`."""
+    if num_samples is None:
+        return torch.empty_like(like, dtype=dtype)
+    one = torch.empty_like(like, device="meta")
+    strides = (max(one.numel(), 1), *one.stride())
+    return like.new_empty_strided((num_samples, *like.shape), strides, dtype=dtype or like.dtype)
+
+
+def expand_parameter(name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int) -> Tensor:
+    """A parameter that is the same for all samples as it is: the kernels broadcast it. Any other is expanded here, and
+    autograd sums its gradient."""
+    if parameter.shape == first.shape:
+        return parameter
+    try:
+        expanded = parameter.expand_as(first)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
+        ) from None
+    leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
+    return parameter if all(size == 1 for size in leading) else expanded

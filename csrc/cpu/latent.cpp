@@ -1,13 +1,36 @@
-#include "../latent.h"
-
 #include "latent.h"
-#include "tiles.h"
 
 namespace vk::cpu {
 namespace {
 
+// A tile of z's rows that belongs to a tile of mu's.
+VK_INLINE Tile sample_tile(const LatentInputs& a, Tile tile, int64_t sample) {
+  tile.row += sample * a.rows;
+  return tile;
+}
+
+template <class Isa, class T>
+VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t sample, T* buffer) {
+  if (!a.seeds) return load<Isa>(a.eps, sample_tile(a, tile, sample), buffer);
+  if (!a.own_seeds) {
+    Isa::noise(uint64_t(*a.seeds), sample_tile(a, tile, sample), buffer);
+    return buffer;
+  }
+  for (int i = 0; i < tile.rows; ++i) {
+    Isa::noise(uint64_t(a.seeds[tile.row + i]), Tile{sample, tile.col, 1, tile.cols, tile.pitch},
+               buffer + i * tile.pitch);
+  }
+  return buffer;
+}
+
+// The commonest case: one z, the analytic KL to N(0, 1), a log-variance as it is. One loop does it all.
+bool is_plain(const LatentInputs& a) {
+  return a.samples == 1 && !a.prior() && !a.clamped() && a.scale == Scale::kLogvar &&
+         a.estimator == KlEstimator::kAnalytic;
+}
+
 template <class T>
-struct Forward {
+struct PlainForward {
   const LatentForward& a;
   Grid grid{a.rows, a.cols, 4, false};
   RowSums<T> kl{grid, static_cast<T*>(a.kl)};
@@ -17,13 +40,8 @@ struct Forward {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], z_buffer[kTile], kl_values[kTile + kLanes];
       const T* mu = load<Isa>(a.mu, tile, mu_buffer);
-      const T* logvar = load<Isa>(a.logvar, tile, logvar_buffer);
-      const T* eps = eps_buffer;
-      if (a.eps.data) {
-        eps = load<Isa>(a.eps, tile, eps_buffer);
-      } else {
-        Isa::noise(a.seed, tile, eps_buffer);
-      }
+      const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
+      const T* eps = load_noise<Isa>(a, tile, 0, eps_buffer);
       T* z = target(a.z, tile, z_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
@@ -33,13 +51,17 @@ struct Forward {
         kl_values[k] = r.kl;
       }
       store<Isa>(a.z, tile, z, z_buffer);
-      kl.template add<Isa>(tile, task, kl_values);
+      if (a.kl) {
+        kl.template add<Isa>(tile, task, kl_values);
+      } else {
+        Isa::scatter(a.kl_elements, tile, kl_values);
+      }
     });
   }
 };
 
 template <class T, bool kZ, bool kKl>
-struct Backward {
+struct PlainBackward {
   const LatentBackward& a;
   Grid grid{a.rows, a.cols, 4, false};
 
@@ -49,35 +71,226 @@ struct Backward {
       T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], grad_z_buffer[kTile], grad_kl_buffer[kTile];
       T grad_mu_buffer[kTile], grad_logvar_buffer[kTile], grad_eps_buffer[kTile];
       const T* mu = load<Isa>(a.mu, tile, mu_buffer);
-      const T* logvar = load<Isa>(a.logvar, tile, logvar_buffer);
+      const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
       const T *eps = mu, *grad_z = mu, *grad_kl = mu;  // what is not used may be anything
       if constexpr (kZ) {
         grad_z = load<Isa>(a.grad_z, tile, grad_z_buffer);
-        eps = eps_buffer;
-        if (a.eps.data) {
-          eps = load<Isa>(a.eps, tile, eps_buffer);
-        } else if (a.grad_logvar.data) {
-          Isa::noise(a.seed, tile, eps_buffer);
-        } else {
-          eps = mu;
-        }
+        if (a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
       }
       if constexpr (kKl) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
       T* grad_mu = target(a.grad_mu, tile, grad_mu_buffer);
-      T* grad_logvar = target(a.grad_logvar, tile, grad_logvar_buffer);
+      T* grad_logvar = target(a.grad_raw, tile, grad_logvar_buffer);
       T* grad_eps = target(a.grad_eps, tile, grad_eps_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
-        const LatentGradient<T> g = latent_gradient<kZ, kKl>(mu[k], logvar[k], eps[k], grad_z[k], grad_kl[k]);
+        const T std = exp(T(0.5) * logvar[k]);
+        const Upstream<T> up{grad_z[k], grad_z[k] * eps[k], grad_kl[k], T(0), T(0)};
+        const LatentGradient<T> g = latent_gradient<kZ, kKl, false>(relative(mu[k], logvar[k], std), std, up);
         grad_mu[k] = g.mu;
-        grad_logvar[k] = g.logvar;
-        grad_eps[k] = g.eps;
+        grad_logvar[k] = kZ ? fused(T(0.5) * std, g.std, g.l) : g.l;
+        grad_eps[k] = kZ ? grad_z[k] * std : T(0);
       }
       if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, grad_mu_buffer);
-      if (a.grad_logvar.data) store<Isa>(a.grad_logvar, tile, grad_logvar, grad_logvar_buffer);
+      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_logvar, grad_logvar_buffer);
       if (a.grad_eps.data) store<Isa>(a.grad_eps, tile, grad_eps, grad_eps_buffer);
     });
+  }
+};
+
+// What was passed for the spread of q, to its log-variance, standard deviation and their derivatives.
+template <class T>
+struct SpreadLoop {
+  Scale scale;
+  Clamp<T> clamp;
+  const T* raw;
+  int n;
+  T *l, *std, *dl, *dstd;
+
+  template <Scale kScale>
+  VK_INLINE void loop() const {
+#pragma GCC ivdep
+    for (int k = 0; k < n; ++k) {
+      const Spread<T> s = spread<kScale>(raw[k], clamp);
+      l[k] = s.l, std[k] = s.std, dl[k] = s.dl, dstd[k] = s.dstd;
+    }
+  }
+
+  template <class Isa>
+  VK_INLINE void task(int64_t) const {
+    switch (scale) {
+      case Scale::kLogvar: return loop<Scale::kLogvar>();
+      case Scale::kLogstd: return loop<Scale::kLogstd>();
+      case Scale::kStd: return loop<Scale::kStd>();
+      case Scale::kVariance: return loop<Scale::kVariance>();
+    }
+  }
+};
+
+// Of one tile, in L1: q and the prior.
+template <class T>
+struct Moments {
+  T mu_buffer[kTile], raw_buffer[kTile], m_buffer[kTile], v_buffer[kTile];
+  T l[kTile], std[kTile], dl[kTile], dstd[kTile];
+  const T *mu, *m, *v;
+  bool logarithmic;
+
+  template <class Isa, bool kPrior>
+  VK_INLINE void load(const LatentInputs& a, const Tile& tile) {
+    mu = cpu::load<Isa>(a.mu, tile, mu_buffer);
+    if constexpr (kPrior) {
+      m = cpu::load<Isa>(a.prior_mu, tile, m_buffer);
+      v = cpu::load<Isa>(a.prior_logvar, tile, v_buffer);
+    }
+    logarithmic = a.scale == Scale::kLogvar || a.scale == Scale::kLogstd;
+    SpreadLoop<T> loop{
+        a.scale, Clamp<T>(a.low, a.high), cpu::load<Isa>(a.raw, tile, raw_buffer), tile.size(), l, std, dl, dstd};
+    Isa::template run<SpreadLoop<T>>(0, 1, &loop);
+  }
+
+  template <bool kPrior>
+  VK_INLINE Relative<T> at(int k) const {
+    if constexpr (kPrior) {
+      return relative(mu[k], l[k], std[k], m[k], v[k], logarithmic);
+    } else {
+      return relative(mu[k], l[k], std[k]);
+    }
+  }
+};
+
+template <class T, bool kPrior, bool kSampled>
+struct Forward {
+  const LatentForward& a;
+  Grid grid{a.rows, a.cols, 4, false};
+  RowSums<T> kl{grid, static_cast<T*>(a.kl), kSampled ? a.samples : 1};
+
+  template <class Isa>
+  VK_INLINE void put_kl(const Tile& tile, int64_t task, int64_t sample, const T* values) const {
+    if (a.kl) {
+      kl.template add<Isa>(tile, task, values, sample);
+    } else {
+      Isa::scatter(a.kl_elements, sample_tile(a, tile, sample), values);
+    }
+  }
+
+  template <class Isa>
+  VK_INLINE void task(int64_t i) const {
+    grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
+      T eps_buffer[kTile], z_buffer[kTile], kl_values[kTile + kLanes];
+      Moments<T> q;
+      q.template load<Isa, kPrior>(a, tile);
+      const int n = tile.size();
+      if constexpr (!kSampled) {
+#pragma GCC ivdep
+        for (int k = 0; k < n; ++k) kl_values[k] = analytic_kl(q.template at<kPrior>(k));
+        put_kl<Isa>(tile, task, 0, kl_values);
+      }
+      for (int64_t sample = 0; sample < a.samples; ++sample) {
+        const Tile z_tile = sample_tile(a, tile, sample);
+        const T* eps = load_noise<Isa>(a, tile, sample, eps_buffer);
+        T* z = target(a.z, z_tile, z_buffer);
+#pragma GCC ivdep
+        for (int k = 0; k < n; ++k) {
+          z[k] = fused(q.std[k], eps[k], q.mu[k]);
+          if constexpr (kSampled) kl_values[k] = sampled_kl(q.template at<kPrior>(k), eps[k]);
+        }
+        store<Isa>(a.z, z_tile, z, z_buffer);
+        if constexpr (kSampled) put_kl<Isa>(tile, task, sample, kl_values);
+      }
+    });
+  }
+};
+
+// A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
+template <class T, bool kPrior, bool kZ, bool kKl, bool kSampled>
+struct Backward {
+  const LatentBackward& a;
+  Grid grid{a.rows, a.cols, 4, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
+  GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
+
+  // The sums over the samples.
+  struct Sums {
+    T z[kTile], z_eps[kTile], kl[kTile], kl_eps[kTile], kl_eps2[kTile];
+  };
+
+  VK_INLINE void add(Sums& sums, int k, bool first, const Upstream<T>& up) const {
+    const auto add = [&](T* sum, T value) __attribute__((always_inline)) { sum[k] = first ? value : sum[k] + value; };
+    if constexpr (kZ) add(sums.z, up.z), add(sums.z_eps, up.z_eps);
+    if constexpr (kSampled) add(sums.kl, up.kl), add(sums.kl_eps, up.kl_eps), add(sums.kl_eps2, up.kl_eps2);
+  }
+
+  template <class Isa>
+  VK_INLINE void task(int64_t i) const {
+    grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
+      Sums sums;
+      Moments<T> q;
+      q.template load<Isa, kPrior>(a, tile);
+      const int n = tile.size();
+      if (kZ || kSampled || a.grad_eps.data) {
+        for (int64_t sample = 0; sample < a.samples; ++sample) add_sample<Isa>(tile, sample, q, sums);
+      }
+      T grad_kl_buffer[kTile], mu_buffer[kTile], raw_buffer[kTile], m_buffer[kTile + kLanes], v_buffer[kTile + kLanes];
+      const bool path = a.estimator == KlEstimator::kPath;
+      const T* grad_kl = sums.kl;
+      if constexpr (kKl && !kSampled) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
+      T* grad_mu = target(a.grad_mu, tile, mu_buffer);
+      T* grad_raw = target(a.grad_raw, tile, raw_buffer);
+      T* grad_m = prior_mu.target(tile, m_buffer);
+      T* grad_v = prior_logvar.target(tile, v_buffer);
+#pragma GCC ivdep
+      for (int k = 0; k < n; ++k) {
+        Upstream<T> up{T(0), T(0), T(0), T(0), T(0)};
+        if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
+        if constexpr (kKl) up.kl = grad_kl[k];
+        if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
+        const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.template at<kPrior>(k), q.std[k], up, path);
+        T raw = T(0);
+        if constexpr (kZ) raw = q.dstd[k] * g.std;
+        if constexpr (kKl) raw = path ? raw : fused(q.dl[k], g.l, raw);
+        grad_mu[k] = g.mu;
+        grad_raw[k] = raw;
+        grad_m[k] = g.prior_mu;
+        grad_v[k] = g.prior_logvar;
+      }
+      if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, mu_buffer);
+      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, raw_buffer);
+      prior_mu.template write<Isa>(tile, task, grad_m, m_buffer);
+      prior_logvar.template write<Isa>(tile, task, grad_v, v_buffer);
+    });
+  }
+
+  template <class Isa>
+  VK_INLINE void add_sample(const Tile& tile, int64_t sample, const Moments<T>& q, Sums& sums) const {
+    T eps_buffer[kTile], grad_z_buffer[kTile], grad_kl_buffer[kTile], grad_eps_buffer[kTile];
+    const Tile z_tile = sample_tile(a, tile, sample);
+    const T *eps = q.mu, *grad_z = q.mu, *grad_kl = q.mu;  // what is not used may be anything
+    if (kSampled || (kZ && a.grad_raw.data)) eps = load_noise<Isa>(a, tile, sample, eps_buffer);
+    if (kZ && a.grad_z.data) {
+      grad_z = load<Isa>(a.grad_z, z_tile, grad_z_buffer);
+    } else if (kZ) {
+      std::fill(grad_z_buffer, grad_z_buffer + tile.size(), T(0));
+      grad_z = grad_z_buffer;
+    }
+    if constexpr (kSampled) grad_kl = load<Isa>(a.grad_kl, z_tile, grad_kl_buffer);
+    const int n = tile.size();
+    const auto loop = [&](auto first) __attribute__((always_inline)) {
+#pragma GCC ivdep
+      for (int k = 0; k < n; ++k) {
+        const T gkl_eps = grad_kl[k] * eps[k];
+        add(sums, k, first, {grad_z[k], grad_z[k] * eps[k], grad_kl[k], gkl_eps, gkl_eps * eps[k]});
+      }
+    };
+    sample == 0 ? loop(std::true_type()) : loop(std::false_type());
+    if (!a.grad_eps.data) return;
+    T* grad_eps = target(a.grad_eps, z_tile, grad_eps_buffer);
+#pragma GCC ivdep
+    for (int k = 0; k < n; ++k) {
+      T g = T(0);
+      if (kZ && a.grad_z.data) g = grad_z[k] * q.std[k];
+      if constexpr (kSampled) g += sampled_kl_gradient_eps(q.template at<kPrior>(k), eps[k], grad_kl[k]);
+      grad_eps[k] = g;
+    }
+    store<Isa>(a.grad_eps, z_tile, grad_eps, grad_eps_buffer);
   }
 };
 
@@ -86,28 +299,71 @@ void run(const Kernel& kernel, ParallelFor parallel) {
   run_tasks(parallel, kernel, kernel.grid.tasks(), kernel.grid.grain());
 }
 
+template <class Kernel>
+void run_forward(const LatentForward& a, ParallelFor parallel) {
+  const Kernel kernel{a};
+  run(kernel, parallel);
+  if (a.kl) kernel.kl.finish();
+}
+
 template <class T>
 void forward(const LatentForward& a, ParallelFor parallel) {
-  const Forward<T> kernel{a};
+  const bool sampled = a.estimator != KlEstimator::kAnalytic;
+  if (is_plain(a)) return run_forward<PlainForward<T>>(a, parallel);
+  if (sampled && a.prior()) return run_forward<Forward<T, true, true>>(a, parallel);
+  if (sampled) return run_forward<Forward<T, false, true>>(a, parallel);
+  if (a.prior()) return run_forward<Forward<T, true, false>>(a, parallel);
+  run_forward<Forward<T, false, false>>(a, parallel);
+}
+
+template <class T, bool kPrior, bool kZ, bool kKl, bool kSampled>
+void run_backward(const LatentBackward& a, ParallelFor parallel) {
+  const Backward<T, kPrior, kZ, kKl, kSampled> kernel{a};
   run(kernel, parallel);
-  kernel.kl.finish();
+  kernel.prior_mu.finish();
+  kernel.prior_logvar.finish();
+}
+
+template <class T, bool kPrior>
+void kl_backward(const LatentBackward& a, ParallelFor parallel) {
+  if (a.estimator != KlEstimator::kAnalytic) return run_backward<T, kPrior, true, true, true>(a, parallel);
+  a.grad_z.data ? run_backward<T, kPrior, true, true, false>(a, parallel)
+                : run_backward<T, kPrior, false, true, false>(a, parallel);
 }
 
 template <class T>
 void backward(const LatentBackward& a, ParallelFor parallel) {
-  if (a.grad_z.data && a.grad_kl.data) return run(Backward<T, true, true>{a}, parallel);
-  if (a.grad_z.data) return run(Backward<T, true, false>{a}, parallel);
-  if (a.grad_kl.data) return run(Backward<T, false, true>{a}, parallel);
-  run(Backward<T, false, false>{a}, parallel);
+  const bool z = a.grad_z.data, kl = a.grad_kl.data;
+  if (is_plain(a) && z && kl) return run(PlainBackward<T, true, true>{a}, parallel);
+  if (is_plain(a) && z) return run(PlainBackward<T, true, false>{a}, parallel);
+  if (is_plain(a) && kl) return run(PlainBackward<T, false, true>{a}, parallel);
+  if (kl) return a.prior() ? kl_backward<T, true>(a, parallel) : kl_backward<T, false>(a, parallel);
+  z ? run_backward<T, false, true, false, false>(a, parallel)
+    : run_backward<T, false, false, false, false>(a, parallel);
+}
+
+// Of a prior that is given by half: 0 for the other.
+template <class Arguments>
+Arguments completed(Arguments a) {
+  static const double zero = 0;
+  for (View* view : {&a.prior_mu, &a.prior_logvar}) {
+    if (!a.prior() || view->data) continue;
+    view->data = const_cast<double*>(&zero);
+    view->type = Type::kFloat64;
+    view->col_inner = std::max<int64_t>(a.cols, 1);
+  }
+  return a;
 }
 
 }  // namespace
 
-void latent_forward(const LatentForward& a, ParallelFor parallel) {
+void latent_forward(const LatentForward& arguments, ParallelFor parallel) {
+  const LatentForward a = completed(arguments);
   a.arithmetic == Type::kFloat64 ? forward<double>(a, parallel) : forward<float>(a, parallel);
 }
 
-void latent_backward(const LatentBackward& a, ParallelFor parallel) {
+void latent_backward(const LatentBackward& arguments, ParallelFor parallel) {
+  const LatentBackward a = completed(arguments);
   a.arithmetic == Type::kFloat64 ? backward<double>(a, parallel) : backward<float>(a, parallel);
 }
 

@@ -382,19 +382,21 @@ struct RowSums {
   T* out;
   mutable std::vector<Total> partial;  // of the tasks, where long rows have them
 
-  RowSums(const Grid& grid, T* out) : grid(grid), out(out), partial(grid.packed ? 0 : grid.tasks()) {}
+  RowSums(const Grid& grid, T* out, int64_t samples = 1)
+      : grid(grid), out(out), partial(grid.packed ? 0 : samples * grid.tasks()) {}
 
+  // Several samples have sums of their own, one sample's behind the other's.
   template <class Isa>
-  VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
-    if (grid.packed) return Isa::row_sums(values, tile, out + tile.row);
+  VK_INLINE void add(const Tile& tile, int64_t task, const T* values, int64_t sample = 0) const {
+    if (grid.packed) return Isa::row_sums(values, tile, out + sample * grid.rows + tile.row);
     T sum;
     Isa::row_sums(values, tile, &sum);
-    partial[task].add(double(sum));
+    partial[sample * grid.tasks() + task].add(double(sum));
   }
 
   void finish() const {
-    const int64_t blocks = grid.col_tasks();
-    for (int64_t row = 0; !grid.packed && row < grid.rows; ++row) {
+    const int64_t blocks = grid.col_tasks(), rows = int64_t(partial.size()) / blocks;
+    for (int64_t row = 0; row < rows; ++row) {
       Total total;
       for (int64_t b = 0; b < blocks; ++b) total.add(partial[row * blocks + b].value());
       out[row] = T(total.value());

@@ -145,7 +145,33 @@ def latent_backward_kernel(
         store(grad_eps + at, gz * std, mask)
 
 
+def _check_plain(prior_mu, prior_logvar, seed, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) -> None:
+    plain = (None, None, None, "logvar", [], "analytic", "sum")
+    if (prior_mu, prior_logvar, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) != plain or (
+        seed is not None and seed.numel() != 1
+    ):
+        raise NotImplementedError("the Triton kernels have one z, the prior N(0, 1) and one seed so far")
+
+
 def latent_forward(
+    mu: Tensor,
+    logvar: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    seed: Tensor | None,
+    eps: Tensor | None,
+    batch_dims: int,
+    packed_dim: int,
+    *settings,
+) -> tuple[Tensor, Tensor]:
+    """`z` and `kl`, as the schema says."""
+    _check_plain(prior_mu, prior_logvar, seed, *settings)
+    if logvar is None:
+        mu, logvar = mu.chunk(2, packed_dim)
+    return _forward(mu, logvar, seed, eps, batch_dims)
+
+
+def _forward(
     mu: Tensor, logvar: Tensor, seed: Tensor | None, eps: Tensor | None, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     """`z` like `mu`, `kl` of the batch dims."""
@@ -191,12 +217,35 @@ def _run(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
 
 def _forward_through_copies(batch_dims, order, mu, logvar, seed, eps, z, kl) -> None:
     mu, logvar, eps = (None if t is None else dense(t, batch_dims, order) for t in (mu, logvar, eps))
-    dense_z, dense_kl = latent_forward(mu, logvar, seed, eps, batch_dims)
+    dense_z, dense_kl = _forward(mu, logvar, seed, eps, batch_dims)
     from_dense(dense_z, z, batch_dims, order)
     kl.copy_(dense_kl)
 
 
 def latent_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    seed: Tensor | None,
+    eps: Tensor | None,
+    needs: list[bool],
+    batch_dims: int,
+    packed_dim: int,
+    *settings,
+) -> list[Tensor]:
+    """The gradients that are needed, as the schema says."""
+    _check_plain(prior_mu, prior_logvar, seed, *settings)
+    if logvar is not None:
+        return _needed_gradients(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [*needs[:2], needs[4]])
+    halves = mu.chunk(2, packed_dim)
+    found = _needed_gradients(grad_z, grad_kl, *halves, seed, eps, batch_dims, [needs[0], needs[0], needs[4]])
+    return [torch.cat(found[:2], packed_dim), *found[2:]] if needs[0] else found
+
+
+def _needed_gradients(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
@@ -263,6 +312,6 @@ def _plan_backward(grad_z, grad_kl, mu, logvar, eps, batch_dims, grads) -> Calla
 def _backward_through_copies(batch_dims, order, grad_z, grad_kl, mu, logvar, seed, eps, *grads) -> None:
     grad_z, mu, logvar, eps = (None if t is None else dense(t, batch_dims, order) for t in (grad_z, mu, logvar, eps))
     grad_kl = None if grad_kl is None else grad_kl.contiguous()
-    found = latent_backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [g is not None for g in grads])
+    found = _needed_gradients(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [g is not None for g in grads])
     for grad, dense_grad in zip((g for g in grads if g is not None), found, strict=True):
         from_dense(dense_grad, grad, batch_dims, order)
