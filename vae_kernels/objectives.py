@@ -1,0 +1,324 @@
+"""What to maximise: bounds on log p(x) and their gradient estimators, from the per-sample terms that the kernels give.
+
+Pure functions over `log_px = log p(x|z)` and `kl`, in nats. A leading dim of either, where there is one, counts samples
+of z for the same x.
+"""
+
+import math
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+FREE_BITS_PER = ("dimension", "group")
+CAPACITY_PER = ("sample", "batch")
+GRADIENTS = ("iwae", "dreg")
+
+
+def elbo(
+    log_px: Tensor,
+    kl: Tensor,
+    *,
+    beta: float | Tensor = 1.0,
+    free_bits: float | None = None,
+    free_bits_per: str = "dimension",
+    capacity: float | Tensor | None = None,
+    capacity_per: str = "sample",
+    dataset_size: int | None = None,
+    reduction: str = "mean",
+    process_group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor:
+    """The evidence lower bound, and what is maximised in its place to shape the latents.
+
+        elbo = 1/L Σₗ log p(x|zₗ) − beta · R        [nats]
+        R = KL(q(z|x) ‖ p(z))                       as it comes
+        R = Σⱼ max(free_bits, mean of KLⱼ)          free bits; the mean is over the batch, j runs over dimensions or groups
+        R = |KL − capacity|                         capacity per sample
+        R = |mean of KL − capacity|                 capacity per batch; the mean is over the batch
+
+    With the analytic KL this is estimator B of Kingma & Welling, with a Monte-Carlo one estimator A.
+
+    Args:
+        log_px: `log p(x|z)`, `(B,)`, or `(L, B)` with L samples of z for each x, which are averaged.
+        kl: `(B,)`, or `(L, B)` beside such a `log_px` where it is estimated by Monte Carlo. With `free_bits` its parts:
+            see there.
+        beta: weight of R, a number or a tensor of one element: beta-VAE, or a step of a schedule (`linear_schedule`,
+            `cyclical_schedule`). With `capacity` it is Burgess' gamma.
+        free_bits: λ, in nats: what each part of the KL may cost, averaged over the batch, before it is held against the
+            bound. A part whose mean is below λ counts as λ and has gradient 0; one at or above λ has its own gradient.
+        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(B, *latent)`, as the latent
+            step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(B, J, ...)` has J groups (channels, levels of
+            a hierarchy), dims behind J being summed; one of `(B,)` is a single group.
+        capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the gradient at
+            the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
+        capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
+        dataset_size: N. The bound is scaled by N/B, so that `reduction="sum"` estimates that of the whole data set.
+        reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch, `"none"`
+            gives values whose mean it is.
+        process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
+            parts of all; the reduction is over this process's part.
+
+    Returns:
+        A number, or `(B,)` with `reduction="none"`.
+
+    Raises:
+        TypeError: a term is not a floating-point tensor.
+        ValueError: shapes do not fit, an option is unknown or out of range, both `free_bits` and `capacity` are given, or
+            `dataset_size` with `reduction="mean"`, which leaves no sum to scale.
+
+    Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches). Higgins
+    et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive
+    Flow", appendix C.8 (free bits). Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8 (capacity).
+
+    >>> import torch, vae_kernels as vk
+    >>> log_px, kl = torch.tensor([-90.0, -70.0]), torch.tensor([4.0, 6.0])
+    >>> vk.elbo(log_px, kl), vk.elbo(log_px, kl, beta=2.0)
+    (tensor(-85.), tensor(-90.))
+    >>> vk.elbo(log_px, kl, capacity=5.0), vk.elbo(log_px, kl, capacity=5.0, capacity_per="batch")
+    (tensor(-81.), tensor(-80.))
+    >>> kl = torch.tensor([[4.0, 0.0], [5.0, 1.0]])
+    >>> vk.elbo(log_px, kl, free_bits=2.0)
+    tensor(-86.5000)
+    """
+    _one_of("free_bits_per", free_bits_per, FREE_BITS_PER)
+    _one_of("capacity_per", capacity_per, CAPACITY_PER)
+    _one_of("reduction", reduction, REDUCTIONS)
+    _check_terms(log_px, kl, free_bits, free_bits_per)
+    scale = _minibatch_scale(log_px.shape[-1], dataset_size, reduction)
+    if free_bits is not None and capacity is not None:
+        raise ValueError("give at most one of free_bits and capacity")
+    if free_bits is not None:
+        kl = _free_bits(kl, free_bits, free_bits_per, process_group)
+    kl = _over_samples(kl)
+    if capacity is not None:
+        kl = _capacity(kl, capacity, capacity_per, process_group)
+    value = _over_samples(log_px) - beta * kl
+    return _reduce(value if scale == 1 else scale * value, reduction)
+
+
+def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = None, gradient: str = "iwae") -> Tensor:
+    """The K-sample bound on log p(x): between the ELBO (K = 1) and log p(x), and nearer to it with every sample.
+
+        bound = ln 1/K Σₖ wₖ,    ln wₖ = log p(x|zₖ) − klₖ = ln p(x, zₖ) − ln q(zₖ|x)        [nats]
+
+    With ŵₖ = wₖ / Σ w, the gradients are, per estimator:
+
+        "iwae"   Σₖ ŵₖ ∂ln wₖ                                        as autograd has it
+        "dreg"   Σₖ ŵₖ ∂ln wₖ/∂θ                                     to the decoder: the same
+                 Σₖ ŵₖ² ∂ln wₖ/∂zₖ ∂zₖ/∂φ                            to the encoder
+
+    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: while that of "iwae" for the
+    encoder has a signal-to-noise ratio that falls with K, this one's rises.
+
+    Args:
+        log_px: `log p(x|z)` of K samples of z, `(K, B)`.
+        kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, B)`: the latent step's with `num_samples=K` and
+            `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder et
+            al.); with K > 1 it is biased, and "dreg" is right.
+        z: the samples themselves, `(K, B, ...)`, for "dreg" only: the very tensor that the latent step gave and from
+            which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must not
+            serve another loss in the same backward pass, nor a second call.
+        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one. It is for fixed priors: the parameters of a
+            learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized Doubly-Reparameterized Gradient Estimators",
+            says what they need).
+
+    Returns:
+        `(B,)`.
+
+    Raises:
+        TypeError: a term is not a floating-point tensor.
+        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a "monte_carlo" kl that comes
+            straight from a kernel's latent step (of the eager formulas, and of sums of several, nothing is known).
+
+    Sources: Burda et al. 2016, "Importance Weighted Autoencoders", equations 8 and 14. Roeder et al. 2017, "Sticking
+    the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
+    equation 8.
+
+    >>> import torch, vae_kernels as vk
+    >>> log_px, kl = torch.tensor([[-90.0, -70.0], [-91.0, -70.0]]), torch.tensor([[4.0, 6.0], [3.0, 6.0]])
+    >>> vk.importance_weighted_elbo(log_px, kl)
+    tensor([-94., -76.])
+    """
+    _one_of("gradient", gradient, GRADIENTS)
+    _floating("log_px", log_px)
+    _floating("kl", kl)
+    if log_px.dim() != 2 or not len(log_px):
+        raise ValueError(f"log_px must have the shape (K, B) with K of at least 1, got {tuple(log_px.shape)}")
+    if kl.shape != log_px.shape:
+        raise ValueError(
+            f"kl must have the shape of log_px, {tuple(log_px.shape)} (one for each sample, by "
+            f'kl_estimator="monte_carlo" or "path"), got {tuple(kl.shape)}'
+        )
+    if gradient == "dreg":
+        return _doubly_reparameterized(log_px, kl, z)
+    return log_mean_exp(log_px - kl)
+
+
+def score_function_elbo(
+    log_px: Tensor,
+    kl: Tensor,
+    log_q: Tensor,
+    *,
+    baseline: float | Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """The ELBO with the score-function gradient (REINFORCE), for latents or decoders without reparameterisation.
+
+        value      f = log p(x|z) − beta · kl
+        gradient   ∂f + (f − baseline) · ∂ log q(z|x),    z held fixed
+
+    Unbiased for the gradient of `E_q[f]`, whatever f is, also where z is discrete or the decoder cannot be differentiated,
+    but of far more variance than the reparameterised one. The gradient is to be had by autograd; in the value the second
+    term is zero.
+
+    Args:
+        log_px: `log p(x|z)`, `(B,)`, or `(L, B)` with L samples of z for each x, which are averaged.
+        kl: the analytic KL, `(B,)`, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
+        log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For a
+            Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
+        baseline: any number, or tensor that broadcasts to `log_px`, that does not depend on the z that it is held
+            against: it takes no part in the expectation and lowers the variance where it is near f. No gradient.
+        beta: weight of the KL.
+        reduction: `"mean"` or `"sum"` over the batch, or `"none"`.
+
+    Returns:
+        A number, or `(B,)` with `reduction="none"`.
+
+    Raises:
+        TypeError: a term is not a floating-point tensor.
+        ValueError: shapes do not fit, or `reduction` is unknown.
+
+    Sources: Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement learning";
+    Mnih & Gregor 2014, "Neural Variational Inference and Learning in Belief Networks", equations 5 to 8.
+
+    >>> import torch, vae_kernels as vk
+    >>> log_px, kl = torch.tensor([-3.0]), torch.tensor([1.0])
+    >>> log_q = torch.tensor([-0.5], requires_grad=True)
+    >>> value = vk.score_function_elbo(log_px, kl, log_q, baseline=-6.0)
+    >>> value.backward()
+    >>> value.item(), log_q.grad.item()
+    (-4.0, 2.0)
+    """
+    _one_of("reduction", reduction, REDUCTIONS)
+    _check_terms(log_px, kl, None, "dimension")
+    _floating("log_q", log_q)
+    if log_q.shape != log_px.shape:
+        raise ValueError(f"log_q must have the shape of log_px, {tuple(log_px.shape)}, got {tuple(log_q.shape)}")
+    value = log_px - beta * kl
+    advantage = value.detach() - (0.0 if baseline is None else _constant(baseline))
+    if advantage.shape != value.shape:
+        raise ValueError(f"baseline must broadcast to log_px, {tuple(log_px.shape)}, got {tuple(baseline.shape)}")
+    return _reduce(_over_samples(value + advantage * (log_q - log_q.detach())), reduction)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """`ln 1/K Σₖ exp(log_weights)` over the leading dim, K long, without overflow."""
+    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+
+
+class _DoublyReparameterized(torch.autograd.Function):
+    """The K-sample bound with gradient ŵ to `log_px` and −ŵ² to the path kl; the former is scaled once more on its way
+    through z."""
+
+    @staticmethod
+    def forward(ctx, log_px, kl, weights):
+        ctx.save_for_backward(weights)
+        return log_mean_exp(log_px - kl)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weights,) = ctx.saved_tensors
+        return grad * weights, -grad * weights * weights, None
+
+
+def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Tensor:
+    if z is None:
+        raise ValueError('gradient="dreg" needs z, the samples that log_px was computed from, got None')
+    if z.shape[:2] != log_px.shape:
+        raise ValueError(f"z must have the shape (K, B, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
+    if not torch.compiler.is_compiling() and "monte_carlo" in getattr(kl.grad_fn, "settings", ()):
+        raise ValueError('kl must be given by kl_estimator="path" for gradient="dreg", got one by "monte_carlo"')
+    weights = torch.softmax((log_px - kl).detach(), 0)
+    if z.requires_grad:
+        per_sample = weights.reshape(weights.shape + (1,) * (z.dim() - 2))
+        z.register_hook(lambda grad: grad * per_sample.to(grad.dtype))
+    return _DoublyReparameterized.apply(log_px, kl, weights)
+
+
+def _free_bits(kl: Tensor, free_bits: float, per: str, process_group) -> Tensor:
+    """Per sample Σⱼ of KLⱼ, or of λ where the batch's mean of KLⱼ is below λ: over the batch its mean is Σⱼ max(λ, mean
+    KLⱼ), and its gradient that one's."""
+    parts = kl.flatten(1) if per == "dimension" else kl.reshape(len(kl), kl.shape[1] if kl.dim() > 1 else 1, -1).sum(2)
+    below = _batch_mean(parts, process_group) < free_bits
+    return torch.where(below, free_bits, parts).sum(1)
+
+
+def _capacity(kl: Tensor, capacity: float | Tensor, per: str, process_group) -> Tensor:
+    if per == "sample":
+        return (kl - capacity).abs()
+    return torch.sign(_batch_mean(kl, process_group) - capacity) * (kl - capacity)
+
+
+@torch.no_grad()
+def _batch_mean(kl: Tensor, process_group) -> Tensor:
+    if process_group is None:
+        return kl.mean(0)
+    sums = torch.cat((kl.sum(0).reshape(-1), kl.new_tensor([len(kl)])))
+    torch.distributed.all_reduce(sums, group=process_group)
+    return (sums[:-1] / sums[-1]).reshape(kl.shape[1:])
+
+
+def _over_samples(terms: Tensor) -> Tensor:
+    return terms.mean(0) if terms.dim() == 2 else terms
+
+
+def _reduce(value: Tensor, reduction: str) -> Tensor:
+    return value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
+
+
+def _minibatch_scale(batch: int, dataset_size: int | None, reduction: str) -> float:
+    if dataset_size is None:
+        return 1.0
+    if dataset_size < 1:
+        raise ValueError(f"dataset_size must be at least 1, got {dataset_size}")
+    if reduction == "mean":
+        raise ValueError('dataset_size scales a sum over the batch: reduction must be "sum" or "none", got "mean"')
+    return dataset_size / max(batch, 1)
+
+
+def _constant(value: float | Tensor) -> float | Tensor:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _one_of(name: str, value: str, values: tuple[str, ...]) -> None:
+    if value not in values:
+        raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+
+
+def _floating(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+
+
+def _check_terms(log_px: Tensor, kl: Tensor, free_bits: float | None, free_bits_per: str) -> None:
+    _floating("log_px", log_px)
+    _floating("kl", kl)
+    if log_px.dim() not in (1, 2):
+        raise ValueError(f"log_px must have the shape (B,) or (L, B), got {tuple(log_px.shape)}")
+    batch = log_px.shape[-1]
+    if free_bits is None:
+        if kl.shape not in (log_px.shape, log_px.shape[-1:]):
+            raise ValueError(
+                f"kl must have the shape ({batch},) or that of log_px, {tuple(log_px.shape)}, got {tuple(kl.shape)}"
+            )
+        return
+    if free_bits < 0:
+        raise ValueError(f"free_bits must not be negative, got {free_bits}")
+    least = 2 if free_bits_per == "dimension" else 1
+    if kl.dim() < least or kl.shape[0] != batch:
+        need = f'({batch}, *latent), with kl_reduction="none"' if least == 2 else f"({batch},) or ({batch}, J, ...)"
+        raise ValueError(f"kl must have the shape {need} for free bits per {free_bits_per}, got {tuple(kl.shape)}")
