@@ -7,6 +7,7 @@ import torch
 from samples import DEVICE
 
 import vae_kernels as vk
+from vae_kernels import report
 
 BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
 KERNELS = [name for name in BACKENDS if name != "eager"]
@@ -14,6 +15,7 @@ KERNELS = [name for name in BACKENDS if name != "eager"]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes gigabytes or many seconds")
+    config.addinivalue_line("markers", "drawn: the pictures of training runs are drawn")
 
 
 def pytest_report_header() -> str:
@@ -40,3 +42,10 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs draw no pictures, which takes longer than most of them, but in tests marked `drawn`."""
+    if "drawn" not in request.keywords:
+        monkeypatch.setattr(report, "draw", lambda *_: [])

@@ -61,6 +61,21 @@ def test_terms_and_gradients_are_those_of_torch_distributions(model, x):
         torch.testing.assert_close(g, w)
 
 
+def test_several_samples_are_as_many_passes(model, x):
+    """Of every family and architecture; x is not repeated."""
+    eps = torch.randn(4, 6, model.settings.latent_dim, dtype=torch.float64)
+    z, kl, parameters = model(x, num_samples=4, kl_estimator="monte_carlo", eps=eps)
+    log_px = model.likelihood.log_px(x, *parameters)
+    assert z.shape == eps.shape and kl.shape == log_px.shape == (4, 6)
+    torch.testing.assert_close(model.log_px(x, z), log_px)
+    for k in range(4):
+        one = model(x, kl_estimator="monte_carlo", eps=eps[k])
+        torch.testing.assert_close(z[k], one.z)
+        torch.testing.assert_close(kl[k], one.kl)
+        torch.testing.assert_close(log_px[k], model.likelihood.log_px(x, *one.parameters))
+    assert model(x, kl_reduction="none").kl.shape == (6, model.settings.latent_dim)
+
+
 def test_shapes(model, x):
     shape, latent_dim = model.settings.input_shape, model.settings.latent_dim
     mu, logvar = model.encode(x)
@@ -179,7 +194,7 @@ def test_defaults():
         (lambda: ConvVAE((3, 10, 8), (4, 4)), r"halved 2 times, .* got \(3, 10, 8\)"),
         (lambda: VAESettings("gan", (3,), (), 1, "gaussian", 0.0).build(), "model must be one of mlp, conv, got 'gan'"),
         (lambda: MLPVAE(3).elbo(torch.zeros(2, 4)), r"x must have the shape \(B, 3\), got \(2, 4\)"),
-        (lambda: MLPVAE(3).decode(torch.zeros(20)), r"z must have the shape \(B, 20\), got \(20,\)"),
+        (lambda: MLPVAE(3).decode(torch.zeros(20)), r"z must have the shape \(B, 20\) or \(K, B, 20\), got \(20,\)"),
     ],
 )
 def test_refused(build, message):

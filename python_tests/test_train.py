@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 import vae_kernels as vk
-from vae_kernels import checkpoint, data, extras, options, pictures, train
+from vae_kernels import checkpoint, data, extras, options, pictures, report, sweep, train
 from vae_kernels.models import MLPVAE, ConvVAE
 from vae_kernels.noise import normal_like
 
 TINY = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "300", "--device", "cpu"]
 # What torch.testing.assert_close grants float32, of which the history's means are made.
 FLOAT32 = {"rtol": 1.3e-6, "atol": 1e-5}
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 KERNELS = [name for name, state in vk.backends()["cpu"].items() if name != "eager" and state == "available"]
 
 
@@ -40,10 +42,11 @@ def same_weights(a, b):
     return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_history_checkpoint_and_pictures(tmp_path, capsys):
     status, history = run(tmp_path, "--epochs", "3", "--latent-dim", "2")
     assert status == 0
-    names = ["reconstructions", "samples", "learning_curve", "manifold", "means"]
+    names = ["reconstructions", "samples", "learning_curve", "kl_per_dimension", "traversals", "manifold", "means"]
     printed = capsys.readouterr().out
     for name in names:
         path = tmp_path / f"{name}.png"
@@ -69,14 +72,14 @@ def test_the_history_is_the_elbo_of_the_model(tmp_path):
         x = images.double() / 16
         mu, logvar = model.encode(x)
         q = torch.distributions.Normal(mu, (logvar / 2).exp())
-        z = mu + q.scale * normal_like(mu, torch.tensor([seed]), 1)
+        z = mu + q.scale * normal_like(mu, seed, 1)
         (logits,) = model.decode(z)
         log_px = torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x).flatten(1).sum(1)
         kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
         return [term.mean().item() for term in (log_px - kl, log_px, kl)]
 
     trainer = train.Trainer(options.parse([*TINY, "--batch-size", "2000"])[0], source)
-    expected = [*elbo(source.train[trainer.order], trainer.seeds.item()), *elbo(source.held_out, 0)]
+    expected = [*elbo(source.train[trainer.order], trainer.seeds), *elbo(source.held_out, torch.tensor([0]))]
     np.testing.assert_allclose(terms(history)[0, 1:], expected, **FLOAT32)
 
 
@@ -140,6 +143,12 @@ def test_resume_may_add_epochs_but_not_change_the_model(tmp_path):
     assert history == expected and same_weights(whole, parts)
 
 
+def test_what_rises_over_the_run_fixes_its_epochs(tmp_path):
+    run(tmp_path, "--epochs", "1", "--beta-schedule", "linear")
+    with pytest.raises(SystemExit, match="epochs was 1 when this run began, and beta or the capacity rises with them"):
+        run(tmp_path, "--resume", "--epochs", "2")
+
+
 def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     run(tmp_path, "--epochs", "1")
     before = (tmp_path / checkpoint.TENSORS).read_bytes()
@@ -195,6 +204,7 @@ def test_float64_weights(tmp_path):
     assert all(value.dtype == torch.float64 for value in weights(tmp_path).values())
 
 
+@pytest.mark.drawn
 def test_images_train_the_convolutional_model(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(10):
@@ -210,6 +220,117 @@ def test_images_train_the_convolutional_model(tmp_path):
     assert (tmp_path / "out" / "means.png").exists()  # without labels
 
 
+SMALL = ["--device", "cpu", "--hidden", "64", "--latent-dim", "10", "--lr", "0.003", "--epochs", "20"]
+
+
+def evaluated(out, *arguments):
+    """The figures of a run at its end, log p(x) with 200 samples, and its KL."""
+    assert train.main([*SMALL, "--out", str(out), "--evaluate", "200", *arguments]) == 0
+    kl = terms((out / train.HISTORY).read_text())[-1, 6]
+    return json.loads((out / report.EVALUATION).read_text()) | {"kl": kl}
+
+
+@pytest.fixture(scope="module")
+def of_the_elbo(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda *_: [])
+        return evaluated(tmp_path_factory.mktemp("elbo"))
+
+
+def gain(a, b):
+    """By how many of their standard errors the first run's log p(x) is above the second's."""
+    return (a["log p(x)"] - b["log p(x)"]) / math.hypot(a["standard error"], b["standard error"])
+
+
+def test_log_px_rises_with_the_samples_trained_on(tmp_path, of_the_elbo):
+    """Burda et al. 2016, table 1: IWAE beats the VAE, and more samples fewer ones. Here 0.3 and 0.15 nats."""
+    of_5, of_20 = (evaluated(tmp_path / k, "--objective", "iwae", "--num-samples", k) for k in ("5", "20"))
+    assert gain(of_5, of_the_elbo) > 5 and gain(of_20, of_5) > 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--objective", "dreg"],
+        ["--objective", "elbo-monte-carlo"],
+        ["--objective", "elbo-path", "--num-samples", "2"],
+        ["--objective", "score-function"],
+        ["--beta-schedule", "linear"],
+        ["--beta-schedule", "cyclical", "--beta", "0.8"],
+    ],
+    ids=lambda arguments: "-".join(arguments[1::2]),
+)
+def test_every_objective_learns(tmp_path, of_the_elbo, arguments):
+    """As well as the ELBO does, within half a nat; untrained it is −44."""
+    figures = evaluated(tmp_path, *arguments)
+    assert figures["log p(x)"] > of_the_elbo["log p(x)"] - 0.5
+    assert 0 < figures["standard error"] < 0.05
+
+
+def test_free_bits_are_used(tmp_path, of_the_elbo):
+    """Each dimension may cost λ for nothing: all come near that, where without they cost less together."""
+    trainer = train.Trainer(options.parse([*SMALL, "--free-bits", "0.4"])[0], data.digits())
+    for _ in range(20 * trainer.steps):
+        trainer.train_step()
+        if trainer.step == trainer.steps:
+            trainer.end_epoch()
+    kl = vk.kl_per_dimension(report.latents(trainer).kl)
+    assert (kl > 0.3).all() and of_the_elbo["kl"] < 0.3 * 10
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_the_kl_goes_to_the_capacity(tmp_path, per):
+    """Burgess et al. 2018: with a large gamma the KL is C at the end, wherever it was before."""
+    _, history = run(
+        tmp_path, "--epochs", "40", "--lr", "0.01", "--beta", "100", "--capacity", "3", "--capacity-per", per
+    )
+    kl = terms(history)[:, 3]
+    assert abs(kl[-1] - 3) < 0.3 and abs(kl[19] - 1.5) < 0.3
+
+
+def test_the_evaluation_is_that_of_the_model(tmp_path):
+    """The saved model, asked again with other noise: log p(x) within its standard errors; bits from nats."""
+    run(tmp_path, "--epochs", "3", "--likelihood", "gaussian-learned", "--evaluate", "300")
+    figures = json.loads((tmp_path / report.EVALUATION).read_text())
+    model, source = checkpoint.load_model(tmp_path), data.digits()
+    x = source.held_out.float() / 16
+    value, error = vk.log_marginal_likelihood(
+        model, x, num_samples=300, chunk=100, generator=torch.Generator().manual_seed(77)
+    )
+    spread = math.hypot(figures["standard error"], error.square().sum().sqrt().item() / len(x))
+    assert abs(value.mean().item() - figures["log p(x)"]) < 5 * spread
+    assert figures["bits per dimension"] == pytest.approx(math.log2(16) - figures["log p(x)"] / 64 / math.log(2))
+    mu, _ = model.encode(x)
+    assert figures["active dimensions"] == (mu.var(0) > 0.01).sum()
+
+
+@pytest.mark.drawn
+def test_sweep_draws_rate_and_distortion(tmp_path):
+    """The larger beta, the smaller the rate and the larger the distortion."""
+    assert (
+        sweep.main([*TINY, "--out", str(tmp_path), "--betas", "4", "0.25", "1", "--epochs", "6", "--lr", "0.01"]) == 0
+    )
+    lines = (tmp_path / "rate_distortion.csv").read_text().splitlines()
+    assert lines[0] == "beta,rate,distortion"
+    beta, rate, distortion = np.array([[float(field) for field in line.split(",")] for line in lines[1:]]).T
+    assert beta.tolist() == [0.25, 1, 4]
+    assert (np.diff(rate) < 0).all() and (np.diff(distortion) > 0).all()
+    assert terms((tmp_path / "beta-4" / train.HISTORY).read_text())[-1, 6] == pytest.approx(rate[2])
+    with Image.open(tmp_path / "rate_distortion.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_traversals_change_one_dimension():
+    """A decoder that gives z back: rows by KL, columns from −3 to 3."""
+    model = MLPVAE(3, latent_dim=3, likelihood="gaussian").double()
+    model.decoder = torch.nn.Unflatten(1, (1, 3))
+    mu = torch.tensor([10.0, 20.0, 30.0]).double()
+    z, dimensions, values = report.traversals(model, mu, torch.tensor([0.1, 3.0, 0.2]), dimensions=2, columns=5)
+    assert dimensions == [1, 2] and values == [-3, -1.5, 0, 1.5, 3]
+    assert z.view(2, 5, 3)[0].tolist() == [[10, v, 30] for v in values]
+    assert z.view(2, 5, 3)[1].tolist() == [[10, 20, v] for v in values]
+
+
 def test_diverging_ends_with_advice(tmp_path):
     with pytest.raises(SystemExit, match=r"ELBO became .* try a lower --lr than 1000000\.0"):
         run(tmp_path, "--epochs", "3", "--lr", "1e6")
@@ -221,6 +342,12 @@ def test_diverging_ends_with_advice(tmp_path):
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
         (["--beta", "-1"], "beta must be finite and not negative, got -1.0"),
         (["--lr", "nan"], "lr must be finite and not negative, got nan"),
+        (["--num-samples", "0"], "num_samples must be at least 1, got 0"),
+        (["--evaluate", "-1"], "evaluate must be at least 0, got -1"),
+        (["--free-bits", "inf"], "free_bits must be finite and not negative, got inf"),
+        (["--free-bits", "1", "--capacity", "1"], "at most one of free_bits and capacity"),
+        (["--objective", "iwae", "--beta", "2"], "beta and beta_schedule have no meaning for the objective iwae"),
+        (["--objective", "elbo-path", "--capacity", "1"], "the objective must be elbo, got elbo-path"),
         (["--data", "mnist"], "'mnist' is read from a folder: name it with --data-dir"),
         (["--resume"], "no checkpoint in .*: checkpoint.json is missing"),
         (["--model", "conv", "--hidden", "4", "4", "4", "4"], "halved 4 times"),
@@ -261,7 +388,7 @@ def test_manifold_covers_the_prior():
 
     model = MLPVAE(2, latent_dim=2, likelihood="gaussian").double()
     model.decoder = torch.nn.Unflatten(1, (1, 2))  # decodes z to itself
-    z = train._manifold(model, per_side=5).unflatten(0, (5, 5))
+    z = report.manifold(model, per_side=5).unflatten(0, (5, 5))
     mass = torch.tensor([(1 + math.erf(v / math.sqrt(2))) / 2 for v in z[0, :, 0].tolist()])
     torch.testing.assert_close(mass, torch.linspace(0.02, 0.98, 5))
     torch.testing.assert_close(z[:, 0, 1], z[0, :, 0].flip(0))

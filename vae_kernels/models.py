@@ -1,7 +1,7 @@
 """Reference VAEs: an MLP and a convolutional one, whose loss terms are this package's ops.
 
 A `VAE` is an encoder, a decoder and a `Likelihood` that says what the decoder's output means. `VAE.forward` gives the
-parts of every objective; `VAE.elbo` is the one of Kingma & Welling 2014.
+parts of every objective in `vae_kernels.objectives`; `VAE.elbo` is the one of Kingma & Welling 2014.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .latent import reparameterize_kl
+from .latent import reparameterize_kl_packed
 from .likelihood import bernoulli_log_likelihood, gaussian_log_likelihood
 
 # Smooth, so that rounding stays rounding: over 2300 steps on the digits, the held-out ELBOs of two backends, whose
@@ -76,18 +76,18 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_px(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """`log p(x|z)` per sample in nats, `(B,)`."""
+        """`log p(x|z)` per sample in nats: the parameters' shape without that of an x, `(B,)` or `(K, B)`."""
 
     @abstractmethod
     def mean(self, *parameters: Tensor) -> Tensor:
-        """`E[x|z]`, `(B, *input_shape)`."""
+        """`E[x|z]`, of the parameters' shape."""
 
 
 class Bernoulli(Likelihood):
     """The decoder gives logits; x in [0, 1]."""
 
     def log_px(self, x: Tensor, logits: Tensor) -> Tensor:
-        return bernoulli_log_likelihood(logits, x)
+        return bernoulli_log_likelihood(logits, x, batch_dims=_batch_dims(logits, x))
 
     def mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
@@ -101,7 +101,7 @@ class Gaussian(Likelihood):
         self.logvar: float | Tensor = settings.logvar
 
     def log_px(self, x: Tensor, mean: Tensor) -> Tensor:
-        return gaussian_log_likelihood(mean, x, self.logvar)
+        return gaussian_log_likelihood(mean, x, self.logvar, batch_dims=_batch_dims(mean, x))
 
     def mean(self, mean: Tensor) -> Tensor:
         return mean
@@ -138,10 +138,15 @@ class GaussianPerElement(Likelihood):
         return mean, self.floor + F.softplus(raw + (self.start - self.floor))
 
     def log_px(self, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-        return gaussian_log_likelihood(mean, x, logvar)
+        return gaussian_log_likelihood(mean, x, logvar, batch_dims=_batch_dims(mean, x))
 
     def mean(self, mean: Tensor, logvar: Tensor) -> Tensor:
         return mean
+
+
+def _batch_dims(parameter: Tensor, x: Tensor) -> int:
+    """1, or 2 where there are K samples of z for each x."""
+    return parameter.dim() - x.dim() + 1
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -156,9 +161,9 @@ class Pass(NamedTuple):
     """What one pass through a VAE gives: every objective is made of these."""
 
     z: Tensor
-    """The sample of `q(z|x)`, `(B, latent_dim)`."""
+    """The sample of `q(z|x)`, `(B, latent_dim)`, or K of them, `(K, B, latent_dim)`."""
     kl: Tensor
-    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`."""
+    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`; of other estimators and reductions as of `vae_kernels.reparameterize_kl`."""
     parameters: tuple[Tensor, ...]
     """The parameters of `p(x|z)`, as of `VAE.decode`."""
 
@@ -200,10 +205,14 @@ class VAE(nn.Module, ABC):
         Raises:
             ValueError: x has another shape.
         """
+        return self._moments(x).chunk(2, dim=-1)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        """The encoder's output, `(B, 2·latent_dim)`."""
         if x.dim() < 1 or x.shape[1:] != self.settings.input_shape:
             need = ", ".join(("B", *map(str, self.settings.input_shape)))
             raise ValueError(f"x must have the shape ({need}), got {tuple(x.shape)}")
-        return self.encoder(x.to(next(self.parameters()).dtype)).chunk(2, dim=-1)
+        return self.encoder(x.to(next(self.parameters()).dtype))
 
     def decode(self, z: Tensor) -> tuple[Tensor, ...]:
         """The parameters of `p(x|z)`, each `(B, *input_shape)`: `(logits,)`, `(mean,)` or `(mean, logvar)`.
@@ -211,26 +220,43 @@ class VAE(nn.Module, ABC):
         `model.likelihood` knows what they mean: `model.likelihood.mean(*model.decode(z))` are pictures.
 
         Args:
-            z: `(B, latent_dim)`.
+            z: `(B, latent_dim)`; or `(K, B, latent_dim)`, then the parameters are `(K, B, *input_shape)`.
 
         Raises:
             ValueError: z has another shape.
         """
-        if z.dim() != 2 or z.shape[1] != self.settings.latent_dim:
-            raise ValueError(f"z must have the shape (B, {self.settings.latent_dim}), got {tuple(z.shape)}")
-        return self.likelihood(self.decoder(z))
+        if z.dim() not in (2, 3) or z.shape[-1] != self.settings.latent_dim:
+            d = self.settings.latent_dim
+            raise ValueError(f"z must have the shape (B, {d}) or (K, B, {d}), got {tuple(z.shape)}")
+        parameters = self.likelihood(self.decoder(z.flatten(0, -2)))
+        return tuple(p.unflatten(0, z.shape[:-1]) for p in parameters) if z.dim() == 3 else parameters
+
+    def log_px(self, x: Tensor, z: Tensor) -> Tensor:
+        """`log p(x|z)` in nats, `(B,)`, or `(K, B)` for z of shape `(K, B, latent_dim)`; x is not repeated for that."""
+        return self.likelihood.log_px(x, *self.decode(z))
 
     def forward(
         self,
         x: Tensor,
         *,
+        num_samples: int | None = None,
+        kl_estimator: str = "analytic",
+        kl_reduction: str = "sum",
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         eps: Tensor | None = None,
     ) -> Pass:
-        """Encode x, sample z and decode it. `seed`, `generator`, `eps`: as of `vae_kernels.reparameterize_kl`."""
-        mu, logvar = self.encode(x)
-        z, kl = reparameterize_kl(mu, logvar, seed=seed, generator=generator, eps=eps)
+        """Encode x, sample z and decode it. All but x as of `vae_kernels.reparameterize_kl`."""
+        z, kl = reparameterize_kl_packed(
+            self._moments(x),
+            dim=-1,
+            num_samples=num_samples,
+            kl_estimator=kl_estimator,
+            kl_reduction=kl_reduction,
+            seed=seed,
+            generator=generator,
+            eps=eps,
+        )
         return Pass(z, kl, self.decode(z))
 
     def elbo(

@@ -9,6 +9,7 @@ from torch import Tensor
 from .extras import require
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .train import Row
@@ -28,6 +29,52 @@ def draw_samples(path: Path, samples: Tensor) -> None:
 def draw_manifold(path: Path, pictures: Tensor) -> None:
     """What a square lattice of two latent dims decodes to, rows from the top."""
     _save_grid(path, pictures, "the manifold: latents on the quantiles of the prior")
+
+
+def draw_traversals(path: Path, pictures: Tensor, dimensions: list[int], values: list[float]) -> None:
+    """A row for each dimension of z, a column for each value that it takes while the others stay: `(rows · columns,
+    channels, height, width)`."""
+    grid, figure = _figure_of(pictures, len(values))
+    height, width = (size / n for size, n in zip(grid.shape[1:], (len(dimensions), len(values)), strict=True))
+    axes = _show(figure, grid)
+    axes.set_xticks([(i + 0.5) * width for i in range(len(values))], [f"{v:g}" for v in values])
+    axes.set_yticks([(i + 0.5) * height for i in range(len(dimensions))], [f"z{d}" for d in dimensions])
+    axes.set_title("one picture with one latent dimension changed at a time")
+    _save(figure, path)
+
+
+def draw_kl_per_dimension(path: Path, kl: Tensor, active: Tensor) -> None:
+    """A bar for each latent dimension, the largest first, in nats."""
+    order = kl.argsort(descending=True, stable=True)
+    figure = _figure(max(6.4, 0.25 * len(kl)), 3.6)
+    axes = figure.subplots()
+    colours = ["tab:blue" if on else "lightgrey" for on in active[order].tolist()]
+    axes.bar(range(len(kl)), kl[order].tolist(), color=colours)
+    axes.set_xticks(range(len(kl)), order.tolist(), fontsize=7)
+    axes.set(
+        title=f"KL per latent dimension: {kl.sum():.2f} nats in all, {int(active.sum())} of {len(kl)} active (blue)",
+        xlabel="dimension",
+        ylabel="nats per picture",
+    )
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def draw_rate_distortion(path: Path, betas: list[float], rates: list[float], distortions: list[float]) -> None:
+    """Distortion −E[log p(x|z)] over rate KL of held-out pictures, a point for each beta; a line of equal ELBO through
+    the best."""
+    figure = _figure(6.4, 4.8)
+    axes = figure.subplots()
+    axes.plot(rates, distortions, "o-")
+    for beta, rate, distortion in zip(betas, rates, distortions, strict=True):
+        axes.annotate(f"β = {beta:g}", (rate, distortion), xytext=(4, 4), textcoords="offset points")
+    best = min(r + d for r, d in zip(rates, distortions, strict=True))
+    ends = [min(rates), max(rates)]
+    axes.plot(ends, [best - rate for rate in ends], "--", color="grey", label=f"ELBO {-best:.2f}")
+    axes.set(title="rate and distortion", xlabel="rate: KL, nats per picture", ylabel="distortion: −log p(x|z), nats")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
 
 
 def draw_learning_curve(path: Path, rows: list["Row"]) -> None:
@@ -67,20 +114,30 @@ def draw_means(path: Path, mu: Tensor, labels: Tensor | None) -> None:
 
 
 def _save_grid(path: Path, pictures: Tensor, title: str) -> None:
-    grid = picture_grid(pictures.detach().float().cpu().clamp(0, 1))
-    height, width = grid.shape[1:]
-    figure = _figure(8, 8 * height / width + 0.5)
-    axes = figure.subplots()
-    axes.imshow(grid.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    grid, figure = _figure_of(pictures)
+    axes = _show(figure, grid)
     axes.set_title(title)
     axes.set_axis_off()
     _save(figure, path)
 
 
-def picture_grid(pictures: Tensor) -> Tensor:
-    """One picture `(channels, H, W)` of `(N, channels, height, width)`: as square as N allows, white lines between."""
+def _figure_of(pictures: Tensor, columns: int | None = None) -> tuple[Tensor, "Figure"]:
+    grid = picture_grid(pictures.detach().float().cpu().clamp(0, 1), columns)
+    height, width = grid.shape[1:]
+    return grid, _figure(8, 8 * height / width + 0.5)
+
+
+def _show(figure: "Figure", grid: Tensor) -> "Axes":
+    axes = figure.subplots()
+    axes.imshow(grid.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    return axes
+
+
+def picture_grid(pictures: Tensor, columns: int | None = None) -> Tensor:
+    """One picture `(channels, H, W)` of `(N, channels, height, width)`, white lines between: in so many columns, or as
+    square as N allows."""
     n, channels, height, width = pictures.shape
-    columns = max(round((n * height / width) ** 0.5), 1)
+    columns = columns or max(round((n * height / width) ** 0.5), 1)
     rows = -(-n // columns)
     cells = torch.ones(rows * columns, channels, height + 1, width + 1)
     cells[:n, :, :height, :width] = pictures
