@@ -167,6 +167,25 @@ def test_path_gradients_vary_less_near_the_posterior(samples: int) -> None:
         assert (variance(model, weighted(1, "path")(model, 3))[:2] < plain[:2] / 4).all()
 
 
+def test_more_samples_drown_the_iwae_gradient_but_not_that_of_dreg() -> None:
+    """Rainforth et al. 2018: the encoder's signal-to-noise ratio falls as 1/√K, here from 2 to 50 to a fifth; that of
+    DReG rises as √K."""
+    mean, logvar = exact_posterior(WEIGHT, BIAS, -0.5, X)
+    ratios = []
+    for samples in (2, 50):
+        model = copies(SEEDS // samples, mean.item() + 0.1, logvar.item() + 0.2)
+        draws = (
+            gradients(model, value(model, 9))[:, :2]
+            for value in (weighted(samples, "monte_carlo"), weighted(samples, "path", "dreg"))
+        )
+        plain, dreg = (d.std(0) for d in draws)
+        # Both estimate the same, and DReG's mean is by far the better known.
+        signal = gradients(model, weighted(samples, "path", "dreg")(model, 10))[:, :2].mean(0).abs()
+        ratios.append((signal / plain, signal / dreg))
+    (plain_of_2, dreg_of_2), (plain_of_50, dreg_of_50) = ratios
+    assert (plain_of_50 < plain_of_2 / 3).all() and (dreg_of_50 > dreg_of_2 * 3).all()
+
+
 def test_at_the_posterior_the_path_gradient_is_zero() -> None:
     """Roeder et al. 2017: w is p(x) whatever z, so nothing is left to vary; the plain gradient still does."""
     mean, logvar = exact_posterior(WEIGHT, BIAS, -0.5, X)

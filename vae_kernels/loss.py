@@ -45,12 +45,12 @@ OBJECTIVES = {
 
 
 class Loss(nn.Module):
-    """Minus the objective of a batch, over `batch_size`, and the terms of its ELBO.
+    """Minus the objective, summed over the batch and divided by `size`, and the terms of its ELBO.
 
     Args of the call:
         x: `(B, *input_shape)`: this process's part of the batch.
         seed: a seed for each x: its noise depends on nothing else.
-        batch_size: of all processes together.
+        size: of the batch; where processes share it and average their gradients, that of the average part.
         beta, capacity: of this step, tensors of one element; capacity None for none.
     """
 
@@ -62,7 +62,7 @@ class Loss(nn.Module):
         free_bits: float | None = None,
         free_bits_per: str = "dimension",
         capacity_per: str = "sample",
-        process_group: torch.distributed.ProcessGroup | None = None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -73,14 +73,14 @@ class Loss(nn.Module):
         self.process_group = process_group
 
     def forward(
-        self, x: Tensor, seed: Tensor, batch_size: int, beta: Tensor, capacity: Tensor | None = None
+        self, x: Tensor, seed: Tensor, size: float, beta: Tensor, capacity: Tensor | None = None
     ) -> tuple[Tensor, Elbo]:
         if self.objective == "score-function":
             value, log_px, kl = self._score_function(x, seed)
         else:
             value, log_px, kl = self._reparameterized(x, seed, beta, capacity)
         log_px, kl = (t.detach().mean(0) if t.dim() == 2 else t.detach() for t in (log_px, kl))
-        return -value.sum() / batch_size, Elbo(log_px - kl, log_px, kl)
+        return -value.sum() / size, Elbo(log_px - kl, log_px, kl)
 
     def _reparameterized(self, x: Tensor, seed: Tensor, beta: Tensor, capacity: Tensor | None):
         objective = OBJECTIVES[self.objective]

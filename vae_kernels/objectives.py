@@ -27,7 +27,7 @@ def elbo(
     capacity_per: str = "sample",
     dataset_size: int | None = None,
     reduction: str = "mean",
-    process_group: torch.distributed.ProcessGroup | None = None,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor:
     """The evidence lower bound, and what is maximised in its place to shape the latents.
 
@@ -108,8 +108,9 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         "dreg"   Σₖ ŵₖ ∂ln wₖ/∂θ                                     to the decoder: the same
                  Σₖ ŵₖ² ∂ln wₖ/∂zₖ ∂zₖ/∂φ                            to the encoder
 
-    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: while that of "iwae" for the
-    encoder has a signal-to-noise ratio that falls with K, this one's rises.
+    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: the signal-to-noise ratio of
+    the encoder's gradient falls as 1/√K with "iwae" (Rainforth et al. 2018, "Tighter Variational Bounds are Not
+    Necessarily Better") and rises as √K with "dreg".
 
     Args:
         log_px: `log p(x|z)` of K samples of z, `(K, B)`.

@@ -72,6 +72,7 @@ def draw_rate_distortion(path: Path, betas: list[float], rates: list[float], dis
     ends = [min(rates), max(rates)]
     axes.plot(ends, [best - rate for rate in ends], "--", color="grey", label=f"ELBO {-best:.2f}")
     axes.set(title="rate and distortion", xlabel="rate: KL, nats per picture", ylabel="distortion: −log p(x|z), nats")
+    axes.margins(x=0.15)  # the labels are right of their points
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)

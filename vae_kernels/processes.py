@@ -20,7 +20,8 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def group() -> dist.ProcessGroup | None:
+def group() -> "dist.ProcessGroup | None":
+    """All of them, or None for one alone."""
     return dist.group.WORLD if count() > 1 else None
 
 
