@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from vae_kernels import checkpoint, data, options, report, train
+from vae_kernels.loss import OBJECTIVES, Loss
+from vae_kernels.models import MLPVAE
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -20,6 +22,25 @@ SETTINGS = [
     *("--device", "cpu", "--hidden", "16", "--latent-dim", "3", "--batch-size", "300", "--dtype", "float64"),
     *("--likelihood", "gaussian-learned", "--free-bits", "0.05", "--lr", "0.01"),
 ]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_is_the_sum_of_its_parts(objective: str) -> None:
+    """However a batch is cut, and in whatever order it is: each picture has noise of its own."""
+    torch.manual_seed(0)
+    model, x = MLPVAE(12, (8,), 3).double(), torch.rand(7, 12).double()
+    loss, seeds, beta = Loss(model, objective, OBJECTIVES[objective].num_samples), torch.arange(7), torch.tensor(1.0)
+
+    def results(*indices: list[int]) -> list[torch.Tensor]:
+        parts = [loss(x[i], seeds[i], 7, beta) for i in indices]
+        value = sum(value for value, _ in parts)
+        elbo = torch.cat([terms.elbo for _, terms in parts])[
+            torch.tensor([i for part in indices for i in part]).argsort()
+        ]
+        return [value, elbo, *torch.autograd.grad(value, list(model.parameters()))]
+
+    for got, want in zip(results([5, 2, 0], [1], [6, 3, 4]), results([*range(7)]), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def torchrun(processes: int, out: Path, *arguments: str) -> str:

@@ -164,16 +164,28 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, like,
             mu, logvar = mu.chunk(2, packed_dim)
         if eps is None:
             eps = _eager_noise(mu, seed, generator, batch_dims, num_samples)
-        return eager.reparameterize_kl(
+        z, kl = eager.reparameterize_kl(
             mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, logvar_clamp, kl_estimator,
             kl_reduction,
         )  # fmt: skip
+        if not torch.compiler.is_compiling() and not transforms.active() and kl.grad_fn is not None:
+            kl.grad_fn.metadata["kl_estimator"] = kl_estimator
+        return z, kl
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
     return LatentStep.apply(
         mu, logvar, prior_mu, prior_logvar, seed, eps, f"vae_kernels_{backend}",
         batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction,
     )  # fmt: skip
+
+
+def kl_estimator_of(kl: Tensor) -> str | None:
+    """How a kl that comes straight from the latent step was estimated; None where that is not known."""
+    if torch.compiler.is_compiling() or kl.grad_fn is None:
+        return None
+    if settings := getattr(kl.grad_fn, "settings", None):  # LatentStep's
+        return settings[-2]
+    return kl.grad_fn.metadata.get("kl_estimator")
 
 
 class LatentStep(torch.autograd.Function):

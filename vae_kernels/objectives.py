@@ -10,6 +10,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from .latent import kl_estimator_of
+
 REDUCTIONS = ("mean", "sum", "none")
 FREE_BITS_PER = ("dimension", "group")
 CAPACITY_PER = ("sample", "batch")
@@ -120,7 +122,8 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         z: the samples themselves, `(K, B, ...)`, for "dreg" only: the very tensor that the latent step gave and from
             which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must not
             serve another loss in the same backward pass, nor a second call.
-        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one. It is for fixed priors: the parameters of a
+        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does not
+            pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed priors: the parameters of a
             learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized Doubly-Reparameterized Gradient Estimators",
             says what they need).
 
@@ -129,8 +132,8 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
 
     Raises:
         TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a "monte_carlo" kl that comes
-            straight from a kernel's latent step (of the eager formulas, and of sums of several, nothing is known).
+        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes straight from the
+            latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
 
     Sources: Burda et al. 2016, "Importance Weighted Autoencoders", equations 8 and 14. Roeder et al. 2017, "Sticking
     the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
@@ -239,7 +242,7 @@ def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Ten
         raise ValueError('gradient="dreg" needs z, the samples that log_px was computed from, got None')
     if z.shape[:2] != log_px.shape:
         raise ValueError(f"z must have the shape (K, B, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
-    if not torch.compiler.is_compiling() and "monte_carlo" in getattr(kl.grad_fn, "settings", ()):
+    if kl_estimator_of(kl) == "monte_carlo":
         raise ValueError('kl must be given by kl_estimator="path" for gradient="dreg", got one by "monte_carlo"')
     weights = torch.softmax((log_px - kl).detach(), 0)
     if z.requires_grad:
