@@ -1,5 +1,9 @@
 """What is particular to one family of likelihoods: probabilities that add up, limits, arguments of its own."""
 
+import math
+import re
+from collections.abc import Callable
+
 import mpmath
 import numpy as np
 import pytest
@@ -91,3 +95,57 @@ def test_a_number_before_a_tensor(backend: str) -> None:
 def test_bins_refused(backend: str, bins: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="bins"):
         vk.discretized_logistic_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), bins=bins)
+
+
+def _spoilt(value: float) -> torch.Tensor:
+    tensor = torch.full((4, 3), 0.5, device=DEVICE)
+    tensor[2, 1] = value
+    return tensor
+
+
+GOOD = _spoilt(0.5)
+COUNTS = torch.ones(4, 3, dtype=torch.int64, device=DEVICE)
+
+# The call, the argument's name, what is needed, and what the third sample holds.
+BAD_VALUES = {
+    "probs": (lambda: vk.bernoulli_probs_log_likelihood(_spoilt(1.5), GOOD), "probs", "[0, 1]", "(2,) holds 1.5"),
+    "x": (lambda: vk.continuous_bernoulli_log_likelihood(GOOD, _spoilt(-1)), "x", "[0, 1]", "(2,) holds -1"),
+    "pixel": (lambda: vk.discretized_logistic_log_likelihood(GOOD, _spoilt(2)), "x", "[-1, 1]", "(2,) holds 2"),
+    "scale": (lambda: vk.laplace_log_likelihood(GOOD, GOOD, _spoilt(math.nan)), "log_scale", "NaN", "(2,) holds nan"),
+    **{
+        f"{name} {argument}": (call, argument, need, f"(2,) holds {value}")
+        for name, function, more in (
+            ("negative_binomial", vk.negative_binomial_log_likelihood, ()),
+            ("zero_inflated", vk.zero_inflated_negative_binomial_log_likelihood, (0.0,)),
+        )
+        for argument, need, value, call in (
+            ("mu", "at least 0", -0.5, lambda f=function, m=more: f(_spoilt(-0.5), COUNTS, 1.0, *m)),
+            ("theta", "positive", 0.0, lambda f=function, m=more: f(GOOD, COUNTS, _spoilt(0), *m)),
+            ("x", "at least 0", -1, lambda f=function, m=more: f(GOOD, _spoilt(-1).long(), 1.0, *m)),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("call", "name", "need", "where"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_values_are_checked_where_asked(backend: str, call: Callable, name: str, need: str, where: str) -> None:
+    call()
+    with vk.check_values(), pytest.raises(ValueError, match=rf"^{name} .*{re.escape(need)}.*{re.escape(where)}"):
+        call()
+
+
+@pytest.mark.parametrize("theta", [0.0, -1.0, torch.tensor([1.0, -1.0, 2.0], device=DEVICE)], ids=str)
+def test_parameters_of_all_samples_are_checked_too(backend: str, theta: float | torch.Tensor) -> None:
+    """And no sample is named that would be innocent."""
+    with vk.check_values(), pytest.raises(ValueError, match=r"^theta must be positive, but it holds (-1|0)"):
+        vk.negative_binomial_log_likelihood(GOOD, COUNTS, theta)
+
+
+def test_checks_of_values_let_the_edges_pass(backend: str) -> None:
+    zero, one = torch.zeros(4, 3, device=DEVICE), torch.ones(4, 3, device=DEVICE)
+    with vk.check_values():
+        vk.negative_binomial_log_likelihood(zero, zero, 1e-30)
+        vk.zero_inflated_negative_binomial_log_likelihood(zero, zero.bool(), one[0], zero[0])
+        vk.bernoulli_probs_log_likelihood(zero, one)
+        vk.bernoulli_probs_log_likelihood(one, zero.to(torch.uint8))
+        vk.discretized_logistic_log_likelihood(zero, -one)

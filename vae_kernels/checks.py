@@ -1,21 +1,37 @@
 """What a call must look like. Shapes and dtypes are checked at every call, values only where asked: that costs a sync."""
 
-import math
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TARGETS = (*FLOATS, torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
+TARGETS = (*FLOATS, *INTEGERS)
+
+
+class Range(NamedTuple):
+    """What values an argument may have, in words and as a test of each element; that of a NaN fails."""
+
+    need: str
+    good: Callable[[Tensor], Tensor]
+
+
+UNIT = Range("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+SYMMETRIC_UNIT = Range("in [-1, 1]", lambda v: (v >= -1) & (v <= 1))
+NOT_NEGATIVE = Range("at least 0", lambda v: v >= 0)
+POSITIVE = Range("positive", lambda v: v > 0)
 
 _checking_values = os.environ.get("VAE_KERNELS_CHECK", "0") not in ("", "0")
 
 
 class check_values:
-    """Context manager: within it, values are checked too (NaN, Bernoulli targets outside [0, 1]).
+    """Context manager: within it, values are checked too: NaN, and what its distribution does not allow (a Bernoulli's
+    target outside [0, 1], a negative rate, a class that does not exist).
 
-    The first offending sample is named in a `ValueError`. Every check waits for the device: for finding a bug, not for
+    The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for finding a bug, not for
     training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Not in `torch.compile`d code.
 
     >>> import torch, vae_kernels as vk
@@ -61,15 +77,37 @@ def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor)
         )
 
 
-def batch_dims(value: int, name: str, reference: Tensor) -> None:
-    """0 ≤ batch_dims ≤ dims of the tensor."""
+def batch_dims(value: int, name: str, reference: Tensor, others: int = 0) -> None:
+    """0 ≤ batch_dims ≤ dims of the tensor, but for its last `others`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"batch_dims must be an int, got {type(value).__name__}")
-    if not 0 <= value <= reference.dim():
+    most = reference.dim() - others
+    if not 0 <= value <= most:
+        before = " before that of the classes" if others else ""
         raise ValueError(
-            f"batch_dims must be between 0 and {reference.dim()}, the number of dims of {name} "
-            f"{tuple(reference.shape)}, got {value}"
+            f"batch_dims must be between 0 and {most}, the number of dims of {name} {tuple(reference.shape)}{before}, "
+            f"got {value}"
         )
+
+
+def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Tensor:
+    """`x` in the shape that the decoder's output asks for; only batch dims are broadcast, so that no other mismatch
+    passes."""
+    if x.shape == shape:
+        return x
+    missing = len(shape) - x.dim()
+    leading = shape[missing:batch_dims] if missing >= 0 else ()
+    fits = (
+        0 <= missing <= batch_dims
+        and x.shape[batch_dims - missing :] == shape[batch_dims:]
+        and all(have in (1, want) for have, want in zip(x.shape, leading, strict=False))
+    )
+    if not fits:
+        raise ValueError(
+            f"x must have the shape of {first_name}, {tuple(shape)} (of the first {batch_dims} dims, batch_dims, "
+            f"leading ones may be missing or 1), got {tuple(x.shape)}"
+        )
+    return x.expand(shape)
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
@@ -77,7 +115,7 @@ def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: s
     if not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
-        raise ValueError(f"{name} must be {need}, but sample {index} holds {culprit}")
+        raise ValueError(f"{name} must be {need}, but {f'sample {index}' if batch_dims else 'it'} holds {culprit}")
 
 
 def no_nan(name: str, value: Tensor, batch_dims: int) -> None:
@@ -85,6 +123,7 @@ def no_nan(name: str, value: Tensor, batch_dims: int) -> None:
         all_samples(name, value, batch_dims, ~value.isnan(), "free of NaN")
 
 
-def in_range(name: str, value: Tensor, batch_dims: int, low: float, high: float) -> None:
-    if (low, high) != (-math.inf, math.inf):
-        all_samples(name, value, batch_dims, (value >= low) & (value <= high), f"in [{low}, {high}]")
+def in_range(name: str, value: Tensor, batch_dims: int, allowed: Range) -> None:
+    # torch compares an integer tensor with a number in the tensor's dtype, in which 256 may be 0.
+    wide = value if value.is_floating_point() else value.long()
+    all_samples(name, value, batch_dims, allowed.good(wide), allowed.need)

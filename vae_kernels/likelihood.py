@@ -1,6 +1,5 @@
 """Reconstruction terms: log-likelihoods of `x` under the decoder's output, summed per sample."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,28 +12,32 @@ from .rows import expand_parameter
 
 
 class Family(NamedTuple):
-    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and the
-    range of `x` that `check_values` lets pass.
+    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
+    which values `check_values` lets pass.
 
     The kernels of every backend know the family by its key in `FAMILIES`.
     """
 
     arguments: tuple[str, ...]
     log_prob: Callable[..., Tensor]
-    support: tuple[float, float] = (-math.inf, math.inf)
+    ranges: dict[str, checks.Range]
 
+
+_COUNTS = {"mu": checks.NOT_NEGATIVE, "x": checks.NOT_NEGATIVE, "theta": checks.POSITIVE}
 
 FAMILIES = {
-    "bernoulli": Family(("logits", "x"), eager.bernoulli, (0, 1)),
-    "gaussian": Family(("mean", "x", "logvar"), eager.gaussian),
-    "laplace": Family(("loc", "x", "log_scale"), eager.laplace),
-    "continuous_bernoulli": Family(("logits", "x"), eager.continuous_bernoulli, (0, 1)),
-    "bernoulli_probs": Family(("probs", "x"), eager.bernoulli_probs, (0, 1)),
-    "negative_binomial": Family(("mu", "x", "theta"), eager.negative_binomial, (0, math.inf)),
+    "bernoulli": Family(("logits", "x"), eager.bernoulli, {"x": checks.UNIT}),
+    "gaussian": Family(("mean", "x", "logvar"), eager.gaussian, {}),
+    "laplace": Family(("loc", "x", "log_scale"), eager.laplace, {}),
+    "continuous_bernoulli": Family(("logits", "x"), eager.continuous_bernoulli, {"x": checks.UNIT}),
+    "bernoulli_probs": Family(("probs", "x"), eager.bernoulli_probs, {"probs": checks.UNIT, "x": checks.UNIT}),
+    "negative_binomial": Family(("mu", "x", "theta"), eager.negative_binomial, _COUNTS),
     "zero_inflated_negative_binomial": Family(
-        ("mu", "x", "theta", "zero_logits"), eager.zero_inflated_negative_binomial, (0, math.inf)
+        ("mu", "x", "theta", "zero_logits"), eager.zero_inflated_negative_binomial, _COUNTS
     ),
-    "discretized_logistic": Family(("mean", "x", "log_scale", "bins"), eager.discretized_logistic, (-1, 1)),
+    "discretized_logistic": Family(
+        ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}
+    ),
 }
 
 
@@ -323,7 +326,7 @@ def discretized_logistic_log_likelihood(
 
 def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int) -> Tensor:
     inputs, constants = _check(family, arguments, batch_dims)
-    backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
+    backend = "eager" if transforms.active() else current_backend(inputs[0].device.type, "likelihood")
     if backend == "eager":
         return _eager(family, inputs, constants, batch_dims)
     return LogLikelihood.apply(family, constants, batch_dims, f"vae_kernels_{backend}", *inputs)
@@ -373,7 +376,7 @@ def _check(
     checks.tensor("x", x, checks.TARGETS)
     checks.same_device("x", x, names[0], first)
     checks.batch_dims(batch_dims, names[0], first)
-    inputs = [first, _expand_target(x, names[0], first, batch_dims)]
+    inputs = [first, checks.target(x, first.shape, names[0], batch_dims)]
     constants = []
     parameters = _numbers_last(arguments)
     for name, parameter in zip(names[2:], parameters, strict=True):
@@ -384,10 +387,18 @@ def _check(
         checks.same_device(name, parameter, names[0], first)
         inputs.append(expand_parameter(name, parameter, names[0], first, batch_dims))
     if checks.values_checked():
-        for name, value in zip(names, inputs, strict=False):
-            checks.no_nan(name, value, batch_dims if value.dim() == first.dim() else 0)
-        checks.in_range("x", inputs[1], batch_dims, *FAMILIES[family].support)
+        _check_values(family, inputs, constants, batch_dims)
     return tuple(inputs), constants
+
+
+def _check_values(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> None:
+    values = (*inputs, *(torch.tensor(c, dtype=torch.float64) for c in constants))
+    for name, value in zip(FAMILIES[family].arguments, values, strict=True):
+        # What is the same for all samples belongs to none.
+        dims = batch_dims if value.shape == inputs[0].shape else 0
+        checks.no_nan(name, value, dims)
+        if allowed := FAMILIES[family].ranges.get(name):
+            checks.in_range(name, value, dims, allowed)
 
 
 def _is_number(parameter: object) -> bool:
@@ -402,22 +413,3 @@ def _numbers_last(arguments: tuple[Tensor | float, ...]) -> list[Tensor | float]
             dtype = eager.compute_dtype(*(a for a in arguments if isinstance(a, Tensor)))
             parameters[i] = torch.full((), parameter, dtype=dtype, device=arguments[0].device)
     return parameters
-
-
-def _expand_target(x: Tensor, first_name: str, first: Tensor, batch_dims: int) -> Tensor:
-    """`x` in the shape of the decoder's output; only batch dims are broadcast, so that no other mismatch passes."""
-    if x.shape == first.shape:
-        return x
-    missing = first.dim() - x.dim()
-    leading = first.shape[missing:batch_dims] if missing >= 0 else ()
-    fits = (
-        0 <= missing <= batch_dims
-        and x.shape[batch_dims - missing :] == first.shape[batch_dims:]
-        and all(have in (1, want) for have, want in zip(x.shape, leading, strict=False))
-    )
-    if not fits:
-        raise ValueError(
-            f"x must have the shape of {first_name}, {tuple(first.shape)} (of the first {batch_dims} dims, batch_dims, "
-            f"leading ones may be missing or 1), got {tuple(x.shape)}"
-        )
-    return x.expand_as(first)
