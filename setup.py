@@ -64,7 +64,7 @@ def cpu_library() -> list[Extension]:
     return [
         Extension(
             "vae_kernels._cpp",
-            ["csrc/ops_cpu.cpp", "csrc/cpu/latent.cpp", "csrc/cpu/likelihood.cpp"],
+            ["csrc/ops_cpu.cpp", "csrc/cpu/categorical.cpp", "csrc/cpu/latent.cpp", "csrc/cpu/likelihood.cpp"],
             depends=[str(p) for p in Path("csrc").rglob("*.h")],
             include_dirs=include,
             library_dirs=library,

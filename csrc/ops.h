@@ -373,6 +373,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"
       " -> Tensor[]");
+  m.def("categorical_forward(Tensor logits, Tensor x, int batch_dims) -> Tensor");
+  m.def("categorical_backward(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor");
 }
 
 }  // namespace vk

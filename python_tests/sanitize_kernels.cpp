@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "../csrc/cpu/categorical.h"
 #include "../csrc/cpu/latent.h"
 #include "../csrc/cpu/likelihood.h"
 
@@ -149,6 +150,31 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
   }
 }
 
+template <class T>
+void run_categorical(Type arithmetic, Type type, int64_t positions, int64_t classes, Layout layout) {
+  Memory memory;
+  std::vector<int64_t> x(positions);
+  for (int64_t i = 0; i < positions; ++i) x[i] = (i * 7) % classes;
+  std::vector<T> grad(positions, T(1));
+  T sum = T(NAN);
+
+  vk::cpu::CategoricalForward f{};
+  f.arithmetic = arithmetic, f.positions = positions, f.classes = classes, f.samples = 1;
+  f.logits = memory.view(type, positions, 1, classes, layout);
+  f.x.data = x.data(), f.x.type = Type::kInt64, f.x.stride[0] = 1;
+  f.log_prob = &sum;
+  vk::cpu::categorical_forward(f, serial);
+  check(std::isfinite(sum));
+
+  if (positions > 0) x.back() = classes;  // none
+  vk::cpu::CategoricalBackward b{};
+  b.arithmetic = arithmetic, b.positions = positions, b.classes = classes;
+  b.logits = f.logits, b.x = f.x;
+  b.grad.data = grad.data(), b.grad.type = arithmetic, b.grad.stride[0] = 1;
+  b.grad_logits = memory.view(type, positions, 1, classes, layout.expanded ? Layout{0, 0, 1, false} : layout);
+  vk::cpu::categorical_backward(b, serial);
+}
+
 }  // namespace
 
 int main() {
@@ -163,6 +189,15 @@ int main() {
       run<float>(Type::kFloat32, Type::kBFloat16, Type::kUInt8, rows, outer, inner, layout);
       run<float>(Type::kFloat32, Type::kBFloat16, Type::kFloat32, rows, outer, inner, layout);
       run<double>(Type::kFloat64, Type::kFloat64, Type::kFloat32, rows, outer, inner, layout);
+    }
+  }
+  for (const int64_t classes : {1, 2, 17, 33, 100, 256, 1023, 1024, 2500}) {
+    for (const int64_t positions : {0, 1, 16, 19}) {
+      for (const Layout layout : layouts) {
+        run_categorical<float>(Type::kFloat32, Type::kFloat32, positions, classes, layout);
+        run_categorical<float>(Type::kFloat32, Type::kBFloat16, positions, classes, layout);
+        run_categorical<double>(Type::kFloat64, Type::kFloat64, positions, classes, layout);
+      }
     }
   }
   std::puts("clean");

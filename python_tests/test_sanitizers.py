@@ -16,7 +16,8 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no g++")
     path = tmp_path_factory.mktemp("sanitize") / "sanitize_kernels"
-    sources = ["python_tests/sanitize_kernels.cpp", "csrc/cpu/latent.cpp", "csrc/cpu/likelihood.cpp"]
+    kernels = [f"csrc/cpu/{name}.cpp" for name in ("categorical", "latent", "likelihood")]
+    sources = ["python_tests/sanitize_kernels.cpp", *kernels]
     # What the kernels are built with, but for the sanitizers and, for time, the optimisation.
     flags = ["-std=c++17", "-O1", "-g1", "-fno-math-errno", "-ffp-contract=off", "-Wno-psabi"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

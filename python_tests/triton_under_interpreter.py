@@ -333,6 +333,8 @@ OP_SAMPLES = {
         ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [0.3], 1, [True, True]),
         ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7), torch.randn(())], [], 1, [True] * 3),
     ],
+    "categorical_forward": [(torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
+    "categorical_backward": [(torch.randn(3), torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
 }
 
 

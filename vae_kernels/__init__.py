@@ -8,6 +8,7 @@
 """
 
 from .backends import backends, use_backend
+from .categorical import categorical_log_likelihood
 from .checks import check_values
 from .evaluation import (
     active_units,
@@ -39,6 +40,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_probs_log_likelihood",
     "bits_per_dimension",
+    "categorical_log_likelihood",
     "check_values",
     "continuous_bernoulli_log_likelihood",
     "cyclical_schedule",

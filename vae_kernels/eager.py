@@ -203,6 +203,14 @@ def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tenso
     return torch.where(first, log_upper, torch.where(last, log_lower, log_upper + log_lower + inside))
 
 
+def categorical(logits: Tensor, x: Tensor) -> Tensor:
+    """`l_x − ln Σ eˡ`, the sum over the classes in the last dim; NaN where x is none of them."""
+    x = x.long()
+    is_class = (x >= 0) & (x < logits.shape[-1])
+    log_p = F.log_softmax(logits, dim=-1).gather(-1, torch.where(is_class, x, 0)[..., None])[..., 0]
+    return log_p * torch.where(is_class, 1.0, math.nan)
+
+
 def gradients(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],

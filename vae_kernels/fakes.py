@@ -28,6 +28,8 @@ SCHEMAS = {
     "likelihood_backward": (
         "(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs) -> Tensor[]"
     ),
+    "categorical_forward": "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
+    "categorical_backward": "(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor",
 }
 
 
@@ -104,3 +106,11 @@ def _likelihood_backward(
     family: str, grad: Tensor, inputs: list[Tensor], constants: list[float], batch_dims: int, needs: list[bool]
 ) -> list[Tensor]:
     return [_empty_gradient(t, inputs[0]) for t, need in zip(inputs, needs, strict=True) if need]
+
+
+def _categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return logits.new_empty(logits.shape[:batch_dims], dtype=compute_dtype(logits))
+
+
+def _categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return torch.empty_like(logits)

@@ -7,6 +7,7 @@ import torch
 import triton
 
 from .. import fakes
+from .categorical import categorical_backward, categorical_forward
 from .latent import latent_backward, latent_forward
 from .likelihood import likelihood_backward, likelihood_forward
 
@@ -16,6 +17,8 @@ OPS = {
     "latent_backward": latent_backward,
     "likelihood_forward": likelihood_forward,
     "likelihood_backward": likelihood_backward,
+    "categorical_forward": categorical_forward,
+    "categorical_backward": categorical_backward,
 }
 # CUDA is what torch calls ROCm devices too.
 DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)

@@ -1,0 +1,374 @@
+#include "categorical.h"
+
+#include "../categorical.h"
+
+namespace vk::cpu {
+namespace {
+
+constexpr int kAlign = 16;  // classes are padded to whole vectors
+
+// Whole vectors, spelled out for the reason of lane_sum().
+template <class T>
+struct Vectors {
+  static constexpr int kWidth = 64 / sizeof(T);
+  typedef T Vector __attribute__((vector_size(64)));
+
+  VK_INLINE static void read(const T* from, Vector& to) { memcpy(&to, from, sizeof to); }
+
+  // Halves of a size known to the compiler: as a loop it took 100 cycles.
+  template <int kHalf = kWidth / 2, class Fold>
+  VK_INLINE static T fold(T (&lanes)[kWidth], const Fold& f) {
+    for (int k = 0; k < kHalf; ++k) lanes[k] = f(lanes[k], lanes[k + kHalf]);
+    if constexpr (kHalf == 1) {
+      return lanes[0];
+    } else {
+      return fold<kHalf / 2>(lanes, f);
+    }
+  }
+  template <class Fold>
+  VK_INLINE static T fold(const Vector& vector, const Fold& f) {
+    T lanes[kWidth];
+    memcpy(lanes, &vector, sizeof lanes);
+    return fold<kWidth / 2>(lanes, f);
+  }
+};
+
+// The largest of n logits; NaN does not count.
+template <class T>
+VK_INLINE T largest(const T* logits, int n) {
+  using V = Vectors<T>;
+  typename V::Vector lanes = typename V::Vector{} - T(INFINITY), part;
+  for (int i = 0; i < n; i += V::kWidth) {
+    V::read(logits + i, part);
+    lanes = part > lanes ? part : lanes;
+  }
+  return V::fold(lanes, [](T a, T b) __attribute__((always_inline)) { return b > a ? b : a; });
+}
+
+// The normalizer of n classes, and their weights e^(l - m).
+template <class T>
+VK_INLINE Normalizer<T> normalizer(const T* logits, int n, T* __restrict weights) {
+  using V = Vectors<T>;
+  Normalizer<T> result;
+  result.largest = largest(logits, n);
+  const T m = result.largest;
+#pragma GCC ivdep
+  for (int k = 0; k < n; ++k) weights[k] = exp(logits[k] - m);
+  typename V::Vector ties = {}, rest = {}, logit, weight;
+  for (int i = 0; i < n; i += V::kWidth) {
+    V::read(logits + i, logit);
+    V::read(weights + i, weight);
+    const auto tie = logit == m;
+    ties += tie ? typename V::Vector{} + T(1) : typename V::Vector{};
+    rest += tie ? typename V::Vector{} : weight;
+  }
+  const auto plus = [](T a, T b) __attribute__((always_inline)) { return a + b; };
+  result.ties = V::fold(ties, plus);
+  result.rest = V::fold(rest, plus);
+  return result;
+}
+
+// The same for kWidth positions side by side, logits and weights class by class: nothing is folded.
+template <class T>
+VK_INLINE void normalizers(const T* logits, int classes, T* __restrict weights, Normalizer<T>* found) {
+  using V = Vectors<T>;
+  typename V::Vector m = typename V::Vector{} - T(INFINITY), ties = {}, rest = {}, logit, weight;
+  for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
+    V::read(logits + i, logit);
+    m = logit > m ? logit : m;
+  }
+  T largest[V::kWidth];
+  memcpy(largest, &m, sizeof m);
+  for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
+#pragma GCC ivdep
+    for (int r = 0; r < V::kWidth; ++r) weights[i + r] = exp(logits[i + r] - largest[r]);
+  }
+  for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
+    V::read(logits + i, logit);
+    V::read(weights + i, weight);
+    const auto tie = logit == m;
+    ties += tie ? typename V::Vector{} + T(1) : typename V::Vector{};
+    rest += tie ? typename V::Vector{} : weight;
+  }
+  for (int r = 0; r < V::kWidth; ++r) found[r].largest = m[r], found[r].ties = ties[r], found[r].rest = rest[r];
+}
+
+// One value for each position, as a view of one column.
+View per_position(View view) {
+  view.col_inner = 1;
+  view.dense = view.row_inner == 1 && view.stride[0] == 1;
+  return view;
+}
+
+template <class F>
+VK_INLINE void with_float_type(Type type, const F& f) {
+  switch (type) {
+    case Type::kFloat64: return f((double*)nullptr);
+    case Type::kBFloat16: return f((BFloat16*)nullptr);
+    case Type::kFloat16: return f((Float16*)nullptr);
+    default: return f((float*)nullptr);
+  }
+}
+
+// Calls f(class, position, offset) for the elements of up to kWidth positions, in the order in which they lie closest.
+template <int kWidth, class F>
+VK_INLINE void for_each_class(const View& view, int64_t row, int rows, int classes, const F& f) {
+  int64_t offset[kWidth];
+  bool adjacent = true;
+  for (int r = 0; r < kWidth; ++r) {
+    offset[r] = view.row_offset(row + (r < rows ? r : 0));
+    adjacent &= offset[r] == offset[0] + r;
+  }
+  const int64_t stride = view.stride[3];
+  if (adjacent) {
+    for (int c = 0; c < classes; ++c) {
+      for (int r = 0; r < kWidth; ++r) f(c, r, offset[0] + c * stride + r);
+    }
+  } else {
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < classes; ++c) f(c, r, offset[r] + c * stride);
+    }
+  }
+}
+
+// What both directions do. With few classes, or classes that lie apart in memory, a task has kWidth positions, class by
+// class; else as many as a tile holds, position by position, or one, tile by tile.
+template <class T>
+struct Positions {
+  static constexpr int kWidth = Vectors<T>::kWidth;
+  static constexpr int kMost = kTile / kAlign;  // positions of a task
+  static constexpr int kFew = 32, kApart = 256;
+
+  const View& logits;
+  const View x;
+  int64_t positions;
+  int64_t classes;
+  bool by_class = classes <= kFew || (classes <= kApart && logits.stride[3] != 1);
+  int64_t per_task = by_class ? kWidth : std::max<int64_t>(1, kTile / padded(classes));
+
+  static int64_t padded(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+  int64_t tasks() const { return (positions + per_task - 1) / per_task; }
+  int64_t grain() const { return std::max<int64_t>(1, kGrain / (per_task * classes)); }
+
+  VK_INLINE Tile tile(int64_t task) const {
+    const int64_t first = task * per_task;
+    return {first, 0, int(std::min(per_task, positions - first)), int(classes), int(padded(classes))};
+  }
+  VK_INLINE bool one_tile() const { return classes <= kTile; }
+
+  // A piece of a position with many classes.
+  VK_INLINE Tile piece(int64_t position, int64_t col) const {
+    const int64_t n = std::min<int64_t>(kTile, classes - col);
+    return {position, col, 1, int(n), int(padded(n))};
+  }
+
+  template <class Isa>
+  VK_INLINE const T* load(const Tile& tile, T* buffer) const {
+    if (tile.pitch == tile.cols) return cpu::load<Isa>(logits, tile, buffer);
+    for (int i = 0; i < tile.rows; ++i) {
+      T* row = buffer + i * tile.pitch;
+      std::fill(row + tile.pitch - kAlign, row + tile.pitch, -T(INFINITY));
+      Isa::gather(logits, Tile{tile.row + i, tile.col, 1, tile.cols, tile.cols}, row);
+    }
+    return buffer;
+  }
+
+  VK_INLINE void load_by_class(const Tile& tile, T* __restrict buffer) const {
+    if (tile.rows < kWidth) std::fill(buffer, buffer + tile.cols * kWidth, T(0));
+    with_float_type(logits.type, [&](auto* null) __attribute__((always_inline)) {
+      const auto* from = static_cast<decltype(null)>(logits.data);
+      for_each_class<kWidth>(logits, tile.row, tile.rows, tile.cols,
+                             [&](int c, int r, int64_t at)
+                                 __attribute__((always_inline)) { buffer[c * kWidth + r] = widen<T>(from[at]); });
+    });
+  }
+
+  template <class Isa>
+  VK_INLINE void load_x(const Tile& tile, int64_t* to) const {
+    Isa::gather(x, Tile{tile.row, 0, tile.rows, 1, 1}, to);
+  }
+  VK_INLINE bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
+
+  // Over all pieces of a position; `logit` is that of class k, if there is one.
+  template <class Isa>
+  VK_INLINE Normalizer<T> normalize(int64_t position, int64_t k, T* buffer, T* weights, T* logit) const {
+    Normalizer<T> all;
+    for (int64_t col = 0; col < classes; col += kTile) {
+      const Tile part = piece(position, col);
+      const T* read = load<Isa>(part, buffer);
+      all.merge(normalizer(read, part.pitch, weights));
+      if (k >= col && k < col + part.cols) *logit = read[k - col];
+    }
+    return all;
+  }
+};
+
+template <class T>
+struct Forward {
+  const CategoricalForward& a;
+  T* log_probs;
+  Positions<T> all{a.logits, per_position(a.x), a.positions, a.classes};
+
+  template <class Isa>
+  VK_INLINE void task(int64_t i) const {
+    using P = Positions<T>;
+    T logit[P::kMost];
+    Normalizer<T> found[P::kMost];
+    int64_t k[P::kMost];
+    const Tile tile = all.tile(i);
+    all.template load_x<Isa>(tile, k);
+    if (all.by_class) {
+      T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth];
+      all.load_by_class(tile, logits);
+      normalizers(logits, tile.cols, weights, found);
+      for (int r = 0; r < tile.rows; ++r) logit[r] = all.is_class(k[r]) ? logits[k[r] * P::kWidth + r] : T(NAN);
+    } else if (all.one_tile()) {
+      T buffer[kTile], weights[kTile];
+      const T* logits = all.template load<Isa>(tile, buffer);
+      for (int r = 0; r < tile.rows; ++r) {
+        const T* row = logits + r * tile.pitch;
+        found[r] = normalizer(row, tile.pitch, weights);
+        logit[r] = all.is_class(k[r]) ? row[k[r]] : T(NAN);
+      }
+    } else {
+      T buffer[kTile], weights[kTile];
+      logit[0] = T(NAN);
+      found[0] = all.template normalize<Isa>(tile.row, k[0], buffer, weights, logit);
+    }
+    T* out = log_probs + tile.row;
+#pragma GCC ivdep
+    for (int r = 0; r < tile.rows; ++r) out[r] = log_prob(found[r], logit[r]);
+  }
+};
+
+// Sums over the positions of each sample.
+template <class T>
+struct Sums {
+  const T* log_probs;
+  Grid grid;
+  RowSums<T> sums;
+
+  Sums(const T* log_probs, const CategoricalForward& a)
+      : log_probs(log_probs),
+        grid(a.samples, a.samples ? a.positions / a.samples : 0, 1, false),
+        sums(grid, static_cast<T*>(a.log_prob)) {}
+
+  template <class Isa>
+  VK_INLINE void task(int64_t i) const {
+    grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
+      sums.template add<Isa>(tile, task, log_probs + tile.row * grid.cols + tile.col);
+    });
+  }
+};
+
+template <class T>
+struct Backward {
+  using P = Positions<T>;
+  const CategoricalBackward& a;
+  View grad = per_position(a.grad);
+  P all{a.logits, per_position(a.x), a.positions, a.classes};
+
+  template <class Isa>
+  VK_INLINE void task(int64_t i) const {
+    T upstream[P::kMost];
+    int64_t k[P::kMost];
+    const Tile tile = all.tile(i);
+    all.template load_x<Isa>(tile, k);
+    Isa::gather(grad, Tile{tile.row, 0, tile.rows, 1, 1}, upstream);
+    if (all.by_class) {
+      by_class(tile, k, upstream);
+    } else if (all.one_tile()) {
+      one_tile<Isa>(tile, k, upstream);
+    } else {
+      many_tiles<Isa>(tile.row, k[0], upstream[0]);
+    }
+  }
+
+  VK_INLINE void by_class(const Tile& tile, const int64_t* k, const T* upstream) const {
+    T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth], scale[P::kWidth] = {};
+    Normalizer<T> n[P::kWidth];
+    all.load_by_class(tile, logits);
+    normalizers(logits, tile.cols, weights, n);
+    for (int r = 0; r < tile.rows; ++r) scale[r] = all.is_class(k[r]) ? -upstream[r] / n[r].total() : T(NAN);
+    for (int c = 0; c < tile.cols; ++c) {
+#pragma GCC ivdep
+      for (int r = 0; r < P::kWidth; ++r) weights[c * P::kWidth + r] *= scale[r];
+    }
+    for (int r = 0; r < tile.rows; ++r) {
+      const int64_t at = k[r] * P::kWidth + r;
+      if (all.is_class(k[r])) weights[at] = upstream[r] * one_minus_prob(n[r], logits[at]);
+    }
+    with_float_type(a.grad_logits.type, [&](auto* null) __attribute__((always_inline)) {
+      auto* to = static_cast<decltype(null)>(a.grad_logits.data);
+      for_each_class<P::kWidth>(a.grad_logits, tile.row, tile.rows, tile.cols,
+                                [&](int c, int r, int64_t at)
+                                    __attribute__((always_inline)) { narrow(weights[c * P::kWidth + r], to + at); });
+    });
+  }
+
+  template <class Isa>
+  VK_INLINE void one_tile(const Tile& tile, const int64_t* k, const T* upstream) const {
+    T buffer[kTile], weights[kTile], out_buffer[kTile];
+    const T* logits = all.template load<Isa>(tile, buffer);
+    T* out = target(a.grad_logits, tile, out_buffer);
+    for (int r = 0; r < tile.rows; ++r) {
+      const T* row = logits + r * tile.pitch;
+      T* to = out + r * tile.pitch;
+      const Normalizer<T> n = normalizer(row, tile.pitch, weights);
+      const bool is_class = all.is_class(k[r]);
+      const T logit = is_class ? row[k[r]] : T(NAN);
+      write(weights, tile.pitch, is_class ? -upstream[r] / n.total() : T(NAN), to);
+      if (is_class) to[k[r]] = upstream[r] * one_minus_prob(n, logit);
+    }
+    store<Isa>(a.grad_logits, tile, out, out_buffer);
+  }
+
+  template <class Isa>
+  VK_INLINE void many_tiles(int64_t position, int64_t k, T upstream) const {
+    T buffer[kTile], weights[kTile], out_buffer[kTile];
+    T logit = T(NAN);
+    const Normalizer<T> n = all.template normalize<Isa>(position, k, buffer, weights, &logit);
+    const T scale = all.is_class(k) ? -upstream / n.total() : T(NAN);
+    for (int64_t col = 0; col < all.classes; col += kTile) {
+      const Tile tile = all.piece(position, col);
+      const T* logits = all.template load<Isa>(tile, buffer);
+      T* to = target(a.grad_logits, tile, out_buffer);
+#pragma GCC ivdep
+      for (int j = 0; j < tile.pitch; ++j) weights[j] = exp(logits[j] - n.largest);
+      write(weights, tile.pitch, scale, to);
+      if (k >= col && k < col + tile.cols) to[k - col] = upstream * one_minus_prob(n, logit);
+      store<Isa>(a.grad_logits, tile, to, out_buffer);
+    }
+  }
+
+  VK_INLINE static void write(const T* weights, int n, T scale, T* __restrict to) {
+#pragma GCC ivdep
+    for (int j = 0; j < n; ++j) to[j] = scale * weights[j];
+  }
+};
+
+template <class Kernel>
+void run(const Kernel& kernel, ParallelFor parallel) {
+  run_tasks(parallel, kernel, kernel.all.tasks(), kernel.all.grain());
+}
+
+template <class T>
+void forward(const CategoricalForward& a, ParallelFor parallel) {
+  const std::unique_ptr<T[]> log_probs(new T[a.positions + kLanes]);
+  run(Forward<T>{a, log_probs.get()}, parallel);
+  const Sums<T> kernel(log_probs.get(), a);
+  run_tasks(parallel, kernel, kernel.grid.tasks(), kernel.grid.grain());
+  kernel.sums.finish();
+}
+
+}  // namespace
+
+void categorical_forward(const CategoricalForward& a, ParallelFor parallel) {
+  a.arithmetic == Type::kFloat64 ? forward<double>(a, parallel) : forward<float>(a, parallel);
+}
+
+void categorical_backward(const CategoricalBackward& a, ParallelFor parallel) {
+  a.arithmetic == Type::kFloat64 ? run(Backward<double>{a}, parallel) : run(Backward<float>{a}, parallel);
+}
+
+}  // namespace vk::cpu
