@@ -84,7 +84,7 @@ def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Ite
         cells = [cell for cell in cells_of(plan) if plan.wants(cell.case.name)]
         if suite in chosen and cells:
             yield len(cells), lambda suite=suite, cells=cells: suites.run(suite, cells, plan)
-    trainings = [t for t in training.TRAININGS if plan.wants(t.name)]
+    trainings = [t for t in training.TRAININGS if plan.wants(str(t))]
     if "training" in chosen and trainings:
         yield len(trainings), lambda: training.run(trainings, plan)
     cases = [case for case in first_call.FIRST_CALL_CASES if plan.wants(case.name)]

@@ -33,6 +33,7 @@ class Op:
     outputs: tuple[str, ...]
     forward: Traffic
     backward: Traffic
+    shared: tuple[str, ...] = ()  # inputs that all samples have in common
 
 
 OPS = {
@@ -77,6 +78,7 @@ OPS = {
         outputs=("log_px",),
         forward=Traffic(("mean", "x", "logvar"), ()),
         backward=Traffic(("mean", "x", "logvar"), ("grad_mean", "grad_logvar")),
+        shared=("logvar",),
     ),
     "gaussian-column": Op(  # 2N + D, 3N + 2D: one learned log-variance for each of the D elements of a sample
         inputs=lambda s: {"mean": s, "x": s, "logvar": s[1:]},
@@ -84,7 +86,51 @@ OPS = {
         outputs=("log_px",),
         forward=Traffic(("mean", "x", "logvar"), ()),
         backward=Traffic(("mean", "x", "logvar"), ("grad_mean", "grad_logvar")),
+        shared=("logvar",),
     ),
+    "negative-binomial": Op(  # 2N + D, 3N + 2D: counts, with one dispersion for each of the D genes
+        inputs=lambda s: {"mu": s, "x": s, "theta": s[1:]},
+        differentiated=("mu", "theta"),
+        outputs=("log_px",),
+        forward=Traffic(("mu", "x", "theta"), ()),
+        backward=Traffic(("mu", "x", "theta"), ("grad_mu", "grad_theta")),
+        shared=("theta",),
+    ),
+    "categorical": Op(  # N, 2N, and one integer for each position: the last dim is that of the classes
+        inputs=lambda s: {"logits": s, "x": s[:-1]},
+        differentiated=("logits",),
+        outputs=("log_px",),
+        forward=Traffic(("logits", "x"), ()),
+        backward=Traffic(("logits", "x"), ("grad_logits",)),
+    ),
+}
+
+Draw = Callable[[Shape, torch.Generator], Tensor]
+
+
+def _uniform(shape: Shape, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _normal(shape: Shape, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _rates(shape: Shape, generator: torch.Generator) -> Tensor:
+    """As genes have them: half of them below 0.3, few above 10."""
+    return torch.exp(1.5 * _normal(shape, generator) - 1.2)
+
+
+def _counts(shape: Shape, generator: torch.Generator) -> Tensor:
+    return torch.poisson(_rates(shape, generator), generator=generator)
+
+
+# Of what is not normal.
+DRAWS: dict[tuple[str, str], Draw] = {
+    ("bernoulli", "x"): _uniform,
+    ("negative-binomial", "mu"): _rates,
+    ("negative-binomial", "x"): _counts,
+    ("negative-binomial", "theta"): _rates,
 }
 
 
@@ -103,9 +149,10 @@ class Case:
         return f"{self.op} {format_shape(self.shape)} {self.dtype}"
 
     def dtype_of(self, tensor: str) -> torch.dtype:
-        """Parameters that all samples share are float32, as they are beside bfloat16 activations."""
-        shared = tensor.removeprefix("grad_") == "logvar" and self.op in ("gaussian-scalar", "gaussian-column")
-        return torch.float32 if shared else DTYPES[self.dtype]
+        """Parameters that all samples share are float32, as they are beside bfloat16 activations; classes int64."""
+        if (self.op, tensor) == ("categorical", "x"):
+            return torch.int64
+        return torch.float32 if tensor.removeprefix("grad_") in OPS[self.op].shared else DTYPES[self.dtype]
 
     def size_of(self, tensor: str) -> int:
         """Bytes of one of the tensors that `Traffic` names."""
@@ -123,12 +170,14 @@ class Case:
         return sum(sum(reads) + sum(writes) for reads, writes in self.moves(mode))
 
     def inputs(self, device: str) -> dict[str, Tensor]:
-        """Values as in training: variances around 1, targets of the Bernoulli in [0, 1]. The same at each call."""
+        """Values as in training: variances around 1, targets in their range. The same at each call."""
         generator = torch.Generator(device).manual_seed(0)
         tensors = {}
         for name, shape in OPS[self.op].inputs(self.shape).items():
-            draw = torch.rand if (self.op, name) == ("bernoulli", "x") else torch.randn
-            value = draw(shape, generator=generator, device=device).to(self.dtype_of(name))
+            if (self.op, name) == ("categorical", "x"):
+                value = torch.randint(self.shape[-1], shape, generator=generator, device=device)
+            else:
+                value = DRAWS.get((self.op, name), _normal)(shape, generator).to(self.dtype_of(name))
             tensors[name] = value.requires_grad_(name in OPS[self.op].differentiated)
         return tensors
 
@@ -169,7 +218,11 @@ LIKELIHOOD_SHAPES = {
     (512, 16384): "memory",
     (8, 786432): "few huge rows",
 }
+COUNT_SHAPES = {(128, 2000): "genes, the most variable", (128, 20000): "genes"}
+CATEGORICAL_SHAPES = {(64, 784, 2): "binary MNIST", (16, 3072, 256): "CIFAR-10 pixels", (16, 50, 10000): "tokens"}
 LARGE_SHAPES = {(4096, 16384): "2²⁶ elements"}
+
+LARGE_OPS = ("latent", "bernoulli", "gaussian", "gaussian-fixed", "gaussian-scalar", "gaussian-column")
 
 # What the ten minutes on two cores leave out in bfloat16, and of the variants of the Gaussian.
 BFLOAT16_IN_DEFAULT = {(128, 20), (128, 784), (512, 4096), (512, 16384)}
@@ -184,12 +237,14 @@ def cases(device: str, everything: bool) -> list[Case]:
         **dict.fromkeys(
             ("bernoulli", "gaussian", "gaussian-fixed", "gaussian-scalar", "gaussian-column"), LIKELIHOOD_SHAPES
         ),
+        "negative-binomial": COUNT_SHAPES,
+        "categorical": CATEGORICAL_SHAPES,
     }
     large = LARGE_SHAPES if device == "cuda" else {}
     found = [
         Case(op, shape, dtype, about, in_default=_in_default(op, shape, dtype))
         for op, of_op in shapes.items()
-        for shape, about in (of_op | (large if op != "latent-packed" else {})).items()
+        for shape, about in (of_op | (large if op in LARGE_OPS else {})).items()
         for dtype in DTYPES
     ]
     return found if everything or device == "cuda" else [case for case in found if case.in_default]

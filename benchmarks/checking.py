@@ -66,6 +66,36 @@ def _gaussian(t: dict[str, Tensor]) -> Terms:
     }
 
 
+def _negative_binomial(t: dict[str, Tensor]) -> Terms:
+    mu, x, theta, g = t["mu"], t["x"], t["theta"], t["grad_log_px"]
+    rate, total = mu + 1e-8, mu + theta + 1e-8
+    log_rate, log_dispersion = torch.log(rate / total), torch.log((theta + 1e-8) / total)
+    return {
+        "log_px": (
+            theta * log_dispersion,
+            x * log_rate,
+            torch.lgamma(x + theta),
+            -torch.lgamma(theta),
+            -torch.lgamma(x + 1),
+        ),
+        "grad_mu": (g * x / rate, -g * (x + theta) / total),
+        "grad_theta": (
+            g * log_dispersion,
+            g * (theta / (theta + 1e-8) - (x + theta) / total),
+            g * (torch.digamma(x + theta) - torch.digamma(theta)),
+        ),
+    }
+
+
+def _categorical(t: dict[str, Tensor]) -> Terms:
+    log_p = torch.log_softmax(t["logits"], dim=-1)
+    is_x = torch.nn.functional.one_hot(t["x"].squeeze(-1).long(), log_p.shape[-1])
+    return {
+        "log_px": (log_p * is_x,),
+        "grad_logits": (t["grad_log_px"] * is_x, -t["grad_log_px"] * log_p.exp()),
+    }
+
+
 _TERMS: dict[str, Callable[[dict[str, Tensor]], Terms]] = {
     "latent": _latent,
     "latent-packed": _latent_packed,
@@ -74,6 +104,8 @@ _TERMS: dict[str, Callable[[dict[str, Tensor]], Terms]] = {
     "gaussian-fixed": _gaussian,
     "gaussian-scalar": _gaussian,
     "gaussian-column": _gaussian,
+    "negative-binomial": _negative_binomial,
+    "categorical": _categorical,
 }
 
 
@@ -120,7 +152,7 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
     upstream = case.upstream([got[name] for name in op.outputs])
     sources = {name: t.detach() for name, t in tensors.items()} | {n: got[n] for n in ("z",) if n in got}
     sources |= dict(zip((f"grad_{name}" for name in op.outputs), upstream, strict=True))
-    shared = {name for name, t in tensors.items() if t.shape[:1] != full[:1] or t.dim() < len(full)}
+    shared = op.shared
     found = {name: Error() for name in got}
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     step = max(1, _CHUNK // max(1, math.prod(full[1:])))
@@ -132,7 +164,9 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
             if name in op.outputs:
                 value, magnitude = (v.sum(dim=tuple(range(1, v.dim()))) for v in (value, magnitude))
             if name.removeprefix("grad_") in shared:
-                value, magnitude = (v.sum_to_size(tensors["logvar"].shape) for v in (value, magnitude))
+                value, magnitude = (
+                    v.sum_to_size(tensors[name.removeprefix("grad_")].shape) for v in (value, magnitude)
+                )
                 before = totals.get(name, (0, 0))
                 totals[name] = (before[0] + value, before[1] + magnitude)
             elif name in got:
@@ -160,7 +194,7 @@ def baseline_bound(case: Case, name: str, dtype: torch.dtype) -> float:
     """In eps of the result's dtype, for arithmetic in the case's dtype."""
     shape = OPS[case.op].inputs(case.shape).get(name.removeprefix("grad_"), case.shape)
     if name in ("kl", "log_px"):
-        terms = math.prod(case.shape[1:])
+        terms = math.prod(OPS[case.op].inputs(case.shape).get("x", case.shape)[1:])
     else:
         terms = max(1, math.prod(case.shape) // max(1, math.prod(shape)))
     unit = torch.finfo(DTYPES[case.dtype]).eps / torch.finfo(dtype).eps

@@ -33,6 +33,8 @@ KERNELS = {
     "gaussian-fixed": _only(vk.gaussian_log_likelihood),
     "gaussian-scalar": _only(vk.gaussian_log_likelihood),
     "gaussian-column": _only(vk.gaussian_log_likelihood),
+    "negative-binomial": _only(vk.negative_binomial_log_likelihood),
+    "categorical": _only(vk.categorical_log_likelihood),
 }
 
 

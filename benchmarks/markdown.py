@@ -53,7 +53,7 @@ def _required(rows: list[Row]) -> str:
 
 
 def _training(rows: list[Row]) -> str:
-    note = "A whole training step of the reference VAEs, float32; in brackets, times the fastest with kernels."
+    note = "A whole training step, float32; in brackets, times the fastest with kernels."
     return _section(note, ("op", "shape"), [r for r in rows if r.suite == "training"], _against)
 
 

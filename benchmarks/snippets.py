@@ -1,7 +1,7 @@
 """What people have today, by op: the code found in most VAE repositories, and `torch.distributions`.
 
 All give per-sample sums, `(B,)`. The wording is theirs: `pytorch/examples/vae` and PyTorch-VAE for the latent step and
-the Bernoulli, the σ-VAE code of Rybkin et al. 2021 for the Gaussian, diffusers for packed moments.
+the Bernoulli, the σ-VAE code of Rybkin et al. 2021 for the Gaussian, diffusers for packed moments, scvi-tools for counts.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, NegativeBinomial, Normal, kl_divergence
 
 
 def _per_sample(elements: Tensor) -> Tensor:
@@ -41,6 +41,25 @@ def gaussian_fixed(mean: Tensor, x: Tensor) -> tuple[Tensor]:
     return (-0.5 * _per_sample((x - mean) ** 2) - 0.5 * math.log(2 * math.pi) * mean[0].numel(),)
 
 
+def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> tuple[Tensor]:
+    """`log_nb_positive`; the distribution around it has broadcast mu and theta to one shape before."""
+    mu, theta = torch.broadcast_tensors(mu, theta)
+    log_total = torch.log(theta + mu + 1e-8)
+    log_prob = (
+        theta * (torch.log(theta + 1e-8) - log_total)
+        + x * (torch.log(mu + 1e-8) - log_total)
+        + torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+    )
+    return (_per_sample(log_prob),)
+
+
+def categorical(logits: Tensor, x: Tensor) -> tuple[Tensor]:
+    loss = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
+    return (-_per_sample(loss.view(x.shape)),)
+
+
 EAGER = {
     "latent": latent,
     "latent-packed": latent_packed,
@@ -49,6 +68,8 @@ EAGER = {
     "gaussian-fixed": gaussian_fixed,
     "gaussian-scalar": gaussian,
     "gaussian-column": gaussian,
+    "negative-binomial": negative_binomial,
+    "categorical": categorical,
 }
 
 
@@ -75,6 +96,15 @@ def distributions_gaussian_fixed(mean: Tensor, x: Tensor) -> tuple[Tensor]:
     return (_per_sample(Normal(mean, torch.ones_like(mean)).log_prob(x)),)
 
 
+def distributions_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> tuple[Tensor]:
+    logits = torch.log(mu + 1e-8) - torch.log(theta + 1e-8)
+    return (_per_sample(NegativeBinomial(theta, logits=logits).log_prob(x)),)
+
+
+def distributions_categorical(logits: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (_per_sample(Categorical(logits=logits).log_prob(x)),)
+
+
 DISTRIBUTIONS = {
     "latent": distributions_latent,
     "latent-packed": distributions_latent_packed,
@@ -83,4 +113,6 @@ DISTRIBUTIONS = {
     "gaussian-fixed": distributions_gaussian_fixed,
     "gaussian-scalar": distributions_gaussian,
     "gaussian-column": distributions_gaussian,
+    "negative-binomial": distributions_negative_binomial,
+    "categorical": distributions_categorical,
 }

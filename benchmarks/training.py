@@ -1,4 +1,5 @@
-"""What the ops are worth in a whole training step of the reference VAEs: forward, backward, Adam."""
+"""What the ops are worth in a whole training step: forward, backward, Adam. Of the reference VAEs, and of one of gene
+counts."""
 
 import copy
 import math
@@ -6,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_kernels.models import MLPVAE, VAE, ConvVAE
 
-from . import snippets, timing
+from . import genes, snippets, timing
 from .cases import Shape, format_shape
 from .contenders import Calls, Contender, contenders, first_line
 from .results import Row, provenance
@@ -18,26 +19,6 @@ from .suites import Plan, fill_times
 
 # log p(x|z) and KL, per sample.
 Terms = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Training:
-    """A model and the batches that it is trained on; float32."""
-
-    name: str
-    shape: Shape
-    build: Callable[[], VAE]
-
-    def inputs(self, device: str) -> tuple[VAE, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.build().to(device), torch.rand(self.shape).to(device)
-
-
-TRAININGS = [
-    Training("mlp", (128, 784), lambda: MLPVAE(784, hidden=(400,), latent_dim=20, likelihood="bernoulli")),
-    Training("conv", (64, 3, 64, 64), lambda: ConvVAE((3, 64, 64), latent_dim=128, likelihood="gaussian-learned")),
-]
 
 
 def kernel_terms(model: VAE, x: Tensor) -> Terms:
@@ -56,6 +37,43 @@ def eager_terms(model: VAE, x: Tensor) -> Terms:
     return log_px, kl
 
 
+@dataclass(frozen=True)
+class Training:
+    """A model, the batches that it is trained on, and its terms with the kernels and as people write them; float32."""
+
+    name: str
+    shape: Shape
+    build: Callable[[], nn.Module]
+    draw: Callable[[Shape], Tensor] = torch.rand
+    kernel_terms: Callable[..., Terms] = kernel_terms
+    eager_terms: Callable[..., Terms] = eager_terms
+
+    def __str__(self) -> str:
+        return f"{self.name} {format_shape(self.shape)}"
+
+    def inputs(self, device: str) -> tuple[nn.Module, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build().to(device), self.draw(self.shape).to(device)
+
+
+TRAININGS = [
+    Training("mlp", (128, 784), lambda: MLPVAE(784, hidden=(400,), latent_dim=20, likelihood="bernoulli")),
+    Training("conv", (64, 3, 64, 64), lambda: ConvVAE((3, 64, 64), latent_dim=128, likelihood="gaussian-learned")),
+    *(
+        Training(
+            "genes",
+            (128, count),
+            lambda count=count: genes.CountsVAE(count, hidden=128, latent_dim=10),
+            genes.counts,
+            genes.kernel_terms,
+            genes.eager_terms,
+        )
+        for count in (2000, 20000)
+    ),
+]
+
+
 def run(trainings: list[Training], plan: Plan) -> Iterator[list[Row]]:
     """The rows of each training, one list for each."""
     for training in trainings:
@@ -65,7 +83,7 @@ def run(trainings: list[Training], plan: Plan) -> Iterator[list[Row]]:
         steps, status = {}, {}
         for contender in competing:
             model, x = training.inputs(plan.device)
-            terms = _terms_of(contender)
+            terms = _terms_of(training, contender)
             try:
                 with contender.chosen():
                     status[contender.name] = _wrong(terms(model, x), expected) or "ok"
@@ -77,13 +95,14 @@ def run(trainings: list[Training], plan: Plan) -> Iterator[list[Row]]:
         yield [_row(training, name, state, times.get(name), plan.device) for name, state in status.items()]
 
 
-def _terms_of(contender: Contender) -> Callable[[VAE, Tensor], Terms]:
+def _terms_of(training: Training, contender: Contender) -> Callable[..., Terms]:
     if contender.backend:
-        return kernel_terms
-    return torch.compile(eager_terms, dynamic=False) if contender.name == "compile" else eager_terms
+        return training.kernel_terms
+    plain = training.eager_terms
+    return torch.compile(plain, dynamic=False) if contender.name == "compile" else plain
 
 
-def _step(terms: Callable[[VAE, Tensor], Terms], model: VAE, x: Tensor) -> Calls:
+def _step(terms: Callable[..., Terms], model: nn.Module, x: Tensor) -> Calls:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def forward() -> tuple[Tensor]:
@@ -101,7 +120,7 @@ def _step(terms: Callable[[VAE, Tensor], Terms], model: VAE, x: Tensor) -> Calls
 def _terms64(training: Training, device: str) -> Terms:
     model, x = training.inputs(device)
     with torch.no_grad():
-        return eager_terms(copy.deepcopy(model).double(), x.double())
+        return training.eager_terms(copy.deepcopy(model).double(), x.double())
 
 
 def _wrong(terms: Terms, expected: Terms) -> str:

@@ -1,0 +1,54 @@
+"""A VAE of gene counts as scvi-tools builds it, to see what its negative binomial is worth in a training step.
+
+Lopez et al. 2018: an encoder of log(1 + x), a decoder that ends in a softmax over the genes, times the counts of the cell
+(its library size), and a dispersion for each gene.
+"""
+
+import torch
+from torch import Tensor, nn
+
+import vae_kernels as vk
+
+from . import snippets
+
+
+def hidden_layer(inputs: int, outputs: int) -> nn.Sequential:
+    # scvi-tools' settings of the normalisation.
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs, eps=1e-3, momentum=0.01), nn.ReLU())
+
+
+class CountsVAE(nn.Module):
+    """One hidden layer on each side."""
+
+    def __init__(self, genes: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder = hidden_layer(genes, hidden)
+        self.moments = nn.Linear(hidden, 2 * latent_dim)
+        self.decoder = nn.Sequential(hidden_layer(latent_dim, hidden), nn.Linear(hidden, genes), nn.Softmax(dim=-1))
+        self.log_theta = nn.Parameter(torch.randn(genes))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.moments(self.encoder(torch.log1p(x))).chunk(2, dim=-1)
+        return mu, logvar
+
+    def decode(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and inverse dispersion of the counts."""
+        return x.sum(-1, keepdim=True) * self.decoder(z), self.log_theta.exp()
+
+
+def counts(shape: tuple[int, ...]) -> Tensor:
+    """Cells of which some are deeper sequenced than others, genes of which most are rare: three quarters are zeros."""
+    depth, genes = torch.exp(0.3 * torch.randn(shape[0], 1)), torch.exp(1.5 * torch.randn(shape[1]) - 2)
+    return torch.poisson(depth * genes)
+
+
+def kernel_terms(model: CountsVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    z, kl = vk.reparameterize_kl(*model.encode(x))
+    mu, theta = model.decode(z, x)
+    return vk.negative_binomial_log_likelihood(mu, x, theta), kl
+
+
+def eager_terms(model: CountsVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    z, kl = snippets.latent(*model.encode(x))
+    mu, theta = model.decode(z, x)
+    return snippets.negative_binomial(mu, x, theta)[0], kl
