@@ -100,35 +100,44 @@ View per_position(View view) {
   return view;
 }
 
-template <class F>
-VK_INLINE void with_float_type(Type type, const F& f) {
-  switch (type) {
-    case Type::kFloat64: return f((double*)nullptr);
-    case Type::kBFloat16: return f((BFloat16*)nullptr);
-    case Type::kFloat16: return f((Float16*)nullptr);
-    default: return f((float*)nullptr);
-  }
-}
-
 // Calls f(class, position, offset) for the elements of up to kWidth positions, in the order in which they lie closest.
 template <int kWidth, class F>
-VK_INLINE void for_each_class(const View& view, int64_t row, int rows, int classes, const F& f) {
+VK_INLINE void for_each_class(const View& view, const Tile& tile, const F& f) {
   int64_t offset[kWidth];
   bool adjacent = true;
   for (int r = 0; r < kWidth; ++r) {
-    offset[r] = view.row_offset(row + (r < rows ? r : 0));
+    offset[r] = view.row_offset(tile.row + (r < tile.rows ? r : 0));
     adjacent &= offset[r] == offset[0] + r;
   }
   const int64_t stride = view.stride[3];
   if (adjacent) {
-    for (int c = 0; c < classes; ++c) {
+    for (int c = 0; c < tile.cols; ++c) {
       for (int r = 0; r < kWidth; ++r) f(c, r, offset[0] + c * stride + r);
     }
   } else {
-    for (int r = 0; r < rows; ++r) {
-      for (int c = 0; c < classes; ++c) f(c, r, offset[r] + c * stride);
+    for (int r = 0; r < tile.rows; ++r) {
+      for (int c = 0; c < tile.cols; ++c) f(c, r, offset[r] + c * stride);
     }
   }
+}
+
+// Positions side by side from and to memory. Moving alone gains nothing from better instruction sets.
+template <class T>
+__attribute__((noinline)) void load_by_class(const View& view, const Tile& tile, T* to) {
+  constexpr int kWidth = Vectors<T>::kWidth;
+  if (tile.rows < kWidth) std::fill(to, to + tile.cols * kWidth, T(0));
+  with_type(view.type, [&](auto* null) {
+    const auto* from = static_cast<decltype(null)>(view.data);
+    for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { to[c * kWidth + r] = widen<T>(from[at]); });
+  });
+}
+template <class T>
+__attribute__((noinline)) void store_by_class(const View& view, const Tile& tile, const T* from) {
+  constexpr int kWidth = Vectors<T>::kWidth;
+  with_type(view.type, [&](auto* null) {
+    auto* to = static_cast<decltype(null)>(view.data);
+    for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { narrow(from[c * kWidth + r], to + at); });
+  });
 }
 
 // What both directions do. With few classes, or classes that lie apart in memory, a task has kWidth positions, class by
@@ -173,16 +182,6 @@ struct Positions {
     return buffer;
   }
 
-  VK_INLINE void load_by_class(const Tile& tile, T* __restrict buffer) const {
-    if (tile.rows < kWidth) std::fill(buffer, buffer + tile.cols * kWidth, T(0));
-    with_float_type(logits.type, [&](auto* null) __attribute__((always_inline)) {
-      const auto* from = static_cast<decltype(null)>(logits.data);
-      for_each_class<kWidth>(logits, tile.row, tile.rows, tile.cols,
-                             [&](int c, int r, int64_t at)
-                                 __attribute__((always_inline)) { buffer[c * kWidth + r] = widen<T>(from[at]); });
-    });
-  }
-
   template <class Isa>
   VK_INLINE void load_x(const Tile& tile, int64_t* to) const {
     Isa::gather(x, Tile{tile.row, 0, tile.rows, 1, 1}, to);
@@ -219,7 +218,7 @@ struct Forward {
     all.template load_x<Isa>(tile, k);
     if (all.by_class) {
       T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth];
-      all.load_by_class(tile, logits);
+      load_by_class(all.logits, tile, logits);
       normalizers(logits, tile.cols, weights, found);
       for (int r = 0; r < tile.rows; ++r) logit[r] = all.is_class(k[r]) ? logits[k[r] * P::kWidth + r] : T(NAN);
     } else if (all.one_tile()) {
@@ -287,7 +286,7 @@ struct Backward {
   VK_INLINE void by_class(const Tile& tile, const int64_t* k, const T* upstream) const {
     T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth], scale[P::kWidth] = {};
     Normalizer<T> n[P::kWidth];
-    all.load_by_class(tile, logits);
+    load_by_class(all.logits, tile, logits);
     normalizers(logits, tile.cols, weights, n);
     for (int r = 0; r < tile.rows; ++r) scale[r] = all.is_class(k[r]) ? -upstream[r] / n[r].total() : T(NAN);
     for (int c = 0; c < tile.cols; ++c) {
@@ -298,12 +297,7 @@ struct Backward {
       const int64_t at = k[r] * P::kWidth + r;
       if (all.is_class(k[r])) weights[at] = upstream[r] * one_minus_prob(n[r], logits[at]);
     }
-    with_float_type(a.grad_logits.type, [&](auto* null) __attribute__((always_inline)) {
-      auto* to = static_cast<decltype(null)>(a.grad_logits.data);
-      for_each_class<P::kWidth>(a.grad_logits, tile.row, tile.rows, tile.cols,
-                                [&](int c, int r, int64_t at)
-                                    __attribute__((always_inline)) { narrow(weights[c * P::kWidth + r], to + at); });
-    });
+    store_by_class(a.grad_logits, tile, weights);
   }
 
   template <class Isa>
