@@ -137,7 +137,7 @@ VK_INLINE double log1p_unit(double u) {
   return fused(-s, u, u) + 2.0 * s * (t * q);
 }
 
-// e^l - 1 - l for every l, without cancellation near 0; 2 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
+// e^l - 1 - l for every l, without cancellation near 0; 3 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
 template <class T>
 VK_INLINE T exp_minus_1_minus(T l, T e) {
   T p;
@@ -204,7 +204,8 @@ VK_INLINE T log(T x) {
 // What ln Gamma(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or at z = a + n for a < n, n =
 // kGammaSteps:
 // ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
-// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative.
+// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative, their
+// quotient within n + 1 ulp.
 // Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
 template <class T>
 constexpr int kGammaSteps = is_float<T> ? 2 : 8;
@@ -261,7 +262,7 @@ VK_INLINE T digamma_tail(T u) {
   return u * fused(-u, p, T(-0.5));
 }
 
-// e^l - 1 for every l; 2 ulp where |l| <= 1, 1 ulp of 1 elsewhere. `e` is e^l.
+// e^l - 1 for every l; 2 ulp where |l| <= 1, elsewhere 1.5 ulp of the larger of it and 1. `e` is e^l.
 template <class T>
 VK_INLINE T exp_minus_1(T l, T e) {
   return absolute(l) <= T(1) ? l + exp_minus_1_minus(l, e) : e - T(1);
