@@ -1,5 +1,6 @@
 // Families of likelihoods, per element. A family is a struct with its name, the number of its arguments in the order
-// (decoder output, x, further parameters), their log-probability and its derivatives. Add it to VK_FAMILIES as well.
+// (decoder output, x, further parameters), how many of the last of them are constants, one number each that nobody
+// differentiates, their log-probability and its derivatives. Add it to VK_FAMILIES as well.
 #pragma once
 
 #include "math.h"
@@ -11,16 +12,17 @@ namespace vk {
 struct Bernoulli {
   static constexpr const char* kName = "bernoulli";
   static constexpr int kArguments = 2;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
     const T a = v[0], x = a > T(0) ? v[1] - T(1) : v[1];
-    return fused(x, a, -log1p_unit(exp(-absolute(a))));
+    return fused(x, a, -log1p_unit(exp_minus(absolute(a))));
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T a = v[0], u = exp(-absolute(a)), tail = divide(u, T(1) + u);
+    const T a = v[0], u = exp_minus(absolute(a)), tail = divide(u, T(1) + u);
     g[0] = a > T(0) ? (v[1] - T(1)) + tail : v[1] - tail;
     g[1] = a;
   }
@@ -30,6 +32,7 @@ struct Bernoulli {
 struct Gaussian {
   static constexpr const char* kName = "gaussian";
   static constexpr int kArguments = 3;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -119,6 +122,7 @@ struct NegativeBinomialTerms {
 struct NegativeBinomial {
   static constexpr const char* kName = "negative_binomial";
   static constexpr int kArguments = 3;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -138,13 +142,14 @@ struct NegativeBinomial {
 struct ZeroInflatedNegativeBinomial {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr int kArguments = 4;
+  static constexpr int kConstants = 0;
 
   // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
   // - ln(1 + e^-z) with the larger of the two terms taken out of both.
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[4]) {
     const T l = NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob(), z = v[3], b = l - z;
-    const T unit_z = exp(-absolute(z)), unit_b = exp(-absolute(b));
+    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool zero = v[1] < NegativeBinomialTerms<T>::kEps, small = zero && l > T(-1);
     const T t = small ? sigmoid(-z, unit_z) * exp_minus_1(l, exp(l)) : zero ? unit_b - unit_z : unit_z;
     const T below = zero && !small ? T(1) + unit_z : T(1);
@@ -158,7 +163,7 @@ struct ZeroInflatedNegativeBinomial {
     const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
     const Logarithm<T> dispersion = terms.log_dispersion();
     const T l = v[2] * dispersion.value, z = v[3], b = l - z;
-    const T unit_z = exp(-absolute(z)), unit_b = exp(-absolute(b));
+    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
     const T undefined = z == z ? terms.undefined() : z;
     const T weight = (zero ? sigmoid(b, unit_b) : T(1)) + undefined;
@@ -174,6 +179,7 @@ struct ZeroInflatedNegativeBinomial {
 struct Laplace {
   static constexpr const char* kName = "laplace";
   static constexpr int kArguments = 3;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -194,6 +200,7 @@ struct Laplace {
 struct ContinuousBernoulli {
   static constexpr const char* kName = "continuous_bernoulli";
   static constexpr int kArguments = 2;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
@@ -207,13 +214,13 @@ struct ContinuousBernoulli {
                      -1.0333994666461168e-07, 2.0876750027486815e-09, -4.403426126342947e-11, 9.555163766073461e-13,
                      -2.1048763241763512e-14, 4.466450757756472e-16, -6.972042082143168e-18);
     }
-    const T far = fused(a > T(0) ? v[1] - T(1) : v[1], a, -log((T(1) - exp(-size)) / size));
+    const T far = fused(a > T(0) ? v[1] - T(1) : v[1], a, -log((T(1) - exp_minus(size)) / size));
     return size <= T(2) ? fused(v[1] - T(0.5), a, -p * square) : far;
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T a = v[0], size = absolute(a), u = exp(-size), square = a * a;
+    const T a = v[0], size = absolute(a), u = exp_minus(size), square = a * a;
     T p;
     if constexpr (is_float<T>) {
       p = polynomial(square, 0.08333333250542785f, -0.0013888785191038882f, 3.304782282007058e-05f,
@@ -235,6 +242,7 @@ struct ContinuousBernoulli {
 struct BernoulliProbs {
   static constexpr const char* kName = "bernoulli_probs";
   static constexpr int kArguments = 2;
+  static constexpr int kConstants = 0;
 
   template <class T>
   VK_INLINE static T log_one(T p) {
@@ -267,6 +275,7 @@ struct BernoulliProbs {
 struct DiscretizedLogistic {
   static constexpr const char* kName = "discretized_logistic";
   static constexpr int kArguments = 4;
+  static constexpr int kConstants = 1;
 
   template <class T>
   struct Bin {
@@ -280,9 +289,9 @@ struct DiscretizedLogistic {
       above = difference + half, below = difference - half;
       p = above * rate, q = below * rate;
       width = T(2) * half * rate;
-      unit_p = exp(-absolute(p));
-      unit_q = exp(-absolute(q));
-      unit_width = exp(-width);
+      unit_p = exp_minus(absolute(p));
+      unit_q = exp_minus(absolute(q));
+      unit_width = exp_minus(width);
       first = v[1] < half - T(1);
       last = v[1] > T(1) - half;
     }

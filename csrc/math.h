@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #ifdef __CUDACC__
 #define VK_INLINE __host__ __device__ __forceinline__
 #else
@@ -43,14 +45,20 @@ VK_INLINE T polynomial(T x, T c0, Rest... rest) {
   return fused(x, polynomial(x, T(rest)...), c0);
 }
 
-// p 2^n in two steps, so that results next to overflow and subnormal ones are right.
-VK_INLINE float scale(float p, int32_t n) {
-  const int32_t half = n >> 1;
-  return p * bits_as<float>(uint32_t(half + 127) << 23) * bits_as<float>(uint32_t(n - half + 127) << 23);
-}
-VK_INLINE double scale(double p, int64_t n) {
-  const int64_t half = n >> 1;
-  return p * bits_as<double>(uint64_t(half + 1023) << 52) * bits_as<double>(uint64_t(n - half + 1023) << 52);
+// p 2^n in two steps, so that results next to overflow and subnormal ones are right. `low` holds n + 2 bias in its low
+// bits, with nothing above them that two shifts leave: the exponent fields of both steps come from it without
+// additions.
+template <class T>
+constexpr int kExponentBias = is_float<T> ? 127 : 1023;
+template <class T>
+constexpr int kMantissaBits = is_float<T> ? 23 : 52;
+
+template <class T, class Integer>
+VK_INLINE T scale(T p, Integer low) {
+  using Bits = std::make_unsigned_t<Integer>;
+  constexpr int kBits = kMantissaBits<T>;
+  const Bits biased = Bits(low), half = biased << (kBits - 1) & ~Bits(0) << kBits;
+  return p * bits_as<T>(half) * bits_as<T>((biased << kBits) - half);
 }
 
 // a / b for 1 <= b <= 3, and the square root of a normal x or 0. On a GPU, where the right rounding costs a dozen
@@ -75,35 +83,70 @@ VK_INLINE float root(float x) {
 }
 VK_INLINE double root(double x) { return ::sqrt(x); }
 
-// e^x for every x; 1 ulp. n = round(x / ln 2) by adding and subtracting 1.5 2^(mantissa bits). A GPU's own takes 8
-// instructions and has the same bound (CUDA C++ Programming Guide, expf).
-VK_INLINE float exp(float x) {
-#ifdef __CUDA_ARCH__
-  return ::expf(x);
-#endif
-  constexpr float kRound = 12582912.0f;
-  x = x < -104.0f ? -104.0f : x;
-  x = x > 89.0f ? 89.0f : x;
-  const float shifted = fused(x, 1.44269504f, kRound);
-  const float n = shifted - kRound;
-  const float r = fused(n, 1.904654323e-9f, fused(n, -0.693147182464599609375f, x));
+// e^r for |r| <= ln 2 / 2.
+VK_INLINE float exp_reduced(float r) {
   const float q =
       polynomial(r, 0.5f, 0.16666577756404877f, 0.04166685417294502f, 0.008363146334886551f, 0.001390126533806324f);
-  const float p = fused(r * r, q, r) + 1.0f;
-  return scale(p, bits_as<int32_t>(shifted) - bits_as<int32_t>(kRound));
+  return fused(r * r, q, r) + 1.0f;
 }
-VK_INLINE double exp(double x) {
-  constexpr double kRound = 6755399441055744.0;
-  x = x < -746.0 ? -746.0 : x;
-  x = x > 710.0 ? 710.0 : x;
-  const double shifted = fused(x, 1.4426950408889634, kRound);
-  const double n = shifted - kRound;
-  const double r = fused(n, -2.3190468138462996e-17, fused(n, -0.6931471805599453, x));
+VK_INLINE double exp_reduced(double r) {
   const double q = polynomial(r, 0.5000000000000001, 0.16666666666666644, 0.041666666666624316, 0.00833333333335609,
                               0.0013888888917135444, 0.0001984126978501219, 2.4801521400230647e-05,
                               2.755735510816021e-06, 2.762004507102383e-07, 2.506832045586098e-08);
-  const double p = fused(r * r, q, r) + 1.0;
-  return scale(p, bits_as<int64_t>(shifted) - bits_as<int64_t>(kRound));
+  return fused(r * r, q, r) + 1.0;
+}
+
+// x - n ln 2
+VK_INLINE float minus_log2s(float x, float n) {
+  return fused(n, 1.904654323e-9f, fused(n, -0.693147182464599609375f, x));
+}
+VK_INLINE double minus_log2s(double x, double n) {
+  return fused(n, -2.3190468138462996e-17, fused(n, -0.6931471805599453, x));
+}
+
+// What exponentials have in common: x's lower end, where e^x is 0, and the summand that rounds x / ln 2 to an integer
+// and leaves it in the low bits, 1.5 2^(mantissa bits) and an even bias (so that ties go where they go without it).
+template <class T>
+struct ExpRange {
+  using Integer = std::conditional_t<is_float<T>, int32_t, int64_t>;
+  static constexpr T kLeast = is_float<T> ? T(-104) : T(-746);
+  static constexpr T kRound = is_float<T> ? T(12582912) : T(6755399441055744.0);
+  static constexpr T kLargest = is_float<T> ? T(129) : T(1025);  // in powers of two, where e^x is infinite
+};
+
+// e^x for every x; 1 ulp. n = round(x / ln 2). The upper clamp is one of n, as an integer: where it acts, what is left
+// of x is large and positive. Two comparisons of x would become a tree of conditions in gcc's hands, of ten
+// instructions. A GPU's own takes 8 instructions and has the same bound (CUDA C++ Programming Guide, expf).
+template <class T>
+VK_INLINE T exp(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (is_float<T>) return ::expf(x);
+#endif
+  using Integer = typename ExpRange<T>::Integer;
+  constexpr T kRound = ExpRange<T>::kRound + T(2 * kExponentBias<T>);
+  const Integer end = bits_as<Integer>(kRound + ExpRange<T>::kLargest);
+  x = x < ExpRange<T>::kLeast ? ExpRange<T>::kLeast : x;
+  const Integer shifted = bits_as<Integer>(fused(x, T(1.4426950408889634), kRound));
+  const Integer biased = shifted < end ? shifted : end;
+  return scale(exp_reduced(minus_log2s(x, bits_as<T>(biased) - kRound)), biased);
+}
+
+// e^-x for x >= 0, bit for bit exp(-x): there n is not positive, and one power of two brings the result next to where
+// it belongs, another, the same for all, the rest of the way.
+template <class T>
+VK_INLINE T exp_minus(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (is_float<T>) return ::expf(-x);
+#endif
+  constexpr int kLift = is_float<T> ? 65 : 129;
+  constexpr T kDown = is_float<T> ? T(0x1p-65) : T(0x1p-129);
+  using Bits = std::make_unsigned_t<typename ExpRange<T>::Integer>;
+  constexpr T kRound = ExpRange<T>::kRound + T(kExponentBias<T> + kLift);
+  const T minus = -x;
+  x = minus < ExpRange<T>::kLeast ? ExpRange<T>::kLeast : minus;
+  const T shifted = fused(x, T(1.4426950408889634), kRound);
+  const T p = exp_reduced(minus_log2s(x, shifted - kRound));
+  return p * bits_as<T>(bits_as<Bits>(shifted) << kMantissaBits<T>) * kDown;
 }
 
 // -2 ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).

@@ -9,40 +9,77 @@
 namespace vk::cpu {
 namespace {
 
-template <class Family, class T>
+// Arguments that are one number each, read once for the whole call.
+template <class T>
+struct Numbers {
+  T value[kMaxArguments] = {};
+
+  template <class Arguments>
+  Numbers(const Arguments& a, int first, int count) {
+    if (a.rows == 0 || a.cols == 0) return;
+    for (int j = first; j < count; ++j) Baseline::gather(a.arguments[j], Tile{0, 0, 1, 1, 1}, &value[j]);
+  }
+};
+
+// Whether all parameters behind x are one number each.
+template <class Family, class Arguments>
+bool are_numbers(const Arguments& a) {
+  const auto is_number = [](const View& view) {
+    return std::all_of(view.stride, view.stride + 4, [](int64_t stride) { return stride == 0; });
+  };
+  return std::all_of(a.arguments + 2, a.arguments + Family::kArguments, is_number);
+}
+
+template <class Family, class T, bool kNumbers>
 struct Forward {
-  static constexpr int kArguments = Family::kArguments;
+  static constexpr int kArguments = Family::kArguments, kTensors = kNumbers ? 2 : kArguments - Family::kConstants;
   const LikelihoodForward& a;
   Grid grid{a.rows, a.cols, 1, false};
   RowSums<T> log_prob{grid, static_cast<T*>(a.log_prob)};
+  Numbers<T> numbers{a, kTensors, kArguments};
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kArguments][kTile], values[kTile + kLanes];
-      const T* in[kArguments];
-      for (int j = 0; j < kArguments; ++j) in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
+      T buffer[kTensors][kTile], values[kTile + kLanes];
+      const T* in[kTensors];
+      for (int j = 0; j < kTensors; ++j) in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
+      T number[kArguments];
+      for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         T v[kArguments];
-        for (int j = 0; j < kArguments; ++j) v[j] = in[j][k];
+        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? in[j][k] : number[j];
         values[k] = Family::log_prob(v);
       }
       log_prob.template add<Isa>(tile, task, values);
     });
   }
+
+  void finish() const { log_prob.finish(); }
 };
 
-template <class Family, class T>
+// Which gradients a loop finds: what it does not find costs it nothing.
+enum class Find { kFirst, kAllButX, kAll };
+
+// With Find::kFirst the parameters behind x are numbers.
+template <class Family, class T, Find kFind>
 struct Backward {
   static constexpr int kArguments = Family::kArguments;
+  static constexpr int kTensors = kFind == Find::kFirst ? 2 : kArguments - Family::kConstants;
+  static constexpr bool finds(int j) {
+    return j == 0 || (j == 1 ? kFind == Find::kAll : kFind != Find::kFirst && j < kTensors);
+  }
+
   const LikelihoodBackward& a;
   Grid grid;
+  Numbers<T> numbers;
   std::optional<ElementSum<T>> total[kArguments];
   std::optional<ColumnSums<T>> columns[kArguments];
 
-  explicit Backward(const LikelihoodBackward& a) : a(a), grid(a.rows, a.cols, 1, sums_columns(a)) {
+  explicit Backward(const LikelihoodBackward& a)
+      : a(a), grid(a.rows, a.cols, 1, sums_columns(a)), numbers(a, kTensors, kArguments) {
     for (int j = 0; j < kArguments; ++j) {
       if (a.sums[j] == 1) total[j].emplace(grid);
       if (a.sums[j] > 1) columns[j].emplace(grid);
@@ -56,24 +93,29 @@ struct Backward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kArguments][kTile], gradient_buffer[kArguments][kTile + kLanes], grad_buffer[kTile];
-      const T* in[kArguments];
-      T* out[kArguments];
+      T buffer[kTensors][kTile], gradient_buffer[kTensors][kTile + kLanes], grad_buffer[kTile];
+      const T* in[kTensors];
+      T* out[kTensors];
       const T* grad = load<Isa>(a.grad, tile, grad_buffer);
-      for (int j = 0; j < kArguments; ++j) {
+      for (int j = 0; j < kTensors; ++j) {
         in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
         const bool elementwise = a.gradients[j].data && !total[j] && !columns[j];
         out[j] = elementwise ? target(a.gradients[j], tile, gradient_buffer[j]) : gradient_buffer[j];
       }
+      T number[kArguments];
+      for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         T v[kArguments], g[kArguments];
-        for (int j = 0; j < kArguments; ++j) v[j] = in[j][k];
+        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? in[j][k] : number[j];
         Family::gradient(v, g);
-        for (int j = 0; j < kArguments; ++j) out[j][k] = grad[k] * g[j];
+        for (int j = 0; j < kTensors; ++j) {
+          if (finds(j)) out[j][k] = grad[k] * g[j];
+        }
       }
-      for (int j = 0; j < kArguments; ++j) {
+      for (int j = 0; j < kTensors; ++j) {
+        if (!finds(j)) continue;
         if (total[j]) {
           total[j]->template add<Isa>(tile, task, out[j]);
         } else if (columns[j]) {
@@ -104,18 +146,31 @@ struct Backward {
   }
 };
 
+template <class Kernel>
+void run(const Kernel& kernel, ParallelFor parallel) {
+  run_tasks(parallel, kernel, kernel.grid.tasks(), kernel.grid.grain());
+  kernel.finish();
+}
+
 template <class Family, class T>
 void forward(const LikelihoodForward& a, ParallelFor parallel) {
-  const Forward<Family, T> kernel{a};
-  run_tasks(parallel, kernel, kernel.grid.tasks(), kernel.grid.grain());
-  kernel.log_prob.finish();
+  if constexpr (Family::kArguments > 2) {
+    if (are_numbers<Family>(a)) return run(Forward<Family, T, true>{a}, parallel);
+  }
+  run(Forward<Family, T, false>{a}, parallel);
 }
 
 template <class Family, class T>
 void backward(const LikelihoodBackward& a, ParallelFor parallel) {
-  const Backward<Family, T> kernel{a};
-  run_tasks(parallel, kernel, kernel.grid.tasks(), kernel.grid.grain());
-  kernel.finish();
+  const View* g = a.gradients;
+  const bool of_parameters = std::any_of(g + 2, g + Family::kArguments, [](const View& view) { return view.data; });
+  if (!g[1].data && !of_parameters && are_numbers<Family>(a)) {
+    return run(Backward<Family, T, Find::kFirst>{a}, parallel);
+  }
+  if constexpr (Family::kArguments > 2) {
+    if (!g[1].data) return run(Backward<Family, T, Find::kAllButX>{a}, parallel);
+  }
+  run(Backward<Family, T, Find::kAll>{a}, parallel);
 }
 
 }  // namespace

@@ -58,13 +58,15 @@ struct Grid {
   template <class Visit>
   VK_INLINE void visit_tiles(int64_t task, const Visit& visit) const {
     const int64_t first = task / col_tasks() * rows_per_task;
-    const int64_t count = std::min(rows_per_task, rows - first);
-    if (packed) return visit(Tile{first, 0, int(count), int(cols), pitch}, task);
-    const int64_t begin = task % col_tasks() * kBlock, end = std::min(cols, begin + kBlock);
-    for (int64_t col = begin; col < end; col += kTile) {
+    const int64_t last = std::min(rows, first + rows_per_task);
+    const int64_t end = std::min(cols, (task % col_tasks() + 1) * kBlock);
+    const int64_t step = packed ? last - first : 1;
+    int64_t col = task % col_tasks() * kBlock;
+    do {  // one place from which `visit` is called: it is inlined there
       const int n = int(std::min<int64_t>(kTile, end - col));
-      for (int64_t row = first; row < first + count; ++row) visit(Tile{row, col, 1, n, n}, task);
-    }
+      for (int64_t row = first; row < last; row += step) visit(Tile{row, col, int(step), n, packed ? pitch : n}, task);
+      col += kTile;
+    } while (col < end);
   }
 };
 
@@ -236,6 +238,19 @@ VK_INLINE void scatter(const View& view, const Tile& tile, const T* __restrict b
   });
 }
 
+// The sum of a vector's elements, folded in halves of kBytes.
+template <class T, int kBytes, class Vector>
+VK_INLINE T fold(const Vector& vector) {
+  if constexpr (kBytes < int(sizeof(T))) {
+    return vector[0];
+  } else {
+    typedef T Half __attribute__((vector_size(kBytes)));
+    Half halves[2];
+    memcpy(halves, &vector, sizeof halves);
+    return fold<T, kBytes / 2>(halves[0] + halves[1]);
+  }
+}
+
 // The sum of n values: 32 lanes, each in order, then folded in halves. Up to kLanes values behind them are read, and
 // not used. Vectors are spelled out: left to itself, gcc gathers single elements here, at ten times the time.
 template <class T>
@@ -260,12 +275,10 @@ VK_INLINE T lane_sum(const T* values, int n) {
     memcpy(&part, values + i + v * kWidth, sizeof part);
     lanes[v] += index < Index(n - i - v * kWidth) ? part : Vector{};
   }
-  T total[kLanes];
-  memcpy(total, lanes, sizeof total);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) total[k] += total[k + half];
+  for (int v = kVectors / 2; v > 0; v /= 2) {
+    for (int k = 0; k < v; ++k) lanes[k] += lanes[k + v];
   }
-  return total[0];
+  return fold<T, 32>(lanes[0]);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
