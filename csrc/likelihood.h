@@ -1,6 +1,7 @@
 // Families of likelihoods, per element. A family is a struct with its name, the number of its arguments in the order
 // (decoder output, x, further parameters), how many of the last of them are constants, one number each that nobody
-// differentiates, their log-probability and its derivatives. Add it to VK_FAMILIES as well.
+// differentiates, whether its arithmetic is so short that conversions show, their log-probability and its derivatives.
+// Add it to VK_FAMILIES as well.
 #pragma once
 
 #include "math.h"
@@ -13,6 +14,7 @@ struct Bernoulli {
   static constexpr const char* kName = "bernoulli";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = true;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
@@ -33,6 +35,7 @@ struct Gaussian {
   static constexpr const char* kName = "gaussian";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = true;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -123,6 +126,7 @@ struct NegativeBinomial {
   static constexpr const char* kName = "negative_binomial";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = false;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -143,6 +147,7 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr int kArguments = 4;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = false;
 
   // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
   // - ln(1 + e^-z) with the larger of the two terms taken out of both.
@@ -180,6 +185,7 @@ struct Laplace {
   static constexpr const char* kName = "laplace";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = true;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -201,6 +207,7 @@ struct ContinuousBernoulli {
   static constexpr const char* kName = "continuous_bernoulli";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = false;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
@@ -243,6 +250,7 @@ struct BernoulliProbs {
   static constexpr const char* kName = "bernoulli_probs";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
+  static constexpr bool kShort = false;
 
   template <class T>
   VK_INLINE static T log_one(T p) {
@@ -276,6 +284,7 @@ struct DiscretizedLogistic {
   static constexpr const char* kName = "discretized_logistic";
   static constexpr int kArguments = 4;
   static constexpr int kConstants = 1;
+  static constexpr bool kShort = false;
 
   template <class T>
   struct Bin {

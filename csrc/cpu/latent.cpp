@@ -359,11 +359,13 @@ Arguments completed(Arguments a) {
 
 void latent_forward(const LatentForward& arguments, ParallelFor parallel) {
   const LatentForward a = completed(arguments);
+  expect_writes(a.z, a.samples * a.rows * a.cols);
   a.arithmetic == Type::kFloat64 ? forward<double>(a, parallel) : forward<float>(a, parallel);
 }
 
 void latent_backward(const LatentBackward& arguments, ParallelFor parallel) {
   const LatentBackward a = completed(arguments);
+  for (const View& view : {a.grad_mu, a.grad_raw}) expect_writes(view, a.rows * a.cols);
   a.arithmetic == Type::kFloat64 ? backward<double>(a, parallel) : backward<float>(a, parallel);
 }
 

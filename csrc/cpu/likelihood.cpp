@@ -30,7 +30,21 @@ bool are_numbers(const Arguments& a) {
   return std::all_of(a.arguments + 2, a.arguments + Family::kArguments, is_number);
 }
 
-template <class Family, class T, bool kNumbers>
+template <class S>
+bool is_dense(const View& view) {
+  return view.dense && view.type == type_of<S>;
+}
+
+// S is T, or the type of all tensors, which are dense: then the loop converts between memory and registers itself.
+template <class Isa, class T, class S>
+VK_INLINE const S* load_as(const View& view, const Tile& tile, S* buffer) {
+  if constexpr (std::is_same_v<S, T>) return load<Isa>(view, tile, buffer);
+  return in_place<S>(view, tile);
+}
+template <class T, class S>
+constexpr int buffered = std::is_same_v<S, T> ? kTile + kLanes : 1;
+
+template <class Family, class T, bool kNumbers, class S>
 struct Forward {
   static constexpr int kArguments = Family::kArguments, kTensors = kNumbers ? 2 : kArguments - Family::kConstants;
   const LikelihoodForward& a;
@@ -41,16 +55,17 @@ struct Forward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kTensors][kTile], values[kTile + kLanes];
-      const T* in[kTensors];
-      for (int j = 0; j < kTensors; ++j) in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
+      S buffer[kTensors][buffered<T, S>];
+      T values[kTile + kLanes];
+      const S* in[kTensors];
+      for (int j = 0; j < kTensors; ++j) in[j] = load_as<Isa, T>(a.arguments[j], tile, buffer[j]);
       T number[kArguments];
       for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         T v[kArguments];
-        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? in[j][k] : number[j];
+        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? widen<T>(in[j][k]) : number[j];
         values[k] = Family::log_prob(v);
       }
       log_prob.template add<Isa>(tile, task, values);
@@ -58,13 +73,15 @@ struct Forward {
   }
 
   void finish() const { log_prob.finish(); }
+
+  static bool fits(const LikelihoodForward& a) { return std::all_of(a.arguments, a.arguments + kTensors, is_dense<S>); }
 };
 
 // Which gradients a loop finds: what it does not find costs it nothing.
 enum class Find { kFirst, kAllButX, kAll };
 
 // With Find::kFirst the parameters behind x are numbers.
-template <class Family, class T, Find kFind>
+template <class Family, class T, Find kFind, class S>
 struct Backward {
   static constexpr int kArguments = Family::kArguments;
   static constexpr int kTensors = kFind == Find::kFirst ? 2 : kArguments - Family::kConstants;
@@ -93,12 +110,13 @@ struct Backward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T buffer[kTensors][kTile], gradient_buffer[kTensors][kTile + kLanes], grad_buffer[kTile];
-      const T* in[kTensors];
-      T* out[kTensors];
+      S buffer[kTensors][buffered<T, S>], gradient_buffer[kTensors][buffered<T, S>];
+      T grad_buffer[kTile];
+      const S* in[kTensors];
+      S* out[kTensors];
       const T* grad = load<Isa>(a.grad, tile, grad_buffer);
       for (int j = 0; j < kTensors; ++j) {
-        in[j] = load<Isa>(a.arguments[j], tile, buffer[j]);
+        in[j] = load_as<Isa, T>(a.arguments[j], tile, buffer[j]);
         const bool elementwise = a.gradients[j].data && !total[j] && !columns[j];
         out[j] = elementwise ? target(a.gradients[j], tile, gradient_buffer[j]) : gradient_buffer[j];
       }
@@ -108,23 +126,37 @@ struct Backward {
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         T v[kArguments], g[kArguments];
-        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? in[j][k] : number[j];
+        for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? widen<T>(in[j][k]) : number[j];
         Family::gradient(v, g);
         for (int j = 0; j < kTensors; ++j) {
-          if (finds(j)) out[j][k] = grad[k] * g[j];
+          if (finds(j)) narrow(grad[k] * g[j], out[j] + k);
         }
       }
-      for (int j = 0; j < kTensors; ++j) {
-        if (!finds(j)) continue;
-        if (total[j]) {
-          total[j]->template add<Isa>(tile, task, out[j]);
-        } else if (columns[j]) {
-          columns[j]->add(tile, task, out[j]);
-        } else if (a.gradients[j].data) {
-          store<Isa>(a.gradients[j], tile, out[j], gradient_buffer[j]);
+      if constexpr (std::is_same_v<S, T>) {
+        for (int j = 0; j < kTensors; ++j) {
+          if (finds(j)) put<Isa>(j, tile, task, out[j], gradient_buffer[j]);
         }
       }
     });
+  }
+
+  template <class Isa>
+  VK_INLINE void put(int j, const Tile& tile, int64_t task, const T* written, const T* buffer) const {
+    if (total[j]) {
+      total[j]->template add<Isa>(tile, task, written);
+    } else if (columns[j]) {
+      columns[j]->add(tile, task, written);
+    } else if (a.gradients[j].data) {
+      store<Isa>(a.gradients[j], tile, written, buffer);
+    }
+  }
+
+  static bool fits(const LikelihoodBackward& a) {
+    for (int j = 0; j < kTensors; ++j) {
+      if (!is_dense<S>(a.arguments[j]) || finds(j) && !(a.gradients[j].data && is_dense<S>(a.gradients[j])))
+        return false;
+    }
+    return true;
   }
 
   void finish() const {
@@ -152,25 +184,54 @@ void run(const Kernel& kernel, ParallelFor parallel) {
   kernel.finish();
 }
 
+// With the loop that converts, where there is one and it fits, else by way of tiles in L1. Half of a short loop in
+// bfloat16 would be those tiles; they hardly show in a long one.
+template <class Family, class T, template <class> class Kernel, class Arguments>
+void run_converting(const Arguments& a, ParallelFor parallel) {
+  if constexpr (Family::kShort && is_float<T>) {
+    if (Kernel<BFloat16>::fits(a)) return run(Kernel<BFloat16>{a}, parallel);
+  }
+  run(Kernel<T>{a}, parallel);
+}
+
+template <class Family, class T, bool kNumbers>
+struct Forwards {
+  template <class S>
+  using Kernel = Forward<Family, T, kNumbers, S>;
+};
+
+template <class Family, class T, Find kFind>
+struct Backwards {
+  template <class S>
+  using Kernel = Backward<Family, T, kFind, S>;
+};
+
 template <class Family, class T>
 void forward(const LikelihoodForward& a, ParallelFor parallel) {
   if constexpr (Family::kArguments > 2) {
-    if (are_numbers<Family>(a)) return run(Forward<Family, T, true>{a}, parallel);
+    if (are_numbers<Family>(a)) {
+      return run_converting<Family, T, Forwards<Family, T, true>::template Kernel>(a, parallel);
+    }
   }
-  run(Forward<Family, T, false>{a}, parallel);
+  run_converting<Family, T, Forwards<Family, T, false>::template Kernel>(a, parallel);
 }
 
 template <class Family, class T>
 void backward(const LikelihoodBackward& a, ParallelFor parallel) {
   const View* g = a.gradients;
+  for (int j = 0; j < Family::kArguments; ++j) {
+    if (a.sums[j] == 0) expect_writes(g[j], a.rows * a.cols);
+  }
   const bool of_parameters = std::any_of(g + 2, g + Family::kArguments, [](const View& view) { return view.data; });
   if (!g[1].data && !of_parameters && are_numbers<Family>(a)) {
-    return run(Backward<Family, T, Find::kFirst>{a}, parallel);
+    return run_converting<Family, T, Backwards<Family, T, Find::kFirst>::template Kernel>(a, parallel);
   }
   if constexpr (Family::kArguments > 2) {
-    if (!g[1].data) return run(Backward<Family, T, Find::kAllButX>{a}, parallel);
+    if (!g[1].data) {
+      return run_converting<Family, T, Backwards<Family, T, Find::kAllButX>::template Kernel>(a, parallel);
+    }
   }
-  run(Backward<Family, T, Find::kAll>{a}, parallel);
+  run(Backward<Family, T, Find::kAll, T>{a}, parallel);
 }
 
 }  // namespace

@@ -14,9 +14,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "../dtypes.h"
 #include "../philox.h"
 #include "../rows.h"
 #include "isa.h"
+#include "pages.h"
 
 namespace vk::cpu {
 
@@ -84,85 +86,6 @@ struct Total {
     return carry == carry ? sum + carry : sum;
   }  // inf - inf in the carry: the sum says it
 };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-template <class T, class S>
-VK_INLINE T widen(S value) {
-  return T(value);
-}
-template <class T>
-VK_INLINE T widen(BFloat16 value) {
-  return T(bits_as<float>(uint32_t(value.bits) << 16));
-}
-template <class T>
-VK_INLINE T widen(Float16 value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
-  const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
-  const uint32_t bits = magnitude < 0x400u ? bits_as<uint32_t>(subnormal) : normal;
-  return T(bits_as<float>(bits | uint32_t(value.bits & 0x8000u) << 16));
-}
-
-// Rounds to nearest even, once: a float64 is rounded to odd on the way.
-template <class T>
-VK_INLINE float single(T value) {
-  if constexpr (is_float<T>) {
-    return value;
-  } else {
-    const float nearest = float(value);
-    const double back = nearest;
-    const uint32_t bits = bits_as<uint32_t>(nearest);
-    const uint32_t down = bits - ((back < 0 ? -back : back) > (value < 0 ? -value : value) ? 1u : 0u);
-    return bits_as<float>(back == value || value != value ? bits : (down | 1u));
-  }
-}
-template <class D, class T>
-VK_INLINE void narrow(T value, D* to) {
-  *to = D(value);
-}
-template <class T>
-VK_INLINE void narrow(T value, BFloat16* to) {
-  const uint32_t bits = bits_as<uint32_t>(single(value));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to->bits = uint16_t(value != value ? 0x7fc0u : rounded);
-}
-template <class T>
-VK_INLINE void narrow(T value, Float16* to) {
-  const uint32_t bits = bits_as<uint32_t>(single(value));
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Adding 1/2 leaves a subnormal half in the low bits, rounded by the adder.
-  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  to->bits = uint16_t(half | (bits >> 16 & 0x8000u));
-}
-
-template <class T>
-constexpr Type type_of = is_float<T> ? Type::kFloat32 : Type::kFloat64;
-
-// Calls f with a null pointer of the type's C++ type.
-template <class F>
-VK_INLINE void with_type(Type type, const F& f) {
-  switch (type) {
-    case Type::kFloat64: return f((double*)nullptr);
-    case Type::kFloat32: return f((float*)nullptr);
-    case Type::kBFloat16: return f((BFloat16*)nullptr);
-    case Type::kFloat16: return f((Float16*)nullptr);
-    case Type::kUInt8: return f((uint8_t*)nullptr);
-    case Type::kInt8: return f((int8_t*)nullptr);
-    case Type::kInt16: return f((int16_t*)nullptr);
-    case Type::kInt32: return f((int32_t*)nullptr);
-    case Type::kInt64: return f((int64_t*)nullptr);
-  }
-}
 
 // Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile.
 template <class F>
@@ -386,6 +309,11 @@ VK_INLINE T* target(const View& view, const Tile& tile, T* buffer) {
 template <class Isa, class T>
 VK_INLINE void store(const View& view, const Tile& tile, const T* written, const T* buffer) {
   if (written == buffer) Isa::scatter(view, tile, buffer);
+}
+
+// What a kernel is about to write: `elements` without a gap, in whatever order.
+inline void expect_writes(const View& view, int64_t elements) {
+  if (view.data) prefer_large_pages(view.data, size_t(elements) * size_of(view.type));
 }
 
 // Per-row sums of a grid that is not tall.
