@@ -153,6 +153,8 @@ def test_empty_batches() -> None:
     assert vk.elbo(none, none, reduction="none").shape == (0,)
     assert vk.elbo(none, none, reduction="sum").item() == 0
     assert vk.elbo(none, torch.zeros(0, 4), free_bits=1.0, reduction="sum").item() == 0
+    for kl in (none, torch.zeros(0, 4), torch.zeros(0, 4, 2)):
+        assert vk.elbo(none, kl, free_bits=1.0, free_bits_per="group", reduction="sum").item() == 0
     assert vk.importance_weighted_elbo(torch.zeros(5, 0), torch.zeros(5, 0)).shape == (0,)
 
 

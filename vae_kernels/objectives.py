@@ -51,7 +51,8 @@ def elbo(
             bound. A part whose mean is below λ counts as λ and has gradient 0; one at or above λ has its own gradient.
         free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(B, *latent)`, as the latent
             step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(B, J, ...)` has J groups (channels, levels of
-            a hierarchy), dims behind J being summed; one of `(B,)` is a single group.
+            a hierarchy), dims behind J being summed; one of `(B,)` is a single group. Several samples of such a `kl` are
+            to be averaged before.
         capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the gradient at
             the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
         capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
@@ -123,9 +124,9 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
             which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must not
             serve another loss in the same backward pass, nor a second call.
         gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does not
-            pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed priors: the parameters of a
-            learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized Doubly-Reparameterized Gradient Estimators",
-            says what they need).
+            pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed priors:
+            the parameters of a learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized Doubly-Reparameterized
+            Gradient Estimators", says what they need).
 
     Returns:
         `(B,)`.
@@ -254,7 +255,9 @@ def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Ten
 def _free_bits(kl: Tensor, free_bits: float, per: str, process_group) -> Tensor:
     """Per sample Σⱼ of KLⱼ, or of λ where the batch's mean of KLⱼ is below λ: over the batch its mean is Σⱼ max(λ, mean
     KLⱼ), and its gradient that one's."""
-    parts = kl.flatten(1) if per == "dimension" else kl.reshape(len(kl), kl.shape[1] if kl.dim() > 1 else 1, -1).sum(2)
+    parts = kl.unsqueeze(1) if kl.dim() == 1 else kl
+    if parts.dim() > 2:
+        parts = parts.flatten(1) if per == "dimension" else parts.flatten(2).sum(2)
     below = _batch_mean(parts, process_group) < free_bits
     return torch.where(below, free_bits, parts).sum(1)
 

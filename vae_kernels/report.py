@@ -51,7 +51,7 @@ def evaluate(trainer: "Trainer", num_samples: int) -> dict[str, float]:
         "log p(x)": value,
         "standard error": error,
         "samples": num_samples,
-        "active dimensions": int(active_units(found.mu).sum()),
+        "active dimensions": int(_active(found.mu).sum()),
         "aggregate variance": aggregate_posterior(found.mu, found.logvar).variance.mean().item(),
     }
     if trainer.settings.likelihood != "bernoulli":
