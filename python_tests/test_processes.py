@@ -62,8 +62,8 @@ def history(out: Path) -> np.ndarray:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
-    """The same history, weights and log p(x), also where one process goes on with what two began: the noise of a picture
-    does not know how many there are."""
+    """The same history, weights and log p(x), also where one process goes on with what two began: the noise of a
+    picture does not know how many there are."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     assert train.main([*SETTINGS, "--epochs", "3", "--out", str(whole)]) == 0
     printed = torchrun(2, shared, "--epochs", "2", "--evaluate", "20")

@@ -347,7 +347,7 @@ def test_diverging_ends_with_advice(tmp_path):
         (["--free-bits", "inf"], "free_bits must be finite and not negative, got inf"),
         (["--free-bits", "1", "--capacity", "1"], "at most one of free_bits and capacity"),
         (["--objective", "iwae", "--beta", "2"], "beta and beta_schedule have no meaning for the objective iwae"),
-        (["--objective", "elbo-path", "--capacity", "1"], "the objective must be elbo, got elbo-path"),
+        (["--objective", "elbo-path", "--capacity", "1"], "objective must be elbo, got elbo-path"),
         (["--data", "mnist"], "'mnist' is read from a folder: name it with --data-dir"),
         (["--resume"], "no checkpoint in .*: checkpoint.json is missing"),
         (["--model", "conv", "--hidden", "4", "4", "4", "4"], "halved 4 times"),

@@ -27,8 +27,8 @@ class LogMarginalLikelihood(NamedTuple):
     value: Tensor
     """`ln 1/N Σ w`: a lower bound of log p(x) in the mean, and as `num_samples` grows, log p(x) itself."""
     standard_error: Tensor
-    """Of the value, from the spread of the weights; NaN for one sample. Where it is large (above ½, say), single weights
-    dominate, and it is itself too small."""
+    """Of the value, from the spread of the weights; NaN for one sample. Where it is large (above ½, say), single
+    weights dominate, and it is itself too small."""
 
 
 @torch.no_grad()
@@ -51,8 +51,8 @@ def log_marginal_likelihood(
         x: `(B, ...)`, as the model wants it.
         num_samples: N, samples of z for each x.
         chunk: how many of them are decoded at once: memory is that of `chunk · B` decoder outputs, whatever N.
-        proposal: where z is drawn from. `"posterior"`: the encoder's q(z|x). `"prior"`: plain Monte Carlo from p(z), the
-            baseline, which needs about `exp(KL)` samples.
+        proposal: where z is drawn from. `"posterior"`: the encoder's q(z|x). `"prior"`: plain Monte Carlo from p(z),
+            the baseline, which needs about `exp(KL)` samples.
         generator: where the noise's seeds are drawn from, one for each chunk; on the device of `mu`. Default: torch's.
 
     Returns:
@@ -198,8 +198,8 @@ def bits_per_dimension(log_px: Tensor, dimensions: int, *, bin_width: float = 1.
     Args:
         log_px: log p(x), or a bound on it, in nats, any shape.
         dimensions: how many elements an x has: channels · height · width.
-        bin_width: for a *density* of x that was rounded (or had noise added) to steps of this width, in the units in which
-            the density is one: 1/255 for 8-bit pixels scaled to [0, 1], 2/255 for [−1, 1]. 1 for probabilities.
+        bin_width: for a *density* of x that was rounded (or had noise added) to steps of this width, in the units in
+            which the density is one: 1/255 for 8-bit pixels scaled to [0, 1], 2/255 for [−1, 1]. 1 for probabilities.
 
     Raises:
         ValueError: `dimensions` below 1, or `bin_width` not positive.

@@ -108,8 +108,8 @@ class Loss(nn.Module):
         return value, log_px, kl.sum(-1) if by_dimension else kl
 
     def _score_function(self, x: Tensor, seed: Tensor):
-        """With the mean of the other samples' values as each one's baseline (Kool et al. 2019, "Buy 4 REINFORCE Samples,
-        Get a Baseline for Free!")."""
+        """With the mean of the other samples' values as each one's baseline (Kool et al. 2019, "Buy 4 REINFORCE
+        Samples, Get a Baseline for Free!")."""
         mu, logvar = self.model.encode(x)
         z, kl = reparameterize_kl(mu, logvar, num_samples=self.num_samples, seed=seed)
         z = z.detach()

@@ -163,7 +163,7 @@ class Pass(NamedTuple):
     z: Tensor
     """The sample of `q(z|x)`, `(B, latent_dim)`, or K of them, `(K, B, latent_dim)`."""
     kl: Tensor
-    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`; of other estimators and reductions as of `vae_kernels.reparameterize_kl`."""
+    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`; otherwise as of `vae_kernels.reparameterize_kl`."""
     parameters: tuple[Tensor, ...]
     """The parameters of `p(x|z)`, as of `VAE.decode`."""
 

@@ -35,9 +35,9 @@ def elbo(
 
         elbo = 1/L Σₗ log p(x|zₗ) − beta · R        [nats]
         R = KL(q(z|x) ‖ p(z))                       as it comes
-        R = Σⱼ max(free_bits, mean of KLⱼ)          free bits; the mean is over the batch, j runs over dimensions or groups
+        R = Σⱼ max(free_bits, mean of KLⱼ)          free bits; mean over the batch, j runs over dimensions or groups
         R = |KL − capacity|                         capacity per sample
-        R = |mean of KL − capacity|                 capacity per batch; the mean is over the batch
+        R = |mean of KL − capacity|                 capacity per batch; mean over the batch
 
     With the analytic KL this is estimator B of Kingma & Welling, with a Monte-Carlo one estimator A.
 
@@ -49,16 +49,16 @@ def elbo(
             `cyclical_schedule`). With `capacity` it is Burgess' gamma.
         free_bits: λ, in nats: what each part of the KL may cost, averaged over the batch, before it is held against the
             bound. A part whose mean is below λ counts as λ and has gradient 0; one at or above λ has its own gradient.
-        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(B, *latent)`, as the latent
-            step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(B, J, ...)` has J groups (channels, levels of
-            a hierarchy), dims behind J being summed; one of `(B,)` is a single group. Several samples of such a `kl` are
-            to be averaged before.
-        capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the gradient at
-            the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
+        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(B, *latent)`, as the
+            latent step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(B, J, ...)` has J groups (channels,
+            levels of a hierarchy), dims behind J being summed; one of `(B,)` is a single group. Several samples of such
+            a `kl` are to be averaged before.
+        capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the
+            gradient at the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
         capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
         dataset_size: N. The bound is scaled by N/B, so that `reduction="sum"` estimates that of the whole data set.
-        reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch, `"none"`
-            gives values whose mean it is.
+        reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch,
+            `"none"` gives values whose mean it is.
         process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
             parts of all; the reduction is over this process's part.
 
@@ -67,12 +67,13 @@ def elbo(
 
     Raises:
         TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, an option is unknown or out of range, both `free_bits` and `capacity` are given, or
-            `dataset_size` with `reduction="mean"`, which leaves no sum to scale.
+        ValueError: shapes do not fit, an option is unknown or out of range, both `free_bits` and `capacity` are given,
+            or `dataset_size` with `reduction="mean"`, which leaves no sum to scale.
 
-    Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches). Higgins
-    et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive
-    Flow", appendix C.8 (free bits). Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8 (capacity).
+    Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches).
+    Higgins et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse
+    Autoregressive Flow", appendix C.8 (free bits). Burgess et al. 2018, "Understanding disentangling in
+    beta-VAE", equation 8 (capacity).
 
     >>> import torch, vae_kernels as vk
     >>> log_px, kl = torch.tensor([-90.0, -70.0]), torch.tensor([4.0, 6.0])
@@ -111,34 +112,34 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         "dreg"   Σₖ ŵₖ ∂ln wₖ/∂θ                                     to the decoder: the same
                  Σₖ ŵₖ² ∂ln wₖ/∂zₖ ∂zₖ/∂φ                            to the encoder
 
-    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: the signal-to-noise ratio of
-    the encoder's gradient falls as 1/√K with "iwae" (Rainforth et al. 2018, "Tighter Variational Bounds are Not
+    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: the signal-to-noise ratio
+    of the encoder's gradient falls as 1/√K with "iwae" (Rainforth et al. 2018, "Tighter Variational Bounds are Not
     Necessarily Better") and rises as √K with "dreg".
 
     Args:
         log_px: `log p(x|z)` of K samples of z, `(K, B)`.
         kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, B)`: the latent step's with `num_samples=K` and
-            `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder et
-            al.); with K > 1 it is biased, and "dreg" is right.
+            `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder
+            et al.); with K > 1 it is biased, and "dreg" is right.
         z: the samples themselves, `(K, B, ...)`, for "dreg" only: the very tensor that the latent step gave and from
-            which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must not
-            serve another loss in the same backward pass, nor a second call.
-        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does not
-            pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed priors:
-            the parameters of a learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized Doubly-Reparameterized
-            Gradient Estimators", says what they need).
+            which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must
+            not serve another loss in the same backward pass, nor a second call.
+        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does
+            not pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed
+            priors: the parameters of a learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized
+            Doubly-Reparameterized Gradient Estimators", says what they need).
 
     Returns:
         `(B,)`.
 
     Raises:
         TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes straight from the
-            latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
+        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes straight from
+            the latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
 
     Sources: Burda et al. 2016, "Importance Weighted Autoencoders", equations 8 and 14. Roeder et al. 2017, "Sticking
-    the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
-    equation 8.
+    the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo
+    Objectives", equation 8.
 
     >>> import torch, vae_kernels as vk
     >>> log_px, kl = torch.tensor([[-90.0, -70.0], [-91.0, -70.0]]), torch.tensor([[4.0, 6.0], [3.0, 6.0]])
@@ -174,15 +175,15 @@ def score_function_elbo(
         value      f = log p(x|z) − beta · kl
         gradient   ∂f + (f − baseline) · ∂ log q(z|x),    z held fixed
 
-    Unbiased for the gradient of `E_q[f]`, whatever f is, also where z is discrete or the decoder cannot be differentiated,
-    but of far more variance than the reparameterised one. The gradient is to be had by autograd; in the value the second
-    term is zero.
+    Unbiased for the gradient of `E_q[f]`, whatever f is, also where z is discrete or the decoder cannot be
+    differentiated, but of far more variance than the reparameterised one. The gradient is to be had by autograd; in the
+    value the second term is zero.
 
     Args:
         log_px: `log p(x|z)`, `(B,)`, or `(L, B)` with L samples of z for each x, which are averaged.
         kl: the analytic KL, `(B,)`, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
-        log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For a
-            Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
+        log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For
+            a Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
         baseline: any number, or tensor that broadcasts to `log_px`, that does not depend on the z that it is held
             against: it takes no part in the expectation and lowers the variance where it is near f. No gradient.
         beta: weight of the KL.

@@ -109,7 +109,7 @@ class Settings:
             raise ValueError(f"beta and beta_schedule have no meaning for the objective {self.objective}")
         if self.objective != "elbo" and (self.free_bits, self.capacity) != (None, None):
             raise ValueError(
-                f"free_bits and capacity are held against the analytic KL: the objective must be elbo, got {self.objective}"
+                f"free_bits and capacity are held against the analytic KL: objective must be elbo, got {self.objective}"
             )
         if None not in (self.free_bits, self.capacity):
             raise ValueError("give at most one of free_bits and capacity")

@@ -43,8 +43,8 @@ def cyclical_schedule(
     Raises:
         ValueError: an argument is out of range.
 
-    Source: Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing", section 4.1; M = 4
-    and R = ½ are their defaults.
+    Source: Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing", section 4.1; M
+    = 4 and R = ½ are their defaults.
 
     >>> import vae_kernels as vk
     >>> [vk.cyclical_schedule(step, 8, cycles=2) for step in range(9)]

@@ -2,9 +2,9 @@
 
 A run leaves in its folder `history.csv` (ELBO, log-likelihood and KL by epoch, in nats), pictures, and a checkpoint
 from which `--resume` goes on as if nothing had happened. All random numbers (weights, order of the pictures, noise)
-come from `--seed`, so that on one machine the same command gives the same numbers. Each picture of an epoch has a seed of
-its own for its noise, so that several processes, `torchrun --nproc-per-node=N -m vae_kernels.train`, share the work of
-one, batch by batch, and come to the same weights up to rounding.
+come from `--seed`, so that on one machine the same command gives the same numbers. Each picture of an epoch has a seed
+of its own for its noise, so that several processes, `torchrun --nproc-per-node=N -m vae_kernels.train`, share the work
+of one, batch by batch, and come to the same weights up to rounding.
 """
 
 import contextlib
