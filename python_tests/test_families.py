@@ -67,6 +67,30 @@ def test_large_counts_and_theta_do_not_cancel(kernel: str) -> None:
     assert (error <= 4 * EPS32 * scale).all()
 
 
+def test_gradients_near_the_poisson_limit(kernel: str) -> None:
+    """To mu and x as good as the rounding of what enters; to theta on the scale of 1/theta, the size of the pieces of
+    the digamma functions, where a sum of three logarithms and two digammas would lose all of it."""
+    generator = torch.Generator().manual_seed(3)
+    mu = 10 ** (torch.rand(300, 1, generator=generator) * 5)
+    x = torch.poisson(mu, generator=generator)
+    theta = 10 ** (4 + torch.rand(300, 1, generator=generator) * 4)
+    inputs = {name: t.to(DEVICE).requires_grad_() for name, t in (("mu", mu), ("x", x), ("theta", theta))}
+    found = torch.autograd.grad(vk.negative_binomial_log_likelihood(*inputs.values()).sum(), list(inputs.values()))
+    with mpmath.workdps(reference.DIGITS):
+        values = {name: reference.exact(t) for name, t in inputs.items()}
+        m, n, t = values.values()
+        gradients = reference.negative_binomial(values, {"log_px": mpmath.mpf(1)})[1]
+        want = {name: sum(terms) for name, terms in gradients.items()}
+        scale = {
+            "mu": abs(want["mu"]),
+            "x": abs(want["x"]) + (abs(n - m) + 1) / (n + 1),
+            "theta": abs(want["theta"]) + ((n - m) ** 2 + n + m) / t**2 + 1 / t,
+        }
+        for name, gradient in zip(inputs, found, strict=True):
+            error = abs(reference.exact(gradient) - want[name]) / scale[name]
+            assert (error.astype(np.float64) <= 4 * EPS32).all(), name
+
+
 def test_a_mean_of_zero_stays_finite(backend: str) -> None:
     """A softmax decoder reaches it; scvi-tools' constant keeps the loss and its gradient finite there."""
     mu = torch.zeros(2, 3, device=DEVICE, requires_grad=True)
