@@ -53,7 +53,7 @@ VK_INLINE Normalizer<T> normalizer(const T* logits, int n, T* __restrict weights
   result.largest = largest(logits, n);
   const T m = result.largest;
 #pragma GCC ivdep
-  for (int k = 0; k < n; ++k) weights[k] = exp(logits[k] - m);
+  for (int k = 0; k < n; ++k) weights[k] = exp_minus(m - logits[k]);
   typename V::Vector ties = {}, rest = {}, logit, weight;
   for (int i = 0; i < n; i += V::kWidth) {
     V::read(logits + i, logit);
@@ -81,7 +81,7 @@ VK_INLINE void normalizers(const T* logits, int classes, T* __restrict weights, 
   memcpy(largest, &m, sizeof m);
   for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
 #pragma GCC ivdep
-    for (int r = 0; r < V::kWidth; ++r) weights[i + r] = exp(logits[i + r] - largest[r]);
+    for (int r = 0; r < V::kWidth; ++r) weights[i + r] = exp_minus(largest[r] - logits[i + r]);
   }
   for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
     V::read(logits + i, logit);
@@ -328,7 +328,7 @@ struct Backward {
       const T* logits = all.template load<Isa>(tile, buffer);
       T* to = target(a.grad_logits, tile, out_buffer);
 #pragma GCC ivdep
-      for (int j = 0; j < tile.pitch; ++j) weights[j] = exp(logits[j] - n.largest);
+      for (int j = 0; j < tile.pitch; ++j) weights[j] = exp_minus(n.largest - logits[j]);
       write(weights, tile.pitch, scale, to);
       if (k >= col && k < col + tile.cols) to[k - col] = upstream * one_minus_prob(n, logit);
       store<Isa>(a.grad_logits, tile, to, out_buffer);
@@ -362,6 +362,7 @@ void categorical_forward(const CategoricalForward& a, ParallelFor parallel) {
 }
 
 void categorical_backward(const CategoricalBackward& a, ParallelFor parallel) {
+  expect_writes(a.grad_logits, a.positions * a.classes);
   a.arithmetic == Type::kFloat64 ? run(Backward<double>{a}, parallel) : run(Backward<float>{a}, parallel);
 }
 
