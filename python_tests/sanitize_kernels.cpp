@@ -14,24 +14,12 @@ namespace {
 
 using vk::Dims;
 using vk::Shape;
+using vk::size_of;
 using vk::Type;
 using vk::View;
 
 void serial(int64_t begin, int64_t end, int64_t, void (*f)(int64_t, int64_t, void*), void* context) {
   f(begin, end, context);
-}
-
-int64_t size_of(Type type) {
-  switch (type) {
-    case Type::kFloat64:
-    case Type::kInt64: return 8;
-    case Type::kFloat32:
-    case Type::kInt32: return 4;
-    case Type::kBFloat16:
-    case Type::kFloat16:
-    case Type::kInt16: return 2;
-    default: return 1;
-  }
 }
 
 std::mt19937 generator(1);
@@ -102,22 +90,23 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
   const int64_t cols = outer * inner;
 
   vk::cpu::LatentForward f{};
-  f.arithmetic = arithmetic, f.rows = rows, f.cols = cols, f.seed = 7;
+  const int64_t seed = 7;
+  f.arithmetic = arithmetic, f.rows = rows, f.cols = cols, f.samples = 1, f.seeds = &seed;
+  f.scale = vk::Scale::kLogvar, f.estimator = vk::KlEstimator::kAnalytic, f.low = -INFINITY, f.high = INFINITY;
   f.mu = memory.view(type, rows, outer, inner, layout);
-  f.logvar = memory.view(type, rows, outer, inner, layout);
+  f.raw = memory.view(type, rows, outer, inner, layout);
   f.z = memory.view(type, rows, outer, inner, dense);
   f.kl = sums.data();
   vk::cpu::latent_forward(f, serial);
   for (const T sum : sums) check(std::isfinite(sum));
 
   vk::cpu::LatentBackward b{};
-  b.arithmetic = arithmetic, b.rows = rows, b.cols = cols, b.seed = 7;
-  b.mu = f.mu, b.logvar = f.logvar;
+  static_cast<vk::cpu::LatentInputs&>(b) = f;
   b.grad_z = memory.view(type, rows, outer, inner, layout);
   b.grad_kl = f.mu, b.grad_kl.data = sums.data(), b.grad_kl.type = arithmetic, b.grad_kl.dense = false;
   b.grad_kl.row_inner = 1, b.grad_kl.stride[0] = 1, b.grad_kl.stride[2] = b.grad_kl.stride[3] = 0;
   b.grad_mu = memory.view(type, rows, outer, inner, dense);
-  b.grad_logvar = memory.view(type, rows, outer, inner, layout.expanded ? dense : layout);
+  b.grad_raw = memory.view(type, rows, outer, inner, layout.expanded ? dense : layout);
   vk::cpu::latent_backward(b, serial);
 
   for (const bool broadcast : {false, true}) {
@@ -146,6 +135,8 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
     for (const T sum : sums) check(std::isfinite(sum));
     lb.grad = b.grad_kl;
     for (int i = 0; i < arguments; ++i) lb.arguments[i] = lf.arguments[i];
+    vk::cpu::likelihood_backward(lb, serial);
+    lb.gradients[1].data = nullptr;  // the usual case: nobody differentiates x
     vk::cpu::likelihood_backward(lb, serial);
   }
 }
