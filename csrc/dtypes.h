@@ -103,12 +103,19 @@ constexpr int size_of(Type type) {
 
 // Calls f with a null pointer of the type's C++ type.
 template <class F>
-VK_INLINE void with_type(Type type, const F& f) {
+VK_INLINE void with_float_type(Type type, const F& f) {
   switch (type) {
     case Type::kFloat64: return f((double*)nullptr);
     case Type::kFloat32: return f((float*)nullptr);
     case Type::kBFloat16: return f((BFloat16*)nullptr);
     case Type::kFloat16: return f((Float16*)nullptr);
+    default: return;
+  }
+}
+template <class F>
+VK_INLINE void with_type(Type type, const F& f) {
+  switch (type) {
+    default: return with_float_type(type, f);
     case Type::kUInt8: return f((uint8_t*)nullptr);
     case Type::kInt8: return f((int8_t*)nullptr);
     case Type::kInt16: return f((int16_t*)nullptr);

@@ -61,8 +61,8 @@ VK_INLINE T scale(T p, Integer low) {
   return p * bits_as<T>(half) * bits_as<T>((biased << kBits) - half);
 }
 
-// a / b for 1 <= b <= 3, and the square root of a normal x or 0. On a GPU, where the right rounding costs a dozen
-// instructions and a branch, one instruction's approximation: 2 ulp and 1 ulp (PTX ISA, rcp.approx and sqrt.approx).
+// a / b for 1 <= b <= 3, the square root of x, and that of an x that is 0 or normal. On a GPU, where the right rounding
+// costs a dozen instructions and a branch, approximations: 2 ulp and 1 ulp (PTX ISA, rcp.approx and sqrt.approx).
 template <class T>
 VK_INLINE T divide(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -75,13 +75,21 @@ VK_INLINE T divide(T a, T b) {
 }
 VK_INLINE float root(float x) {
 #ifdef __CUDA_ARCH__
-  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+  asm("sqrt.approx.f32 %0, %0;" : "+f"(x));
   return x;
 #else
   return ::sqrtf(x);
 #endif
 }
 VK_INLINE double root(double x) { return ::sqrt(x); }
+VK_INLINE float root_of_normal(float x) {
+#ifdef __CUDA_ARCH__
+  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return ::sqrtf(x);
+#endif
+}
 
 // e^r for |r| <= ln 2 / 2.
 VK_INLINE float exp_reduced(float r) {

@@ -4,6 +4,7 @@
 
 #include "cuda/latent.h"
 #include "cuda/likelihood.h"
+#include "dtypes.h"
 #include "ops.h"
 
 namespace vk {
@@ -66,6 +67,15 @@ class Device {
   std::vector<Tensor> memory_;
 };
 
+// All but targets: the kernels know no others, and would read nothing.
+void check_floating(std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* tensor : tensors) {
+    bool floating = false;
+    with_float_type(type_of_tensor(*tensor), [&](auto*) { floating = true; });
+    STD_TORCH_CHECK(floating, "all arguments but x must be floating point tensors");
+  }
+}
+
 const int64_t* seed_pointer(const std::optional<Tensor>& seed, const std::optional<Tensor>& eps) {
   if (eps) return nullptr;
   STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
@@ -75,6 +85,8 @@ const int64_t* seed_pointer(const std::optional<Tensor>& seed, const std::option
 
 std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
                                           const std::optional<Tensor>& eps, int64_t batch_dims) {
+  check_floating({&mu, &logvar});
+  if (eps) check_floating({&*eps});
   const Device device(mu);
   Rows rows(mu, batch_dims);
   cuda::LatentForward a{};
@@ -90,13 +102,16 @@ std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar
   a.kl = kl.mutable_data_ptr();
   cuda::latent_forward(a, device.queue);
   rows.finish();
-  rows.finish();
   return {z, kl};
 }
 
 std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
                                     const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
                                     const std::optional<Tensor>& eps, int64_t batch_dims, std::vector<bool> needs) {
+  check_floating({&mu, &logvar});
+  for (const auto* tensor : {&grad_z, &grad_kl, &eps}) {
+    if (*tensor) check_floating({&**tensor});
+  }
   const Device device(mu);
   Rows rows(mu, batch_dims);
   cuda::LatentBackward a{};
@@ -119,7 +134,6 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
   if (eps) wanted(2, *eps, &a.grad_eps);
   cuda::latent_backward(a, device.queue);
   rows.finish();
-  rows.finish();
   return gradients;
 }
 
@@ -132,7 +146,10 @@ void set_arguments(Arguments& a, Rows& rows, const std::string& family, const st
   STD_TORCH_CHECK(inputs.size() + constants.size() == size_t(count), family, " takes ", count, " arguments, got ",
                   inputs.size() + constants.size());
   a.family = family.c_str();
-  for (size_t i = 0; i < inputs.size(); ++i) a.arguments[i] = rows.argument(inputs[i]);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (i != 1) check_floating({&inputs[i]});
+    a.arguments[i] = rows.argument(inputs[i]);
+  }
   for (size_t i = 0; i < constants.size(); ++i) a.constants[inputs.size() + i] = constants[i];
   a.arithmetic = rows.arithmetic;
   a.rows = rows.rows, a.cols = rows.cols;
@@ -184,6 +201,7 @@ std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad
   Rows rows(inputs[0], batch_dims);
   cuda::LikelihoodBackward a{};
   set_arguments(a, rows, family.name, inputs, constants);
+  check_floating({&grad});
   a.grad = rows.row_view(grad);
   std::vector<Tensor> gradients;
   std::vector<SharedGradient> shared;
@@ -198,7 +216,6 @@ std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad
     }
   }
   cuda::likelihood_backward(a, device.queue);
-  rows.finish();
   rows.finish();
   for (SharedGradient& gradient : shared) gradient.finish();
   return gradients;

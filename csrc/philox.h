@@ -42,7 +42,7 @@ VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence
 // sqrt(-2 ln u) times sine and cosine of (w1 + 1/2) 2^-32 turns, u = w0 2^-32 + 2^-33 rounded to float; 4 ulp.
 VK_INLINE void box_muller(uint32_t w0, uint32_t w1, float& first, float& second) {
   const float u = fused(float(w0), 0x1p-32f, 0x1p-33f);
-  const float radius = root(minus_2_log_unit(u));
+  const float radius = root_of_normal(minus_2_log_unit(u));
   sincos_turns(w1, first, second);
   first *= radius;
   second *= radius;

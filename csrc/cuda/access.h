@@ -77,13 +77,8 @@ __device__ __forceinline__ void store_pack(S* to, const T (&values)[kWidth]) {
 template <class T, class Tensor>
 __device__ __forceinline__ T load_element(const Tensor& x, int64_t offset) {
   T value = T(0);
-  with_type(x.type, [&](auto* null) { value = widen<T>(static_cast<decltype(null)>(x.data)[offset]); });
+  with_float_type(x.type, [&](auto* null) { value = widen<T>(static_cast<decltype(null)>(x.data)[offset]); });
   return value;
-}
-
-template <class T>
-__device__ __forceinline__ void store_element(const View& x, int64_t offset, T value) {
-  with_type(x.type, [&](auto* null) { narrow(value, static_cast<decltype(null)>(x.data) + offset); });
 }
 
 // Divides by a number known on the host: the quotient by its reciprocal is right or 1 too small. For 0, the size of a
@@ -167,8 +162,8 @@ template <class S>
 struct Vectors {
   using T = float;
   static constexpr int kWidth = 16 / sizeof(S), kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
-  static constexpr bool kAny = false;    // any layout, any mixture of tensors
-  static constexpr int kRegisters = 64;  // of a thread, at most
+  static constexpr bool kAny = false;                           // any layout, any mixture of tensors
+  static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // of a thread, at most
 
   static bool serves(const Operand& x, int64_t cols) {
     return x.type == type_of<S> && x.packs && x.plain && cols % kWidth == 0;
@@ -181,6 +176,7 @@ struct Vectors {
   __device__ __forceinline__ static Run run(const Operand& x, const Packs& packs) {
     return static_cast<S*>(x.data) + packs.row * x.stride[0] + packs.first * kWidth;
   }
+  template <bool kIntegers = false>
   __device__ __forceinline__ static void load(const Operand&, Run run, int pack, int, T (&values)[kWidth]) {
     load_pack(run + uint32_t(pack * kWidth), values);
   }
@@ -194,7 +190,8 @@ struct Elements {
   using T = Arithmetic;
   static constexpr int kWidth = kPackWidth, kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
   static constexpr bool kAny = true;
-  static constexpr int kRegisters = 128;
+  static constexpr int kRegisters = is_float<Arithmetic> ? 128 : 255;
+  static constexpr int kHeavyRegisters = is_float<Arithmetic> ? 168 : 255;
 
   static bool serves(const Operand&, int64_t) { return true; }
 
@@ -225,21 +222,23 @@ struct Elements {
     }
   }
 
-  // What lies beyond the row is 0.
+  // What lies beyond the row is 0. Only x may consist of integers.
+  template <bool kIntegers = false>
   __device__ __forceinline__ static void load(const Operand& x, Run run, int pack, int n, T (&values)[kWidth]) {
     int64_t at[kWidth];
     offsets(x, run, pack, at);
-    with_type(x.type, [&](auto* null) {
+    const auto read = [&](auto* null) {
       const auto* data = static_cast<decltype(null)>(x.data);
       if (x.packs && n == kWidth) return load_pack(data + at[0], values);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) values[k] = k < n ? widen<T>(data[at[k]]) : T(0);
-    });
+    };
+    kIntegers ? with_type(x.type, read) : with_float_type(x.type, read);
   }
   __device__ __forceinline__ static void store(const Operand& x, Run run, int pack, int n, const T (&values)[kWidth]) {
     int64_t at[kWidth];
     offsets(x, run, pack, at);
-    with_type(x.type, [&](auto* null) {
+    with_float_type(x.type, [&](auto* null) {
       auto* data = static_cast<decltype(null)>(x.data);
       if (x.packs && n == kWidth) return store_pack(data + at[0], values);
 #pragma unroll

@@ -37,7 +37,9 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
                                 pointers, 0, static_cast<cudaStream_t>(queue.stream));
       },
       values);
-  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: the next to ask would report it as its own
+  throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
 #else
   emulated::run_blocks(unsigned(blocks), threads, [&] { kernel(arguments...); });
 #endif

@@ -73,11 +73,10 @@ struct Forward {
       for_each<!is_float<T>, kWidth>([&](int k) {
         const Latent<T> r = latent(pick(m, k), pick(l, k), pick(e, k));
         put(out, k, r.z);
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
-          if (k < n && k / 4 == q) sums[q] += r.kl;
-        }
+        put(m, k, r.kl);
       });
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? m[k] : T(0);
       Access::store(z, z_run, pack, n, out);
     }
   }

@@ -11,14 +11,14 @@ namespace {
 template <class Family>
 constexpr bool kHeavy =
     std::is_same_v<Family, NegativeBinomial> || std::is_same_v<Family, ZeroInflatedNegativeBinomial> ||
-    std::is_same_v<Family, DiscretizedLogistic>;
+    std::is_same_v<Family, DiscretizedLogistic> || std::is_same_v<Family, BernoulliProbs>;
 
 template <class Family, class Access>
 struct Traits {
   using T = typename Access::T;
   static constexpr int kCount = Family::kArguments;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kThreads = Access::kThreads;
-  static constexpr int kRegisters = kHeavy<Family> ? 128 : Access::kRegisters;
+  static constexpr int kRegisters = kHeavy<Family> ? Access::kHeavyRegisters : Access::kRegisters;
   static constexpr bool kLoop = Access::kAny && (kHeavy<Family> || !is_float<T>);
 };
 
@@ -65,9 +65,11 @@ struct Arguments : Traits<Family, Access> {
   }
 
   __device__ __forceinline__ void load(const Run& run, int pack, int n, T (&values)[kCount][kWidth]) const {
+    Access::load(tensors[0], run.tensors[0], pack, n, values[0]);
+    Access::template load<true>(tensors[1], run.tensors[1], pack, n, values[1]);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      if (j >= 2 && single[j]) {
+    for (int j = 2; j < kCount; ++j) {
+      if (single[j]) {
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) values[j][k] = run.single[j];
       } else {
@@ -102,12 +104,10 @@ struct Forward : Traits<Family, Access> {
       for_each<Forward::kLoop, kWidth>([&](int k) {
         T v[kCount];
         arguments.pick(values, k, v);
-        const T log_prob = Family::log_prob(v);
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
-          if (k < n && k / 4 == q) sums[q] += log_prob;
-        }
+        put(values[0], k, Family::log_prob(v));
       });
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? values[0][k] : T(0);
     }
   }
 };

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const T* from, int64_t su
   }
   sum = group_sum<kThreads>(sum, lanes);
   if (lane != 0 || index >= sums) return;
-  with_type(type, [&](auto* null) { narrow(sum, static_cast<decltype(null)>(to) + task); });
+  with_float_type(type, [&](auto* null) { narrow(sum, static_cast<decltype(null)>(to) + task); });
 }
 
 // Neighbours of one kind as one axis; at least one that is summed.
