@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ library i
 STABLE = re.compile(r"^(aoti_torch_\w+|torch_\w+)$")
 
 
-def undefined_symbols() -> dict[str, str]:
+def undefined_symbols(library: Path) -> dict[str, str]:
     """Undefined dynamic symbols with the version tag of the library that serves them, empty where there is none."""
-    listed = subprocess.run(["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     names = [line.split()[-1] for line in listed.stdout.splitlines()]
     return {name.partition("@")[0]: name.partition("@")[2].lstrip("@") for name in names}
 
@@ -39,7 +39,7 @@ STANDARD = re.compile(r"^_Z[A-Z]*St")
 def test_needs_nothing_of_torch_outside_the_stable_abi() -> None:
     system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC)_")
     weak = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
-    others = {name for name, version in undefined_symbols().items() if not system.match(version)} - weak
+    others = {name for name, version in undefined_symbols(LIBRARY).items() if not system.match(version)} - weak
     assert "torch_library_impl" in others
     assert not {name for name in others if not STABLE.match(name) and not STANDARD.match(name)}
 

@@ -1,0 +1,152 @@
+"""What nvcc made of the CUDA kernels, read from the built library; no GPU is needed.
+
+`python -m benchmarks.cuda_codegen` prints the table and writes `results/cuda_codegen.csv`. One PTX is made into machine
+code for every architecture (see setup.py): global moves are counted in it, registers and memory per architecture.
+"""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import vae_kernels as vk
+
+LIBRARY = Path(vk.__file__).with_name("_cuda.so")
+TABLE = Path(__file__).parent / "results" / "cuda_codegen.csv"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel on one architecture: memory in bytes, per thread and (shared) per block; moves as they stand in its
+    code, those of 16 bytes apart from smaller ones. `stack` and `local` would hold what registers cannot. `ptx` is the version of that language,
+    which tells nvcc's."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    loads_16: int
+    other_loads: int
+    stores_16: int
+    other_stores: int
+    ptx: str
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is for tensors of whole aligned packs of 16 bytes."""
+        return "Vectors<" in self.name
+
+
+def why_not() -> str:
+    """Empty if the kernels can be inspected here."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built: no nvcc"
+    if not cuobjdump().exists():
+        return "no cuobjdump, which Triton brings"
+    return "" if shutil.which("c++filt") else "no c++filt of binutils"
+
+
+def cuobjdump() -> Path:
+    if found := shutil.which("cuobjdump"):
+        return Path(found)
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def kernels() -> list[Kernel]:
+    """Of the library, those of one architecture together."""
+    moves = dict(_moves())
+    version = next(line.removeprefix(".version ") for line in _dump("-ptx") if line.startswith(".version "))
+    names = _names(list(moves))
+    found = []
+    for architecture, symbol, used in _resources():
+        count = moves[symbol]
+        found.append(
+            Kernel(
+                names[symbol],
+                architecture,
+                *(used[name] for name in ("REG", "STACK", "LOCAL", "SHARED")),
+                *(count[direction, wide] for direction in ("ld", "st") for wide in (True, False)),
+                version,
+            )
+        )
+    return sorted(found, key=lambda kernel: (int(kernel.architecture.removeprefix("sm_")), kernel.name))
+
+
+def _dump(option: str) -> list[str]:
+    command = [cuobjdump(), option, LIBRARY]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def _resources() -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Architecture, kernel and what it uses."""
+    architecture = symbol = ""
+    for line in _dump("-res-usage"):
+        if line.startswith("arch = "):
+            architecture = line.removeprefix("arch = ")
+        elif line.startswith(" Function "):
+            symbol = line.removeprefix(" Function ").rstrip(":")
+        elif "REG:" in line:
+            yield architecture, symbol, {name: int(size) for name, size in re.findall(r"(\w+):(\d+)", line)}
+
+
+def _moves() -> Iterator[tuple[str, Counter[tuple[str, bool]]]]:
+    """For each kernel, how many loads and stores of 16 bytes and of fewer."""
+    count: Counter[tuple[str, bool]] = Counter()
+    for line in _dump("-ptx"):
+        if entry := re.match(r".*\.entry (\w+)\(", line):
+            count = Counter()
+            yield entry[1], count
+        elif move := re.search(r"\b(ld|st)\.global\S*", line):
+            count[move[1], bool(re.search(r"\.v4\.\w32|\.v2\.\w64", move[0]))] += 1
+
+
+def _names(symbols: list[str]) -> dict[str, str]:
+    """What the sources call them, without namespaces and function arguments."""
+    demangled = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
+    names = (re.sub(r"\(anonymous namespace\)::|\bvk::(cuda::)?|^void ", "", name) for name in demangled.splitlines())
+    return {symbol: name.partition("(")[0].replace(" >", ">") for symbol, name in zip(symbols, names, strict=True)}
+
+
+def write(path: Path, found: list[Kernel]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Kernel)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(kernel) for kernel in found)
+
+
+def table(found: list[Kernel]) -> str:
+    """A line for each kernel: its registers on each architecture, and its moves of 16 bytes."""
+    architectures = list(dict.fromkeys(kernel.architecture for kernel in found))
+    registers = {(kernel.name, kernel.architecture): kernel.registers for kernel in found}
+    width = max(len(kernel.name) for kernel in found)
+    lines = [
+        f"{'registers of a thread':{width}}{''.join(f'{a:>8}' for a in architectures)}   loads, stores of 16 bytes"
+    ]
+    for kernel in found[: len(found) // len(architectures)]:
+        counts = "".join(f"{registers[kernel.name, a]:8}" for a in architectures)
+        lines.append(f"{kernel.name:{width}}{counts}   {kernel.loads_16}, {kernel.stores_16}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if reason := why_not():
+        sys.exit(f"benchmarks.cuda_codegen: {reason}")
+    found = kernels()
+    print(table(found))
+    spilled = [kernel for kernel in found if kernel.stack or kernel.local]
+    print(f"{len(found)} kernels of PTX {found[0].ptx}, {len(spilled)} with local memory or a stack")
+    write(TABLE, found)
+    print(TABLE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The CUDA library, built without a GPU: what its machine code needs and moves, and what it asks of torch."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_library import STABLE, STANDARD, undefined_symbols
+
+from benchmarks.cuda_codegen import LIBRARY, Kernel, kernels, why_not
+from vae_kernels.likelihood import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Kernel]:
+    return kernels()
+
+
+@pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" in os.environ, reason="built for the architectures asked for")
+def test_machine_code_for_every_architecture(found: list[Kernel]) -> None:
+    architectures = ["sm_80", "sm_90", "sm_100", "sm_120"]
+    assert list(dict.fromkeys(kernel.architecture for kernel in found)) == architectures
+    of_one = [{kernel.name for kernel in found if kernel.architecture == name} for name in architectures]
+    assert all(names == of_one[0] for names in of_one)
+
+
+def test_nothing_spills(found: list[Kernel]) -> None:
+    assert [kernel for kernel in found if kernel.stack or kernel.local] == []
+
+
+def test_a_block_fits_into_the_registers_of_a_multiprocessor(found: list[Kernel]) -> None:
+    for kernel in found:
+        threads = 128 if "8>" in kernel.name or "Float16>" in kernel.name else 256
+        assert kernel.registers * threads <= 65536, kernel
+
+
+def test_packs_move_as_16_bytes_and_once(found: list[Kernel]) -> None:
+    """A thread reads a pack of each tensor and writes a pack of each result: the bytes that an ideal kernel moves."""
+    ideal = {("Forward", "latent"): (2, 1), ("Backward", "latent"): (3, 2)}
+    for name, family in FAMILIES.items():
+        count = len(family.arguments)
+        ideal |= {("Forward", name): (count, 0), ("RowBackward", name): (count, count)}
+    seen = set()
+    for kernel in found:
+        if kernel.packs:
+            body, family = re.fullmatch(r"rows_kernel<(\w+)<(?:(\w+), )?Vectors<\w+>>>", kernel.name).groups("Latent")
+            seen.add(key := (body, re.sub(r"(?<!^)(?=[A-Z])", "_", family).lower()))
+            assert (kernel.loads_16, kernel.stores_16) == ideal[key], kernel
+    assert seen == set(ideal)
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
+def test_needs_nothing_of_torch_outside_the_stable_abi() -> None:
+    system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC|libcudart)")
+    weak = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+    symbols = undefined_symbols(LIBRARY)
+    others = {name for name, version in symbols.items() if not system.match(version)} - weak
+    assert "torch_library_impl" in others
+    assert not {name for name in others if not STABLE.match(name) and not STANDARD.match(name)}
+
+
+@pytest.mark.skipif(not Path(NVCC).exists(), reason="no nvcc")
+def test_loads_and_registers_its_ops() -> None:
+    """Under a torch without CUDA only beside the runtime that a CUDA torch brings. CPU tensors it does not serve."""
+    runtime = next(path for path in Path(NVCC).resolve().parents[1].rglob("libcudart.so") if path.exists())
+    code = f"""
+import ctypes, torch
+ctypes.CDLL({str(runtime)!r}, ctypes.RTLD_GLOBAL)
+torch.ops.load_library({str(LIBRARY)!r})
+zeros = torch.zeros(2, 3)
+try:
+    torch.ops.vae_kernels_cuda.likelihood_forward("bernoulli", [zeros, zeros], [], 1)
+except NotImplementedError as error:
+    print("CUDA" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+FAILS_TO_LAUNCH = """
+#include <cstdio>
+#include "csrc/cuda/sums.h"
+int main() {
+  const vk::cuda::Queue queue{nullptr, [](size_t) { return nullptr; }};
+  for (int i = 0; i < 2; ++i) {
+    try {
+      vk::cuda::sum_axis<float>("the op", nullptr, 1, 2, 3, nullptr, vk::Type::kFloat32, queue);
+    } catch (const std::runtime_error& error) {
+      std::puts(error.what());
+    }
+  }
+  return int(cudaPeekAtLastError());
+}
+"""
+
+
+@pytest.mark.skipif(not Path(NVCC).exists(), reason="no nvcc")
+def test_a_failed_launch_names_the_op(tmp_path: Path) -> None:
+    """Without a device, or with all of them hidden, no launch succeeds; none leaves its error for others to report."""
+    source, program = tmp_path / "fails.cu", tmp_path / "fails"
+    source.write_text(FAILS_TO_LAUNCH)
+    command = [NVCC, "-std=c++17", "-O0", "-arch=sm_90", f"-I{ROOT}", source, "csrc/cuda/sums.cu", "-o", program]
+    subprocess.run(command, cwd=ROOT, check=True)
+    done = subprocess.run([program], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all(line.startswith("the op: ") and len(line) > 10 for line in lines), done
