@@ -128,8 +128,9 @@ def cuda_library() -> list[Extension]:
             print(f"vae_kernels: leaving out the CUDA kernels (no {lacking})", file=sys.stderr)
         return []
     include, library = paths
-    # The runtime is torch's own, one for the whole process: linked as a shared library.
-    flags = ["-shared", "--cudart=shared", "-std=c++17", "-O3", "--threads=0"]
+    # The runtime is torch's own, one for the whole process: linked as a shared library. Without contraction the same bits
+    # come out of every kernel that computes a formula, as on the CPU; with it, 0.3 % fewer instructions.
+    flags = ["-shared", "--cudart=shared", "-std=c++17", "-O3", "--fmad=false", "--threads=0"]
     return [
         Extension(
             "vae_kernels._cuda",

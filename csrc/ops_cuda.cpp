@@ -68,91 +68,12 @@ class Device {
 };
 
 // All but targets: the kernels know no others, and would read nothing.
-void check_floating(std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* tensor : tensors) {
-    bool floating = false;
-    with_float_type(type_of_tensor(*tensor), [&](auto*) { floating = true; });
+void check_floating(std::initializer_list<std::optional<Tensor>> tensors) {
+  for (const std::optional<Tensor>& tensor : tensors) {
+    bool floating = !tensor;
+    if (tensor) with_float_type(type_of_tensor(*tensor), [&](auto*) { floating = true; });
     STD_TORCH_CHECK(floating, "all arguments but x must be floating point tensors");
   }
-}
-
-const int64_t* seed_pointer(const std::optional<Tensor>& seed, const std::optional<Tensor>& eps) {
-  if (eps) return nullptr;
-  STD_TORCH_CHECK(seed && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-                  "seed must be an int64 tensor of one element where no eps is given");
-  return seed->const_data_ptr<int64_t>();
-}
-
-std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
-                                          const std::optional<Tensor>& eps, int64_t batch_dims) {
-  check_floating({&mu, &logvar});
-  if (eps) check_floating({&*eps});
-  const Device device(mu);
-  Rows rows(mu, batch_dims);
-  cuda::LatentForward a{};
-  a.seed = seed_pointer(seed, eps);
-  a.mu = rows.argument(mu);
-  a.logvar = rows.argument(logvar);
-  if (eps) a.eps = rows.view(*eps);
-  a.arithmetic = rows.arithmetic;
-  a.rows = rows.rows, a.cols = rows.cols;
-  Tensor z = rows.empty_like_first(dtype_of(mu));
-  Tensor kl = rows.empty_sums();
-  a.z = rows.output(z);
-  a.kl = kl.mutable_data_ptr();
-  cuda::latent_forward(a, device.queue);
-  rows.finish();
-  return {z, kl};
-}
-
-std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
-                                    const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& seed,
-                                    const std::optional<Tensor>& eps, int64_t batch_dims, std::vector<bool> needs) {
-  check_floating({&mu, &logvar});
-  for (const auto* tensor : {&grad_z, &grad_kl, &eps}) {
-    if (*tensor) check_floating({&**tensor});
-  }
-  const Device device(mu);
-  Rows rows(mu, batch_dims);
-  cuda::LatentBackward a{};
-  a.seed = seed_pointer(seed, eps);
-  a.mu = rows.argument(mu);
-  a.logvar = rows.argument(logvar);
-  a.arithmetic = rows.arithmetic;
-  if (eps) a.eps = rows.view(*eps);
-  if (grad_z) a.grad_z = rows.view(*grad_z);
-  if (grad_kl) a.grad_kl = rows.row_view(*grad_kl);
-  a.rows = rows.rows, a.cols = rows.cols;
-  std::vector<Tensor> gradients;
-  const auto wanted = [&](size_t i, const Tensor& input, View* view) {
-    if (!needs.at(i)) return;
-    gradients.push_back(rows.empty_gradient(input));
-    *view = rows.output(gradients.back());
-  };
-  wanted(0, mu, &a.grad_mu);
-  wanted(1, logvar, &a.grad_logvar);
-  if (eps) wanted(2, *eps, &a.grad_eps);
-  cuda::latent_backward(a, device.queue);
-  rows.finish();
-  return gradients;
-}
-
-// Fills in the arguments that both directions share.
-template <class Arguments>
-void set_arguments(Arguments& a, Rows& rows, const std::string& family, const std::vector<Tensor>& inputs,
-                   const std::vector<double>& constants) {
-  const int count = cuda::family_arguments(family.c_str());
-  STD_TORCH_CHECK(count > 0, "no family is named ", family);
-  STD_TORCH_CHECK(inputs.size() + constants.size() == size_t(count), family, " takes ", count, " arguments, got ",
-                  inputs.size() + constants.size());
-  a.family = family.c_str();
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (i != 1) check_floating({&inputs[i]});
-    a.arguments[i] = rows.argument(inputs[i]);
-  }
-  for (size_t i = 0; i < constants.size(); ++i) a.constants[inputs.size() + i] = constants[i];
-  a.arithmetic = rows.arithmetic;
-  a.rows = rows.rows, a.cols = rows.cols;
 }
 
 // The gradient of a parameter that the rows share. The kernels write it in the order of the columns; where that is not
@@ -183,37 +104,115 @@ struct SharedGradient {
   }
 };
 
-Tensor likelihood_forward(const Family& family, std::vector<Tensor> inputs, std::vector<double> constants,
+// Memory for the gradient of a parameter that may be broadcast, and where the kernels put it: element by element, or
+// summed over the rows.
+void add_parameter_gradient(Rows& rows, const Tensor& input, std::vector<Tensor>* gradients,
+                            std::vector<SharedGradient>* shared, View* elements, cuda::Sum* sum) {
+  gradients->push_back(rows.empty_gradient(input));
+  if (rows.same_shape(gradients->back())) {
+    *elements = rows.output(gradients->back());
+  } else {
+    shared->emplace_back(rows, gradients->back());
+    *sum = shared->back().sum;
+  }
+}
+
+std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const std::optional<Tensor>& logvar,
+                                          const std::optional<Tensor>& prior_mu,
+                                          const std::optional<Tensor>& prior_logvar, const std::optional<Tensor>& seed,
+                                          const std::optional<Tensor>& eps, int64_t batch_dims, int64_t packed_dim,
+                                          std::optional<int64_t> num_samples, const Name& scale,
+                                          std::vector<double> logvar_clamp, const Name& kl_estimator,
+                                          const Name& kl_reduction) {
+  check_floating({mu, logvar, prior_mu, prior_logvar, eps});
+  const Device device(mu);
+  cuda::LatentForward a{};
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+                  kl_estimator);
+  a.seeds = call.seeds(seed, eps);
+  const Tensor z = call.z_rows.empty_like_first(dtype_of(mu));
+  a.z = call.z_rows.output(z);
+  const bool elements = kl_reduction.text == "none";
+  const Tensor kl = elements ? call.kl_rows().empty_elements() : call.kl_rows().empty_sums();
+  elements ? void(a.kl_elements = call.kl_rows().output(kl)) : void(a.kl = kl.mutable_data_ptr());
+  cuda::latent_forward(a, device.queue);
+  call.finish();
+  return {z, kl};
+}
+
+std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
+                                    const Tensor& mu, const std::optional<Tensor>& logvar,
+                                    const std::optional<Tensor>& prior_mu, const std::optional<Tensor>& prior_logvar,
+                                    const std::optional<Tensor>& seed, const std::optional<Tensor>& eps,
+                                    std::vector<bool> needs, int64_t batch_dims, int64_t packed_dim,
+                                    std::optional<int64_t> num_samples, const Name& scale,
+                                    std::vector<double> logvar_clamp, const Name& kl_estimator,
+                                    const Name& kl_reduction) {
+  check_floating({grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, eps});
+  const Device device(mu);
+  cuda::LatentBackward a{};
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+                  kl_estimator);
+  a.seeds = call.seeds(seed, eps);
+  if (grad_z) a.grad_z = call.z_rows.view(*grad_z);
+  if (grad_kl)
+    a.grad_kl = kl_reduction.text == "none" ? call.kl_rows().view(*grad_kl) : call.kl_rows().row_view(*grad_kl);
+  std::vector<Tensor> gradients;
+  std::vector<SharedGradient> shared;
+  call.add_gradients(mu, needs, &gradients, &a.grad_mu, &a.grad_raw);
+  if (needs.at(2))
+    add_parameter_gradient(call.rows, *prior_mu, &gradients, &shared, &a.grad_prior_mu, &a.prior_sums[0]);
+  if (needs.at(3))
+    add_parameter_gradient(call.rows, *prior_logvar, &gradients, &shared, &a.grad_prior_logvar, &a.prior_sums[1]);
+  if (needs.at(4)) a.grad_eps = call.add_gradient(call.z_rows, *eps, &gradients);
+  cuda::latent_backward(a, device.queue);
+  call.finish();
+  for (SharedGradient& gradient : shared) gradient.finish();
+  return gradients;
+}
+
+// Fills in the arguments that both directions share.
+template <class Arguments>
+void set_arguments(Arguments& a, Rows& rows, const std::string& family, const std::vector<Tensor>& inputs,
+                   const std::vector<double>& constants) {
+  const int count = cuda::family_arguments(family.c_str());
+  STD_TORCH_CHECK(count > 0, "no family is named ", family);
+  STD_TORCH_CHECK(inputs.size() + constants.size() == size_t(count), family, " takes ", count, " arguments, got ",
+                  inputs.size() + constants.size());
+  a.family = family.c_str();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (i != 1) check_floating({inputs[i]});
+    a.arguments[i] = rows.argument(inputs[i]);
+  }
+  for (size_t i = 0; i < constants.size(); ++i) a.constants[inputs.size() + i] = constants[i];
+  a.arithmetic = rows.arithmetic;
+  a.rows = rows.rows, a.cols = rows.cols;
+}
+
+Tensor likelihood_forward(const Name& family, std::vector<Tensor> inputs, std::vector<double> constants,
                           int64_t batch_dims) {
   const Device device(inputs.at(0));
   Rows rows(inputs[0], batch_dims);
   cuda::LikelihoodForward a{};
-  set_arguments(a, rows, family.name, inputs, constants);
+  set_arguments(a, rows, family.text, inputs, constants);
   Tensor log_prob = rows.empty_sums();
   a.log_prob = log_prob.mutable_data_ptr();
   cuda::likelihood_forward(a, device.queue);
   return log_prob;
 }
 
-std::vector<Tensor> likelihood_backward(const Family& family, const Tensor& grad, std::vector<Tensor> inputs,
+std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, std::vector<Tensor> inputs,
                                         std::vector<double> constants, int64_t batch_dims, std::vector<bool> needs) {
   const Device device(inputs.at(0));
   Rows rows(inputs[0], batch_dims);
   cuda::LikelihoodBackward a{};
-  set_arguments(a, rows, family.name, inputs, constants);
-  check_floating({&grad});
+  set_arguments(a, rows, family.text, inputs, constants);
+  check_floating({grad});
   a.grad = rows.row_view(grad);
   std::vector<Tensor> gradients;
   std::vector<SharedGradient> shared;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!needs.at(i)) continue;
-    gradients.push_back(rows.empty_gradient(inputs[i]));
-    if (rows.same_shape(gradients.back())) {
-      a.gradients[i] = rows.output(gradients.back());
-    } else {
-      shared.emplace_back(rows, gradients.back());
-      a.sums[i] = shared.back().sum;
-    }
+    if (needs.at(i)) add_parameter_gradient(rows, inputs[i], &gradients, &shared, &a.gradients[i], &a.sums[i]);
   }
   cuda::likelihood_backward(a, device.queue);
   rows.finish();

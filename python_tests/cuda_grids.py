@@ -6,6 +6,7 @@ import pytest
 import torch
 from samples import BF16, DEVICE, F16, F32, F64, U8, Sample, sample
 from test_distributions import check_error_rule
+from test_latent import Case, check
 from torch import Tensor
 
 import vae_kernels as vk
@@ -71,6 +72,20 @@ def test_error_rule(sample: Sample) -> None:
     check_error_rule("cuda", sample)
 
 
+# The kernel of all other latent steps: a row of mu or of z, parts of long ones, a prior for each column or for all.
+LATENT = [
+    Case((rows_of(cols), cols), prior=prior, num_samples=count, kl_estimator=estimator)
+    for cols in (1, 5, 33, 64, 1025, 16384, 16385, 20000)
+    for prior in ((None, None), ((cols,), ()))
+    for count, estimator in ((None, "monte_carlo"), (3, "path"), (2, "analytic"))
+]
+
+
+@pytest.mark.parametrize("case", LATENT, ids=str)
+def test_error_rule_of_the_latent_step(case: Case) -> None:
+    check(case, "cuda")
+
+
 def inputs(rows: int, cols: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(rows * cols)
     return [torch.randn(rows, cols, generator=generator).to(dtype).to(DEVICE) for _ in range(2)]
@@ -78,6 +93,7 @@ def inputs(rows: int, cols: int, dtype: torch.dtype) -> list[Tensor]:
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "latent": lambda a, b: vk.reparameterize_kl(a, b, seed=7)[1],
+    "sampled": lambda a, b: vk.reparameterize_kl(a, b, prior_mu=b, seed=7, kl_estimator="monte_carlo")[1],
     "bernoulli": vk.bernoulli_log_likelihood,
     "gaussian": lambda a, b: vk.gaussian_log_likelihood(a, b, b),
 }

@@ -44,7 +44,7 @@ def test_a_block_fits_into_the_registers_of_a_multiprocessor(found: list[Kernel]
 
 def test_packs_move_as_16_bytes_and_once(found: list[Kernel]) -> None:
     """A thread reads a pack of each tensor and writes a pack of each result: the bytes that an ideal kernel moves."""
-    ideal = {("Forward", "latent"): (2, 1), ("Backward", "latent"): (3, 2)}
+    ideal = {("PlainForward", "latent"): (2, 1), ("PlainBackward", "latent"): (3, 2)}
     for name, family in FAMILIES.items():
         count = len(family.arguments)
         ideal |= {("Forward", name): (count, 0), ("RowBackward", name): (count, count)}

@@ -1,5 +1,5 @@
-#include "../latent.h"
 #include "../philox.h"
+#include "columns.h"
 #include "dispatch.h"
 #include "latent.h"
 #include "rows.h"
@@ -19,162 +19,456 @@ struct DeviceCounter {
   }
 };
 
-// The noise of a pack: column c of row r has lane c % 4 of the counter (c / 4, r). Without a carry: the first quad of a
-// part is a multiple of their number.
-template <class T, int kWidth>
-__device__ __forceinline__ void noise(uint64_t seed, const Packs& packs, int pack, T (&eps)[kWidth]) {
-  constexpr int kQuads = kWidth / 4;
-  const uint64_t first = uint64_t(packs.first) * kQuads;
-#pragma unroll
-  for (int q = 0; q < kQuads; ++q) {
+// The noise of a row of z. Column c has lane c % 4 of the counter c / 4, which needs no carry: the first quad of a part
+// is a multiple of their number.
+struct Stream {
+  uint64_t seed, subsequence;
+
+  template <class T>
+  __device__ __forceinline__ void draw(uint64_t first, uint32_t quad, T* eps) const {
     uint64_t words[4];
     float lanes[4];
-    philox<DeviceCounter>(seed, first | uint32_t(pack * kQuads + q), uint64_t(packs.row), words);
+    philox<DeviceCounter>(seed, first | quad, subsequence, words);
     normals(uint32_t(words[0]), uint32_t(words[1]), uint32_t(words[2]), uint32_t(words[3]), lanes);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) eps[4 * q + k] = T(lanes[k]);
+    for (int k = 0; k < 4; ++k) eps[k] = T(lanes[k]);
   }
-}
+};
 
 template <class Access>
-struct Forward {
+struct PlainForward {
   using T = typename Access::T;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
   static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
   static constexpr bool kSums = true;
   int64_t cols;
   const int64_t* seed;
-  Operand mu, logvar, eps, z;
+  Operand mu, logvar, z;
 
-  explicit Forward(const LatentForward& a)
-      : cols(a.cols),
-        seed(a.seed),
-        mu(a.mu, cols, kWidth),
-        logvar(a.logvar, cols, kWidth),
-        eps(a.eps, cols, kWidth),
-        z(a.z, cols, kWidth) {}
+  explicit PlainForward(const LatentForward& a)
+      : cols(a.cols), seed(a.seeds), mu(a.mu, cols, kWidth), logvar(a.raw, cols, kWidth), z(a.z, cols, kWidth) {}
 
-  bool served() const {
-    return (Access::kAny || seed) && Access::serves(mu, cols) && Access::serves(logvar, cols) &&
-           Access::serves(z, cols);
+  static bool serves(const LatentForward& a) {
+    const PlainForward body(a);
+    bool all = a.plain() && a.kl;
+    for (const Operand* x : {&body.mu, &body.logvar, &body.z}) all &= Access::serves(*x, a.cols);
+    return all;
   }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
-    const bool drawn = !Access::kAny || seed;
-    const uint64_t key = drawn ? uint64_t(*seed) : 0;
-    const auto mu_run = Access::run(mu, packs), logvar_run = Access::run(logvar, packs);
-    const auto eps_run = Access::run(eps, packs), z_run = Access::run(z, packs);
+    const Stream stream{uint64_t(*seed), uint64_t(packs.row)};
+    const uint64_t first = uint64_t(packs.first) * kQuads;
+    const auto mu_run = Access::run(mu, packs), logvar_run = Access::run(logvar, packs), z_run = Access::run(z, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      const int n = Access::count(packs, pack, cols);
-      T m[kWidth], l[kWidth], e[kWidth], out[kWidth];
-      Access::load(mu, mu_run, pack, n, m);
-      Access::load(logvar, logvar_run, pack, n, l);
-      drawn ? noise(key, packs, pack, e) : Access::load(eps, eps_run, pack, n, e);
-      for_each<!is_float<T>, kWidth>([&](int k) {
-        const Latent<T> r = latent(pick(m, k), pick(l, k), pick(e, k));
-        put(out, k, r.z);
-        put(m, k, r.kl);
-      });
+      T m[kWidth], l[kWidth], e[kWidth];
+      Access::load(mu, mu_run, pack, kWidth, m);
+      Access::load(logvar, logvar_run, pack, kWidth, l);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? m[k] : T(0);
-      Access::store(z, z_run, pack, n, out);
+      for (int k = 0; k < kWidth; ++k) {
+        if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
+        const Latent<T> r = latent(m[k], l[k], e[k]);
+        m[k] = r.z;
+        sums[k / 4] += r.kl;
+      }
+      Access::store(z, z_run, pack, kWidth, m);
     }
   }
 };
 
 template <class Access>
-struct Backward {
+struct PlainBackward {
   using T = typename Access::T;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
-  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+  static constexpr int kThreads = Access::kThreads;
+  static constexpr int kRegisters = kQuads == 1 ? 64 : 72;  // a pack in half precision would spill of 64
   static constexpr bool kSums = false;
   int64_t cols;
   const int64_t* seed;
-  Operand grad_z, grad_kl, mu, logvar, eps, grad_mu, grad_logvar, grad_eps;
+  Operand grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar;
 
-  explicit Backward(const LatentBackward& a)
+  explicit PlainBackward(const LatentBackward& a)
       : cols(a.cols),
-        seed(a.seed),
+        seed(a.seeds),
         grad_z(a.grad_z, cols, kWidth),
         grad_kl(a.grad_kl, cols, kWidth),
         mu(a.mu, cols, kWidth),
-        logvar(a.logvar, cols, kWidth),
-        eps(a.eps, cols, kWidth),
+        logvar(a.raw, cols, kWidth),
         grad_mu(a.grad_mu, cols, kWidth),
-        grad_logvar(a.grad_logvar, cols, kWidth),
-        grad_eps(a.grad_eps, cols, kWidth) {}
+        grad_logvar(a.grad_raw, cols, kWidth) {}
 
-  bool served() const {
-    if (Access::kAny) return true;
-    bool all = seed && grad_kl.data;
-    for (const Operand* x : {&grad_z, &mu, &logvar, &grad_mu, &grad_logvar}) all &= x->data && Access::serves(*x, cols);
+  static bool serves(const LatentBackward& a) {
+    const PlainBackward body(a);
+    const Operand& kl = body.grad_kl;
+    bool all = a.plain() && kl.data && kl.stride[2] == 0 && kl.stride[3] == 0;
+    for (const Operand* x : {&body.grad_z, &body.mu, &body.logvar, &body.grad_mu, &body.grad_logvar}) {
+      all &= x->data && Access::serves(*x, a.cols);
+    }
     return all;
   }
 
-  __device__ __forceinline__ static LatentGradient<T> gradient(bool z, bool kl, T m, T l, T e, T gz, T gkl) {
-    if (!Access::kAny || (z && kl)) return latent_gradient<true, true>(m, l, e, gz, gkl);
-    if (z) return latent_gradient<true, false>(m, l, e, gz, gkl);
-    if (kl) return latent_gradient<false, true>(m, l, e, gz, gkl);
-    return {};
-  }
-
   __device__ __forceinline__ void operator()(const Packs& packs, T (&)[kQuads]) const {
-    constexpr bool kAny = Access::kAny;
-    const bool z = !kAny || grad_z.data, kl = !kAny || grad_kl.data, noisy = z && (!kAny || grad_logvar.data);
-    const bool drawn = !kAny || (noisy && seed);
-    const uint64_t key = drawn ? uint64_t(*seed) : 0;
-    const T gkl = kl ? load_element<T>(grad_kl, grad_kl.row_offset(packs.row)) : T(0);
+    const Stream stream{uint64_t(*seed), uint64_t(packs.row)};
+    const uint64_t first = uint64_t(packs.first) * kQuads;
+    const T gkl = load_element<T>(grad_kl, grad_kl.row_offset(packs.row));
     const auto grad_z_run = Access::run(grad_z, packs), mu_run = Access::run(mu, packs);
-    const auto logvar_run = Access::run(logvar, packs), eps_run = Access::run(eps, packs);
-    const auto grad_mu_run = Access::run(grad_mu, packs), grad_logvar_run = Access::run(grad_logvar, packs);
-    const auto grad_eps_run = Access::run(grad_eps, packs);
+    const auto logvar_run = Access::run(logvar, packs), grad_mu_run = Access::run(grad_mu, packs);
+    const auto grad_logvar_run = Access::run(grad_logvar, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      const int n = Access::count(packs, pack, cols);
-      T gz[kWidth] = {}, m[kWidth], l[kWidth], e[kWidth] = {};
-      T to_mu[kWidth], to_logvar[kWidth], to_eps[kWidth];
-      if (z) Access::load(grad_z, grad_z_run, pack, n, gz);
-      Access::load(mu, mu_run, pack, n, m);
-      Access::load(logvar, logvar_run, pack, n, l);
-      if (drawn) {
-        noise(key, packs, pack, e);
-      } else if (noisy) {
-        Access::load(eps, eps_run, pack, n, e);
+      T gz[kWidth], m[kWidth], l[kWidth], e[kWidth];
+      Access::load(grad_z, grad_z_run, pack, kWidth, gz);
+      Access::load(mu, mu_run, pack, kWidth, m);
+      Access::load(logvar, logvar_run, pack, kWidth, l);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
+        const T std = exp(T(0.5) * l[k]);
+        const Upstream<T> up{gz[k], gz[k] * e[k], gkl, T(0), T(0)};
+        const LatentGradient<T> g = latent_gradient<true, true, false>(relative(m[k], l[k], std), std, up);
+        m[k] = g.mu;
+        l[k] = fused(T(0.5) * std, g.std, g.l);
       }
-      for_each<!is_float<T>, kWidth>([&](int k) {
-        const LatentGradient<T> g = gradient(z, kl, pick(m, k), pick(l, k), pick(e, k), pick(gz, k), gkl);
-        put(to_mu, k, g.mu);
-        put(to_logvar, k, g.logvar);
-        put(to_eps, k, g.eps);
-      });
-      if (!kAny || grad_mu.data) Access::store(grad_mu, grad_mu_run, pack, n, to_mu);
-      if (!kAny || grad_logvar.data) Access::store(grad_logvar, grad_logvar_run, pack, n, to_logvar);
-      if (kAny && grad_eps.data) Access::store(grad_eps, grad_eps_run, pack, n, to_eps);
+      Access::store(grad_mu, grad_mu_run, pack, kWidth, m);
+      Access::store(grad_logvar, grad_logvar_run, pack, kWidth, l);
     }
   }
 };
 
+// What every other case shares: all its variants are branches that the threads take alike.
+template <class Arithmetic>
+struct General {
+  using T = Arithmetic;
+  using Access = Elements<T, 4>;
+  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
+  static constexpr int kThreads = Access::kThreads, kRegisters = Access::kRegisters;
+  static constexpr bool kLoop = !is_float<T>;
+  int64_t rows, cols, samples;
+  const int64_t* seeds;
+  bool own_seeds, prior, sampled, path, logarithmic;
+  Operand mu, raw, prior_mu, prior_logvar, eps;
+  Scale scale;
+  Clamp<T> clamp;
+
+  explicit General(const LatentInputs& a)
+      : rows(a.rows),
+        cols(a.cols),
+        samples(a.samples),
+        seeds(a.seeds),
+        own_seeds(a.own_seeds),
+        prior(a.prior()),
+        sampled(a.sampled()),
+        path(a.estimator == KlEstimator::kPath),
+        logarithmic(a.scale == Scale::kLogvar || a.scale == Scale::kLogstd),
+        mu(a.mu, cols, kWidth),
+        raw(a.raw, cols, kWidth),
+        prior_mu(a.prior_mu, cols, kWidth),
+        prior_logvar(a.prior_logvar, cols, kWidth),
+        eps(a.eps, cols, kWidth),
+        scale(a.scale),
+        clamp(a.low, a.high) {}
+
+  // The same packs of another row.
+  __device__ __forceinline__ static Packs at_row(Packs packs, int64_t row) {
+    packs.row = row;
+    return packs;
+  }
+
+  __device__ __forceinline__ static void load(const Operand& x, const Packs& packs, int pack, int n,
+                                              T (&values)[kWidth]) {
+    if (x.data) return Access::load(x, Access::run(x, packs), pack, n, values);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) values[k] = T(0);
+  }
+
+  __device__ __forceinline__ static void store(const Operand& x, const Packs& packs, int pack, int n,
+                                               const T (&values)[kWidth]) {
+    if (x.data) Access::store(x, Access::run(x, packs), pack, n, values);
+  }
+
+  // Of the packs of a row of mu. With seeds of their own the samples of a row count from 0.
+  __device__ __forceinline__ void load_noise(const Packs& packs, int64_t sample, int pack, int n,
+                                             T (&values)[kWidth]) const {
+    if (seeds) {
+      const uint64_t seed = uint64_t(seeds[own_seeds ? packs.row : 0]);
+      const uint64_t subsequence = uint64_t(own_seeds ? sample : sample * rows + packs.row);
+      return Stream{seed, subsequence}.draw(packs.first, pack, values);
+    }
+    load(eps, at_row(packs, sample * rows + packs.row), pack, n, values);
+  }
+
+  // q and the prior, of a pack.
+  struct Moments {
+    T mu[kWidth], l[kWidth], std[kWidth], dl[kWidth], dstd[kWidth], prior_mu[kWidth], prior_logvar[kWidth];
+  };
+
+  template <Scale kScale>
+  __device__ __forceinline__ void take_spread(Moments& q) const {
+    for_each<kLoop, kWidth>([&](int k) {
+      const Spread<T> s = spread<kScale>(pick(q.l, k), clamp);
+      put(q.l, k, s.l), put(q.std, k, s.std), put(q.dl, k, s.dl), put(q.dstd, k, s.dstd);
+    });
+  }
+
+  __device__ __forceinline__ void load_moments(const Packs& packs, int pack, int n, Moments& q) const {
+    load(mu, packs, pack, n, q.mu);
+    load(raw, packs, pack, n, q.l);
+    load(prior_mu, packs, pack, n, q.prior_mu);
+    load(prior_logvar, packs, pack, n, q.prior_logvar);
+    switch (scale) {
+      case Scale::kLogvar: return take_spread<Scale::kLogvar>(q);
+      case Scale::kLogstd: return take_spread<Scale::kLogstd>(q);
+      case Scale::kStd: return take_spread<Scale::kStd>(q);
+      case Scale::kVariance: return take_spread<Scale::kVariance>(q);
+    }
+  }
+
+  __device__ __forceinline__ Relative<T> relative_to_prior(const Moments& q, int k) const {
+    const T m = pick(q.mu, k), l = pick(q.l, k), std = pick(q.std, k);
+    if (!prior) return relative(m, l, std);
+    return relative(m, l, std, pick(q.prior_mu, k), pick(q.prior_logvar, k), logarithmic);
+  }
+};
+
+// Over the rows of mu, with all their samples; where the KL is sampled over those of z.
+template <class Arithmetic>
+struct Forward : General<Arithmetic> {
+  using Base = General<Arithmetic>;
+  using Base::kWidth, Base::kQuads, Base::kLoop;
+  using typename Base::Access, typename Base::T, typename Base::Moments;
+  static constexpr bool kSums = true;
+  Operand z, kl_elements;
+
+  explicit Forward(const LatentForward& a)
+      : Base(a), z(a.z, a.cols, kWidth), kl_elements(a.kl_elements, a.cols, kWidth) {}
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
+    const int64_t first = this->sampled ? packs.row / this->rows : 0;
+    const Packs of_mu = this->at_row(packs, packs.row - first * this->rows);
+    for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
+      const int n = Access::count(packs, pack, this->cols);
+      T eps[kWidth], kl[kWidth];
+      Moments q;
+      this->load_moments(of_mu, pack, n, q);
+      this->load_noise(of_mu, first, pack, n, eps);
+      for_each<kLoop, kWidth>([&](int k) {
+        const Relative<T> r = this->relative_to_prior(q, k);
+        put(kl, k, this->sampled ? sampled_kl(r, pick(eps, k)) : analytic_kl(r));
+      });
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? kl[k] : T(0);
+      this->store(kl_elements, packs, pack, n, kl);
+      store_z(packs, pack, n, q, eps);
+      for (int64_t sample = 1; sample < this->samples && !this->sampled; ++sample) {
+        this->load_noise(of_mu, sample, pack, n, eps);
+        store_z(this->at_row(packs, sample * this->rows + packs.row), pack, n, q, eps);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_z(const Packs& packs, int pack, int n, const Moments& q,
+                                          const T (&eps)[kWidth]) const {
+    T values[kWidth];
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) values[k] = fused(q.std[k], eps[k], q.mu[k]);
+    this->store(z, packs, pack, n, values);
+  }
+};
+
+// Over the rows of mu: stores the gradients that are as large as mu or z, and hands those of the prior to `add`.
+template <class Arithmetic>
+struct Backward : General<Arithmetic> {
+  using Base = General<Arithmetic>;
+  using Base::kWidth, Base::kLoop;
+  using typename Base::Access, typename Base::T, typename Base::Moments;
+  Operand grad_z, grad_kl, grad_mu, grad_raw, grad_eps;
+  bool noisy;  // whether a gradient depends on the noise
+
+  explicit Backward(const LatentBackward& a)
+      : Base(a),
+        grad_z(a.grad_z, a.cols, kWidth),
+        grad_kl(a.grad_kl, a.cols, kWidth),
+        grad_mu(a.grad_mu, a.cols, kWidth),
+        grad_raw(a.grad_raw, a.cols, kWidth),
+        grad_eps(a.grad_eps, a.cols, kWidth),
+        noisy((a.sampled() && a.grad_kl.data) || (a.grad_z.data && a.grad_raw.data)) {}
+
+  // What comes from above, summed over the samples.
+  struct Sums {
+    T z[kWidth] = {}, z_eps[kWidth] = {}, kl[kWidth] = {}, kl_eps[kWidth] = {}, kl_eps2[kWidth] = {};
+  };
+
+  __device__ __forceinline__ void load_sums(const Packs& packs, int pack, int n, Sums& sums) const {
+    if (!this->sampled) this->load(grad_kl, packs, pack, n, sums.kl);
+    for (int64_t sample = 0; sample < this->samples; ++sample) {
+      const Packs of_z = this->at_row(packs, sample * this->rows + packs.row);
+      T gz[kWidth], gkl[kWidth] = {}, eps[kWidth] = {};
+      this->load(grad_z, of_z, pack, n, gz);
+      if (this->sampled) this->load(grad_kl, of_z, pack, n, gkl);
+      if (noisy) this->load_noise(packs, sample, pack, n, eps);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        sums.z[k] += gz[k];
+        sums.z_eps[k] = fused(gz[k], eps[k], sums.z_eps[k]);
+        if (this->sampled) {
+          const T gkl_eps = gkl[k] * eps[k];
+          sums.kl[k] += gkl[k];
+          sums.kl_eps[k] += gkl_eps;
+          sums.kl_eps2[k] = fused(gkl_eps, eps[k], sums.kl_eps2[k]);
+        }
+      }
+    }
+  }
+
+  // A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
+  __device__ __forceinline__ LatentGradient<T> gradient(const Relative<T>& q, T std, const Upstream<T>& up) const {
+    if (!grad_kl.data) return latent_gradient<true, false, false>(q, std, up);
+    if (this->sampled) return latent_gradient<true, true, true>(q, std, up, this->path);
+    if (grad_z.data) return latent_gradient<true, true, false>(q, std, up);
+    return latent_gradient<false, true, false>(q, std, up);
+  }
+
+  // By what was passed for the spread.
+  __device__ __forceinline__ T by_raw(const LatentGradient<T>& g, T dl, T dstd) const {
+    const T by_std = grad_z.data || this->sampled ? dstd * g.std : T(0);
+    return grad_kl.data && !this->path ? fused(dl, g.l, by_std) : by_std;
+  }
+
+  template <class Add>
+  __device__ __forceinline__ void operator()(const Packs& packs, const Add& add) const {
+    for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
+      const int n = Access::count(packs, pack, this->cols);
+      Moments q;
+      T to_m[kWidth], to_v[kWidth];
+      {
+        Sums sums;
+        T to_mu[kWidth], to_raw[kWidth];
+        load_sums(packs, pack, n, sums);
+        this->load_moments(packs, pack, n, q);
+        for_each<kLoop, kWidth>([&](int k) {
+          const Upstream<T> up{pick(sums.z, k), pick(sums.z_eps, k), pick(sums.kl, k), pick(sums.kl_eps, k),
+                               pick(sums.kl_eps2, k)};
+          const LatentGradient<T> g = gradient(this->relative_to_prior(q, k), pick(q.std, k), up);
+          put(to_mu, k, g.mu), put(to_raw, k, by_raw(g, pick(q.dl, k), pick(q.dstd, k)));
+          put(to_m, k, g.prior_mu), put(to_v, k, g.prior_logvar);
+        });
+        this->store(grad_mu, packs, pack, n, to_mu);
+        this->store(grad_raw, packs, pack, n, to_raw);
+      }
+      add(pack, n, to_m, to_v);
+      if (grad_eps.data) store_grad_eps(packs, pack, n, q);
+    }
+  }
+
+  __device__ __forceinline__ void store_grad_eps(const Packs& packs, int pack, int n, const Moments& q) const {
+    for (int64_t sample = 0; sample < this->samples; ++sample) {
+      const Packs of_z = this->at_row(packs, sample * this->rows + packs.row);
+      T gz[kWidth], gkl[kWidth], eps[kWidth];
+      this->load(grad_z, of_z, pack, n, gz);
+      const bool of_kl = this->sampled && grad_kl.data;
+      if (of_kl) this->load(grad_kl, of_z, pack, n, gkl), this->load(this->eps, of_z, pack, n, eps);
+      for_each<kLoop, kWidth>([&](int k) {
+        T g = grad_z.data ? pick(gz, k) * pick(q.std, k) : T(0);
+        if (of_kl) g += sampled_kl_gradient_eps(this->relative_to_prior(q, k), pick(eps, k), pick(gkl, k));
+        put(gz, k, g);
+      });
+      this->store(grad_eps, of_z, pack, n, gz);
+    }
+  }
+};
+
+template <class Arithmetic>
+struct RowBackward : Backward<Arithmetic> {
+  using Base = Backward<Arithmetic>;
+  using Base::kWidth;
+  using typename Base::T;
+  static constexpr bool kSums = false;
+  Operand grad_prior_mu, grad_prior_logvar;
+
+  explicit RowBackward(const LatentBackward& a)
+      : Base(a),
+        grad_prior_mu(a.grad_prior_mu, a.cols, kWidth),
+        grad_prior_logvar(a.grad_prior_logvar, a.cols, kWidth) {}
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&)[Base::kQuads]) const {
+    Base::operator()(packs, [&](int pack, int n, const T(&to_m)[kWidth], const T(&to_v)[kWidth]) {
+      this->store(grad_prior_mu, packs, pack, n, to_m);
+      this->store(grad_prior_logvar, packs, pack, n, to_v);
+    });
+  }
+};
+
+// Where the rows share a tensor of the prior.
+template <class Arithmetic>
+struct ColumnBackward : RowBackward<Arithmetic> {
+  using Base = RowBackward<Arithmetic>;
+  using Base::kWidth;
+  using typename Base::T;
+  static constexpr int kSums = 2;
+  bool summed[kSums];
+
+  explicit ColumnBackward(const LatentBackward& a)
+      : Base(a), summed{a.prior_sums[0].data != nullptr, a.prior_sums[1].data != nullptr} {}
+
+  __device__ __forceinline__ bool wanted(int i) const { return summed[i]; }
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kSums][kWidth]) const {
+    Backward<Arithmetic>::operator()(packs, [&](int pack, int n, const T(&to_m)[kWidth], const T(&to_v)[kWidth]) {
+      this->store(this->grad_prior_mu, packs, pack, n, to_m);
+      this->store(this->grad_prior_logvar, packs, pack, n, to_v);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        sums[0][k] += k < n ? to_m[k] : T(0);
+        sums[1][k] += k < n ? to_v[k] : T(0);
+      }
+    });
+  }
+};
+
+constexpr const char* kForward = "vae_kernels_cuda::latent_forward";
+constexpr const char* kBackward = "vae_kernels_cuda::latent_backward";
+
+template <class T>
+void general_forward(const LatentForward& a, const Queue& queue) {
+  const RowGrid grid(a.sampled() ? a.samples * a.rows : a.rows, a.cols);
+  launch_rows(kForward, Forward<T>(a), grid, static_cast<T*>(a.kl), queue);
+}
+
+template <class T>
+void general_backward(const LatentBackward& a, const Queue& queue) {
+  if (a.prior_sums[0].data || a.prior_sums[1].data) {
+    launch_columns(kBackward, ColumnBackward<T>(a), a.rows, a.cols, a.prior_sums, queue);
+  } else {
+    launch_rows(kBackward, RowBackward<T>(a), RowGrid(a.rows, a.cols), static_cast<T*>(nullptr), queue);
+  }
+}
+
+template <class S>
+bool plain_forward(const LatentForward& a, const Queue& queue) {
+  using Body = PlainForward<Vectors<S>>;
+  if (!Body::serves(a)) return false;
+  launch_rows(kForward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(a.kl), queue);
+  return true;
+}
+
+template <class S>
+bool plain_backward(const LatentBackward& a, const Queue& queue) {
+  using Body = PlainBackward<Vectors<S>>;
+  if (!Body::serves(a)) return false;
+  launch_rows(kBackward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(nullptr), queue);
+  return true;
+}
+
 }  // namespace
 
 void latent_forward(const LatentForward& a, const Queue& queue) {
-  with_access(a.mu.type, a.arithmetic, [&](auto access) {
-    using Access = decltype(access);
-    using T = typename Access::T;
-    const Forward<Access> body(a);
-    if (!body.served()) return false;
-    launch_rows("vae_kernels_cuda::latent_forward", body, RowGrid(a.rows, a.cols), static_cast<T*>(a.kl), queue);
-    return true;
-  });
+  if (a.arithmetic == Type::kFloat64) return general_forward<double>(a, queue);
+  plain_forward<float>(a, queue) || plain_forward<BFloat16>(a, queue) || plain_forward<Float16>(a, queue) ||
+      (general_forward<float>(a, queue), true);
 }
 
 void latent_backward(const LatentBackward& a, const Queue& queue) {
-  with_access(a.mu.type, a.arithmetic, [&](auto access) {
-    using Access = decltype(access);
-    using T = typename Access::T;
-    const Backward<Access> body(a);
-    if (!body.served()) return false;
-    launch_rows("vae_kernels_cuda::latent_backward", body, RowGrid(a.rows, a.cols), static_cast<T*>(nullptr), queue);
-    return true;
-  });
+  if (a.arithmetic == Type::kFloat64) return general_backward<double>(a, queue);
+  plain_backward<float>(a, queue) || plain_backward<BFloat16>(a, queue) || plain_backward<Float16>(a, queue) ||
+      (general_backward<float>(a, queue), true);
 }
 
 }  // namespace vk::cuda

@@ -24,7 +24,7 @@ struct RowGrid {
 };
 
 // body(packs, sums) adds to sums[q] what the packs' q-th quads add to the row's sum; sums is (rows, parts), null where
-// rows have no sum.
+// no sum is wanted.
 template <class Body>
 __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body::kRegisters))
     rows_kernel(const __grid_constant__ Body body, const __grid_constant__ RowGrid grid, int threads,
@@ -41,17 +41,17 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
     typename Body::T total = 0;
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) total += group_sum<Body::kThreads>(sum[q], threads);
-    if (lane == 0 && row < grid.rows) sums[task] = total;
+    if (lane == 0 && row < grid.rows && sums) sums[task] = total;
   }
 }
 
-// Runs the body over all rows and puts their sums into `sums`, (rows).
+// Runs the body over all rows and puts their sums into `sums`, (rows), if it is given.
 template <class Body>
 void launch_rows(const char* op, const Body& body, const RowGrid& grid, typename Body::T* sums, const Queue& queue) {
   using T = typename Body::T;
   const int threads = std::max(1, grid.lanes / Body::kQuads), groups = Body::kThreads / threads;
   T* partial = sums;
-  if (Body::kSums && grid.parts > 1) partial = static_cast<T*>(queue.scratch(grid.rows * grid.parts * sizeof(T)));
+  if (sums && grid.parts > 1) partial = static_cast<T*>(queue.scratch(grid.rows * grid.parts * sizeof(T)));
   launch(op, rows_kernel<Body>, (grid.rows * grid.parts + groups - 1) / groups, Body::kThreads, queue, body, grid,
          threads, partial);
   if (partial != sums) sum_axis<T>(op, partial, grid.rows, grid.parts, 1, sums, type_of<T>, queue);
