@@ -36,7 +36,8 @@ def _noise(
 ):  # fmt: skip
     if eps is None:
         return normals(tl.load(seed), row, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
-    return load(eps + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+    else:
+        return load(eps + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
 
 
 @triton.jit(do_not_specialize=["seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
@@ -67,21 +68,9 @@ def latent_forward_kernel(
         m = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         l = load(logvar + offsets(r, c, logvar_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         e = _noise(
-            eps,
-            seed,
-            eps_strides,
-            r,
-            first_col,
-            c,
-            mask,
-            inner_rows,
-            inner_cols,
-            VEC,
-            RUN,
-            BLOCK_ROWS,
-            BLOCK_COLS,
-            DTYPE,
-        )
+            eps, seed, eps_strides, r, first_col, c, mask, inner_rows, inner_cols,
+            VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+        )  # fmt: skip
         std, excess = std_and_excess(l)
         store(z + offsets(r, c, z_strides, inner_rows, inner_cols, VEC), m + std * e, mask)
         # Masked elements are zeros, and so is their term.

@@ -46,11 +46,12 @@ def exp(x):
     """e^x, error below 1.2 ulp, denormal results included."""
     if x.dtype == tl.float64:
         return tl.exp(x)
-    # Beyond these bounds the result is 0 or infinite.
-    x = _between(x, -104.0, 89.0)
-    # 1.5 * 2^23: rounds to an integer, which then stands in the low bits.
-    shifted = x * 1.4426950408889634 + 12582912.0
-    return _times_power_of_2(_exp_reduced(x, shifted - 12582912.0), shifted)
+    else:
+        # Beyond these bounds the result is 0 or infinite.
+        x = _between(x, -104.0, 89.0)
+        # 1.5 * 2^23: rounds to an integer, which then stands in the low bits.
+        shifted = x * 1.4426950408889634 + 12582912.0
+        return _times_power_of_2(_exp_reduced(x, shifted - 12582912.0), shifted)
 
 
 @triton.jit
@@ -58,11 +59,13 @@ def exp_minus_abs(x):
     """e^-|x|, error below 1.2 ulp, denormal results included. One step less than `exp`: n is not positive."""
     if x.dtype == tl.float64:
         return tl.exp(-tl.abs(x))
-    x = tl.maximum(-tl.abs(x), -104.0, propagate_nan=tl.PropagateNan.ALL)
-    # As in `exp`, with n + 64 in the low bits, and 2^-64 in the end.
-    shifted = x * 1.4426950408889634 + 12582976.0
-    y = _exp_reduced(x, shifted - 12582976.0).to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
-    return y.to(tl.float32, bitcast=True) * 5.421010862427522e-20
+    else:
+        x = tl.maximum(-tl.abs(x), -104.0, propagate_nan=tl.PropagateNan.ALL)
+        # As in `exp`, with n + 64 in the low bits, and 2^-64 in the end.
+        shifted = x * 1.4426950408889634 + 12582976.0
+        y = _exp_reduced(x, shifted - 12582976.0).to(tl.int32, bitcast=True)
+        y += shifted.to(tl.int32, bitcast=True) << 23
+        return y.to(tl.float32, bitcast=True) * 5.421010862427522e-20
 
 
 @triton.jit
@@ -72,16 +75,17 @@ def log1p_unit(u):
         # Kahan: the rounding error of 1 + u cancels in the quotient.
         w = 1.0 + u
         return tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
-    # (log(1 + u) - u) / u²
-    q = u * -0.003318472229 + 0.02020458178
-    q = q * u - 0.05766443472
-    q = q * u + 0.1068055414
-    q = q * u - 0.1535539521
-    q = q * u + 0.1969540005
-    q = q * u - 0.249585873
-    q = q * u + 0.333305113
-    q = q * u - 0.4999993276
-    return u * u * q + u
+    else:
+        # (log(1 + u) - u) / u²
+        q = u * -0.003318472229 + 0.02020458178
+        q = q * u - 0.05766443472
+        q = q * u + 0.1068055414
+        q = q * u - 0.1535539521
+        q = q * u + 0.1969540005
+        q = q * u - 0.249585873
+        q = q * u + 0.333305113
+        q = q * u - 0.4999993276
+        return u * u * q + u
 
 
 @triton.jit
@@ -117,11 +121,12 @@ def sin_cos_turns(word):
     s = x * 0.7853981852531433 + x * (s * t - 2.1855695e-08)
     c = (t * 3.537512454e-06 - 0.0003259549676) * t + 0.01585433626
     c = (c * t - 0.3084251375) * t + 1.0
-    quadrant = word + 0x20000000
+    quadrant = tl.add(word, 0x20000000, sanitize_overflow=False)
     odd = (quadrant & 0x40000000) != 0
     sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
     sine = sine.to(tl.uint32, bitcast=True) ^ (quadrant & 0x80000000)
-    cosine = cosine.to(tl.uint32, bitcast=True) ^ ((quadrant + 0x40000000) & 0x80000000)
+    next_quadrant = tl.add(quadrant, 0x40000000, sanitize_overflow=False)
+    cosine = cosine.to(tl.uint32, bitcast=True) ^ (next_quadrant & 0x80000000)
     return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
 
 
@@ -164,9 +169,10 @@ def std_and_excess(l):
     if l.dtype == tl.float64:
         small = tl.abs(l) <= 1.0
         return tl.exp(l * 0.5), tl.where(small, _excess_series(tl.where(small, l, 0.0)), tl.exp(l) - 1.0 - l)
-    std, p, excess, small = _std_terms(l)
-    # (1 + p)² - 1 - l = p² + 2 (p - l/2): all terms are positive.
-    return std, tl.where(small, p * p + 2.0 * excess, (std * std - 1.0) - l)
+    else:
+        std, p, excess, small = _std_terms(l)
+        # (1 + p)² - 1 - l = p² + 2 (p - l/2): all terms are positive.
+        return std, tl.where(small, p * p + 2.0 * excess, (std * std - 1.0) - l)
 
 
 @triton.jit
@@ -175,5 +181,6 @@ def std_and_expm1(l):
     if l.dtype == tl.float64:
         small = tl.abs(l) <= 1.0
         return tl.exp(l * 0.5), tl.where(small, l + _excess_series(tl.where(small, l, 0.0)), tl.exp(l) - 1.0)
-    std, p, excess, small = _std_terms(l)
-    return std, tl.where(small, p * (p + 2.0), std * std - 1.0)
+    else:
+        std, p, excess, small = _std_terms(l)
+        return std, tl.where(small, p * (p + 2.0), std * std - 1.0)

@@ -24,8 +24,8 @@ def philox(seed, row, quad):
         high0, low0 = _product(c0, 0xD2511F53)
         high1, low1 = _product(c2, 0xCD9E8D57)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
     return c0, c1, c2, c3
 
 
@@ -33,8 +33,8 @@ def philox(seed, row, quad):
 def _product(a, b: tl.constexpr):
     """High and low word of a product."""
     if INTERPRETED:
-        return tl.umulhi(a, b), a * b
-    if tl.target_info.is_cuda():
+        return tl.umulhi(a, b), tl.mul(a, b, sanitize_overflow=False)
+    elif tl.target_info.is_cuda():
         # Left to itself the compiler takes two multiplications.
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
@@ -45,7 +45,8 @@ def _product(a, b: tl.constexpr):
             pack=1,
         )
         return high, low
-    return tl.umulhi(a, b), a * b
+    else:
+        return tl.umulhi(a, b), a * b
 
 
 @triton.jit
@@ -53,7 +54,8 @@ def _words(counter, zero):
     """Low and high word of a counter that is not negative, in the shape of `zero`."""
     if counter.dtype == tl.int64:
         return zero + counter.to(tl.uint32), zero + (counter >> 32).to(tl.uint32)
-    return zero + counter.to(tl.uint32), zero
+    else:
+        return zero + counter.to(tl.uint32), zero
 
 
 @triton.jit

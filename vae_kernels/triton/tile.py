@@ -91,21 +91,25 @@ def offsets(row, col, strides, inner_rows, inner_cols, VEC: tl.constexpr):
     """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements; see `layout.Layout`."""
     if len(strides) == 1:
         return row * (strides[0] * VEC) + col
-    first = (row // inner_rows) * (strides[0] * VEC) + (row % inner_rows) * (strides[1] * VEC)
-    if len(strides) == 2:
-        return first + col
-    inner = inner_cols * VEC
-    outer_col = (col // inner) * (strides[2] * VEC)
-    if len(strides) == 3:
-        return first + (outer_col + col % inner)
-    return first + (outer_col + (col % inner) * strides[3])
+    else:
+        first = (row // inner_rows) * (strides[0] * VEC) + (row % inner_rows) * (strides[1] * VEC)
+        if len(strides) == 2:
+            return first + col
+        else:
+            inner = inner_cols * VEC
+            outer_col = (col // inner) * (strides[2] * VEC)
+            if len(strides) == 3:
+                return first + (outer_col + col % inner)
+            else:
+                return first + (outer_col + (col % inner) * strides[3])
 
 
 @triton.jit
 def per_row_offsets(row, strides, inner_rows):
     if len(strides) == 1:
         return row * strides[0]
-    return (row // inner_rows) * strides[0] + (row % inner_rows) * strides[1]
+    else:
+        return (row // inner_rows) * strides[0] + (row % inner_rows) * strides[1]
 
 
 @triton.jit
@@ -113,7 +117,8 @@ def load(pointers, mask, DTYPE: tl.constexpr):
     """Elements as DTYPE, float32 or float64; zero where masked. No mask, no cost."""
     if mask is None:
         return tl.load(pointers).to(DTYPE)
-    return tl.load(pointers, mask=mask, other=0).to(DTYPE)
+    else:
+        return tl.load(pointers, mask=mask, other=0).to(DTYPE)
 
 
 @triton.jit
