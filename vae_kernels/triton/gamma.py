@@ -17,9 +17,10 @@ def _log_parts(r):
         n = (bits + 0x00095F619980C433) >> 52
         m = (bits - ((n - 1023) << 52)).to(tl.float64, bitcast=True)
         return (n - 1023).to(tl.float64), m
-    bits = r.to(tl.int32, bitcast=True)
-    n = (bits + 0x004AFB0D) >> 23
-    return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
+    else:
+        bits = r.to(tl.int32, bitcast=True)
+        n = (bits + 0x004AFB0D) >> 23
+        return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -106,6 +107,24 @@ def gamma_terms(a, DTYPE: tl.constexpr):
         shift, z, 1.0 / z, tl.where(large, 1.0, product), tl.where(large, 0.0, slope / product),
         tl.where(large, 1.0, power),
     )  # fmt: skip
+
+
+@triton.jit
+def slope_difference(of_a, of_b, a, b, difference):
+    """The derivative of log b (b + 1) … less that of log a (a + 1) …, as `gamma_terms` gives both; difference is a − b.
+
+    In float64, where eight terms cancel, from Σ 1/(b + k) − 1/(a + k) = (a − b) Σ 1/((a + k)(b + k)).
+    """
+    direct = of_b[4] - of_a[4]
+    if a.dtype == tl.float64:
+        product = a * b
+        total = product * 0.0 + 1.0
+        for k in tl.static_range(1, 8):
+            pair = (a + k) * (b + k)
+            total = total * pair + product
+            product = product * pair
+        direct = tl.where((a < 8.0) & (b < 8.0), difference * (total / product), direct)
+    return direct
 
 
 @triton.jit

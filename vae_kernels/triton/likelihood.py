@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..rows import column_dims
-from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio
+from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio, slope_difference
 from .launch import Launch, SplitLaunch, planned, signature, sum_rows
 from .layout import Layout, dense, from_dense, layout
 from .math import exp, exp_minus_abs, log1p_unit
@@ -213,7 +213,7 @@ def _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, 
         x * inverse_m - (x + theta) * inverse_e,
     )
     of_c = digamma_tail(c[2])
-    to_x = counts + (of_c - digamma_tail(b[2])) + (b[4] - c[4])
+    to_x = counts + (of_c - digamma_tail(b[2])) + slope_difference(c, b, x + theta, x + 1.0, theta - 1.0)
     remainder = (theta * (c[0] - t[0]) - t[0] * x) * (inverse_e * t[2])
     to_theta = ((beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1) + (of_c - digamma_tail(t[2])) + (t[4] - c[4])
     return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta)
