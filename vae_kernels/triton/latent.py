@@ -179,7 +179,7 @@ def _plan_forward(mu, logvar, eps, z, kl, batch_dims) -> Callable[..., None]:
     form = layout(full, batch_dims, order)
     if form is None:
         return partial(_forward_through_copies, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec)
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(mu, logvar))
     chunks = chunks_per_program(shape)
     split = chunks < shape.chunks
     launch = Launch(
@@ -280,7 +280,7 @@ def _plan_backward(grad_z, grad_kl, mu, logvar, eps, batch_dims, grads) -> Calla
     form = layout(full, batch_dims, order, () if grad_kl is None else (grad_kl,))
     if form is None:
         return partial(_backward_through_copies, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec)
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(mu, logvar))
     strides = iter(form.strides)
     return Launch(
         latent_backward_kernel,

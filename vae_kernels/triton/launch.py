@@ -6,8 +6,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import driver
 
-from .tile import NUM_WARPS, sum_rows_kernel
+from .tile import THREADS, sum_rows_kernel
 
 # A plan for each combination of shapes, strides and dtypes met: a training has a handful.
 MAX_PLANS = 4096
@@ -38,9 +39,15 @@ class Launch:
     def _run(self, tensors: tuple[Any, ...]) -> None:
         if self._compiled is None:
             # None under the interpreter, which has nothing to compile.
-            self._compiled = self._kernel[self._grid](*tensors, *self._arguments, num_warps=NUM_WARPS)
+            self._compiled = self._kernel[self._grid](*tensors, *self._arguments, num_warps=num_warps())
         else:
             self._compiled[self._grid](*tensors, *self._arguments)
+
+
+def num_warps() -> int:
+    """Of a program: AMD's warps have 64 threads, where others have 32."""
+    width = 32 if triton.knobs.runtime.interpret else driver.active.get_current_target().warp_size
+    return THREADS // width
 
 
 class SplitLaunch:

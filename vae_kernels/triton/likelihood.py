@@ -18,6 +18,7 @@ from .launch import Launch, SplitLaunch, planned, signature, sum_rows
 from .layout import Layout, dense, from_dense, layout
 from .math import exp, exp_minus_abs, log1p_unit
 from .tile import (
+    HELD,
     add_compensated,
     block_index,
     chunks_per_program,
@@ -291,10 +292,12 @@ def discretized_logistic_grad(x, params):
 
 
 class Family(NamedTuple):
-    """`log_prob(x, params)` and `grad(x, params)`, the gradients to the inputs in order: params[0], x, params[1], …"""
+    """`log_prob(x, params)` and `grad(x, params)`, the gradients to the inputs in order: params[0], x, params[1], …;
+    and how many elements a thread can hold at once without running out of registers."""
 
     log_prob: Any
     grad: Any
+    held: int = HELD
 
 
 FAMILIES = {
@@ -303,9 +306,9 @@ FAMILIES = {
     "laplace": Family(laplace_log_prob, laplace_grad),
     "continuous_bernoulli": Family(continuous_bernoulli_log_prob, continuous_bernoulli_grad),
     "bernoulli_probs": Family(bernoulli_probs_log_prob, bernoulli_probs_grad),
-    "negative_binomial": Family(negative_binomial_log_prob, negative_binomial_grad),
+    "negative_binomial": Family(negative_binomial_log_prob, negative_binomial_grad, held=8),
     "zero_inflated_negative_binomial": Family(
-        zero_inflated_negative_binomial_log_prob, zero_inflated_negative_binomial_grad
+        zero_inflated_negative_binomial_log_prob, zero_inflated_negative_binomial_grad, held=8
     ),
     "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad),
 }
@@ -439,7 +442,7 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
     form = layout(_in_full_shape(inputs, one), batch_dims, order)
     if form is None:
         return partial(_forward_through_copies, family, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec)
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), FAMILIES[family].held)
     chunks = chunks_per_program(shape)
     split = chunks < shape.chunks
     launch = Launch(
@@ -494,13 +497,13 @@ def _plan_backward(
     form = layout([out, *_in_full_shape(inputs, one)], batch_dims, order, (grad,))
     if form is None:
         return partial(_backward_through_copies, family, batch_dims, order, needs)
-    shape = tile(form.rows, form.cols * form.vec)
+    dtype = compute_dtype(*inputs)
+    shape = tile(form.rows, form.cols * form.vec, dtype, FAMILIES[family].held)
     needed = [i for i, need in enumerate(needs) if need]
     stored = tuple(i for i in needed if inputs[i].shape == full.shape)
     summed = tuple(i for i in needed if inputs[i].shape != full.shape)
     blocks = row_blocks_per_program(shape) if summed else 1
     groups = triton.cdiv(shape.row_blocks, blocks)
-    dtype = compute_dtype(*inputs)
     launch = Launch(
         likelihood_backward_kernel,
         shape.grid(shape.chunks, blocks),

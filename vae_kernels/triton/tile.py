@@ -2,17 +2,19 @@
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
 from .layout import Layout
 
-# Sixteen elements per thread: two to four 16-byte loads of each tensor in flight, below 100 registers.
-NUM_WARPS = 4
-MAX_TILE = 2048
+# Of a program, whatever the width of a warp.
+THREADS = 128
+# Elements that a thread holds at once: two to four 16-byte loads of each tensor in flight, in at most 128 registers.
+HELD = 16
 MAX_GRID_Y = 65535
 # A small problem is spread over more programs: four elements per thread.
-SMALL_TILE = 512
+SMALL_TILE = 4 * THREADS
 SMALL_PROBLEM = 2**20
 # Programs that keep a large GPU busy. A constant, so that results do not depend on the device.
 ENOUGH_PROGRAMS = 512
@@ -35,16 +37,18 @@ class Tile(NamedTuple):
         return programs_per_row, triton.cdiv(blocks, planes), planes
 
 
-def tile(rows: int, cols: int) -> Tile:
-    """The launch shape, from the sizes alone: whole rows where 2048 columns hold them, many at a time if they are short;
-    else chunks of 2048 columns.
+def tile(rows: int, cols: int, dtype: torch.dtype, held: int = HELD) -> Tile:
+    """The launch shape, from the sizes alone: whole rows where a program can hold them, many at a time if they are short;
+    else chunks of as many columns as it can hold. `dtype` is that of the arithmetic: float64 takes two registers for a
+    number and more of them for a function.
 
     How a row is cut and over which threads it lies depends on the number of columns only: a sample's sum does not depend
     on how many other samples there are.
     """
-    block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_TILE)
+    most = THREADS * (held // 4 if dtype == torch.float64 else held)
+    block_cols = min(max(triton.next_power_of_2(cols), 4), most)
     chunks = triton.cdiv(cols, block_cols)
-    elements = MAX_TILE if rows * chunks * block_cols >= SMALL_PROBLEM else SMALL_TILE
+    elements = most if rows * chunks * block_cols >= SMALL_PROBLEM else min(SMALL_TILE, most)
     block_rows = max(elements // block_cols, 1)
     return Tile(block_rows, block_cols, triton.cdiv(rows, block_rows), chunks)
 
