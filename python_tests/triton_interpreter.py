@@ -1,15 +1,21 @@
-"""A pytest plugin that mends Triton's interpreter.
+"""A pytest plugin that mends Triton's interpreter and chooses the tests to run in it.
 
 It rounds to bfloat16 to nearest, as GPUs do; by itself it cuts digits off, and gets numbers wrong that are denormal
 there. And for every function that a kernel calls it replaces `triton.language` again, around the replacements that are
 there: its time grows with every call. Once is enough: per launch for `triton.language`, which is restored after it; for
-`triton.language.core`, which its own functions use, once for all.
+`triton.language.core`, which its own functions use, once for all. Nor does it look for overflows, half of its time, of
+which nothing comes outside debugging.
 """
 
 import numpy as np
+import pytest
 import torch
 import triton.language as tl
+from samples import VALUES, Sample
 from triton.runtime import interpreter
+
+WHOLE = {"latent", "bernoulli", "gaussian"}
+EVERY_VALUE = set(VALUES)
 
 _convert = interpreter._convert_float
 
@@ -34,3 +40,25 @@ def _call(function: interpreter.InterpretedFunction, *args: object, **kwargs: ob
 
 interpreter._convert_float = _to_nearest
 interpreter.InterpretedFunction.__call__ = _call
+object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests that all backends share, what Triton has to show: every kind of values in every dtype of every op, but
+    shapes and layouts, for which all families have one kernel, of few ops."""
+    kept, of_op = [], set()
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.path.stem == "triton_under_interpreter":
+            kept.append(item)
+        elif "triton" in (parameters.get("backend"), parameters.get("kernel")):
+            case = next((p for p in parameters.values() if isinstance(p, Sample)), None)
+            first = (item.function, case and case.op) not in of_op
+            of_op.add((item.function, case and case.op))
+            if case is None or first or case.op in WHOLE or case in EVERY_VALUE:
+                kept.append(item)
+    empty = {item.function.__name__ for item in items} - {item.function.__name__ for item in kept}
+    if empty:
+        raise pytest.UsageError(f"nothing of {', '.join(sorted(empty))} is for Triton")
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept

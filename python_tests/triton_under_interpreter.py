@@ -1,11 +1,8 @@
-"""What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1.
-
-
-The tests that all backends share run in that process too.
-"""
+"""What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1, see test_triton.py."""
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -14,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from error_rule import results
-from samples import BF16, F32, F64, U8, Sample, sample
+from samples import BF16, F32, F64, OPS, U8, Sample, sample
+from test_gradients import function_and_inputs
 from test_noise import EDGES, KNOWN_ANSWERS
 from torch import Tensor
 
@@ -295,8 +293,8 @@ def test_more_levels_than_the_kernels_know(batch_dims: int, parameter: tuple[int
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("given", itertools.product((True, False), repeat=2), ids=str)
-@pytest.mark.parametrize("needs", itertools.product((True, False), repeat=3), ids=str)
+@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=2)), ids=str)
+@pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=3)), ids=str)
 def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs: tuple[bool, ...]) -> None:
     mu, logvar, eps = (torch.randn(5, 35, dtype=F64, requires_grad=True) for _ in range(3))
     grad_z, grad_kl = torch.randn(5, 35, dtype=F64), torch.randn(5, dtype=F64)
@@ -312,6 +310,25 @@ def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs:
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# Each evaluation takes tens of milliseconds here, and what depends on layouts is the same code in every dtype.
+GRADCHECKED = [
+    *(sample(op, (2, 3), dtypes=F64) for op in OPS),
+    sample("latent", (2, 2, 1, 2), dtypes=F64, layouts="channels_last"),
+    sample("gaussian", (2, 3, 2), dtypes=F64, parameter=(3, 1)),
+    sample("gaussian", (3, 2), dtypes=F64, parameter=()),
+]
+
+
+@pytest.mark.parametrize("case", GRADCHECKED, ids=str)
+def test_gradcheck(case: Sample) -> None:
+    assert torch.autograd.gradcheck(*function_and_inputs(case))
+
+
+def test_gradcheck_with_a_seed() -> None:
+    mu, logvar = (torch.randn(2, 3, dtype=F64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(partial(vk.reparameterize_kl, seed=3), (mu, logvar))
 
 
 OP_SAMPLES = {

@@ -1,0 +1,21 @@
+"""The error rule for the Triton kernels in Triton's interpreter, and what holds where numbers end."""
+
+from test_triton import run_in_interpreter
+
+
+def test_error_rule() -> None:
+    run_in_interpreter("test_accuracy.py::test_error_rule")
+
+
+def test_edges() -> None:
+    run_in_interpreter(
+        "test_accuracy.py::test_not_finite",
+        "test_accuracy.py::test_half_precision_rounds_once",
+        "test_accuracy.py::test_kl_is_never_negative",
+        "test_accuracy.py::test_float16_with_logvar_beyond_its_exponential",
+        "test_accuracy.py::test_logvar_as_a_number_is_that_of_a_tensor",
+        "test_accuracy.py::test_target_may_lack_batch_dims",
+        "test_inputs.py::test_empty",
+        "test_inputs.py::test_empty_with_a_parameter",
+        "test_inputs.py::test_empty_with_noise",
+    )
