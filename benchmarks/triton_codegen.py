@@ -1,0 +1,289 @@
+"""What the compiler makes of the Triton kernels, without a GPU: `python -m benchmarks.triton_codegen`.
+
+Every kernel, forward and backward, is compiled for each target by the very calls that launch it, and its code is read:
+bytes that a thread loads and stores per element of the (rows, cols) tensors, beside the least there can be, registers,
+spills, instructions. Prints a table and keeps it in `benchmarks/results/triton_codegen.csv`.
+"""
+
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from vae_kernels.likelihood import FAMILIES
+
+RESULTS = Path(__file__).parent / "results" / "triton_codegen.csv"
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+# Whole tiles, each row in one program.
+ROWS, COLS = 1024, 8192
+
+
+class Case(NamedTuple):
+    """What launches the kernels, given a dtype, and the least traffic: how many tensors of the full shape must be loaded
+    and stored."""
+
+    call: Callable[[torch.dtype], object]
+    loaded: int
+    stored: int
+
+
+def _full(dtype: torch.dtype, count: int = 1) -> list[Tensor]:
+    return [torch.empty(ROWS, COLS, dtype=dtype, device="meta") for _ in range(count)]
+
+
+def _latent_forward(dtype: torch.dtype) -> object:
+    from vae_kernels.triton import latent
+
+    return latent.latent_forward(*_full(dtype, 2), torch.empty(1, dtype=torch.int64, device="meta"), None, 1)
+
+
+def _latent_backward(dtype: torch.dtype) -> object:
+    from vae_kernels.triton import latent
+
+    grad_z, mu, logvar = _full(dtype, 3)
+    seed = torch.empty(1, dtype=torch.int64, device="meta")
+    return latent.latent_backward(
+        grad_z, torch.empty(ROWS, device="meta"), mu, logvar, seed, None, 1, [True, True, False]
+    )
+
+
+def _forward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], constants: list[float]) -> Callable:
+    def call(dtype: torch.dtype) -> object:
+        from vae_kernels.triton import likelihood
+
+        return likelihood.likelihood_forward(family, inputs(dtype), constants, 1)
+
+    return call
+
+
+def _backward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], constants: list[float]) -> Callable:
+    """All gradients but that of x."""
+
+    def call(dtype: torch.dtype) -> object:
+        from vae_kernels.triton import likelihood
+
+        given = inputs(dtype)
+        needs = [i != 1 for i in range(len(given))]
+        return likelihood.likelihood_backward(family, torch.empty(ROWS, device="meta"), given, constants, 1, needs)
+
+    return call
+
+
+def _cases() -> dict[str, Case]:
+    cases = {"latent forward": Case(_latent_forward, 2, 1), "latent backward": Case(_latent_backward, 3, 2)}
+    for family in FAMILIES:
+        names = FAMILIES[family].arguments
+        constants = [256.0] if "bins" in names else []
+        count = len(names) - len(constants)
+        inputs = partial(_full, count=count)
+        cases[f"{family} forward"] = Case(_forward(family, inputs, constants), count, 0)
+        cases[f"{family} backward"] = Case(_backward(family, inputs, constants), count, count - 1)
+    two = partial(_full, count=2)
+    cases["gaussian, fixed variance, forward"] = Case(_forward("gaussian", two, [0.5]), 2, 0)
+    cases["gaussian, fixed variance, backward"] = Case(_backward("gaussian", two, [0.5]), 2, 1)
+
+    def with_one_logvar(dtype: torch.dtype) -> list[Tensor]:
+        return [*two(dtype), torch.empty(1, dtype=dtype, device="meta")]
+
+    cases["gaussian, one logvar, forward"] = Case(_forward("gaussian", with_one_logvar, []), 2, 0)
+    cases["gaussian, one logvar, backward"] = Case(_backward("gaussian", with_one_logvar, []), 2, 1)
+    return cases
+
+
+CASES = _cases()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel. `held` is how many elements a thread works on at once. Bytes and instructions are per element;
+    `other_accesses` are the instructions that move fewer than 16 bytes: the seed, one number per row."""
+
+    kernel: str
+    dtype: str
+    target: str
+    triton: str
+    held: float
+    ideal_loaded: int
+    loaded: float
+    ideal_stored: int
+    stored: float
+    other_accesses: int
+    registers: int
+    spilled: int
+    local_bytes: int
+    shared_bytes: int
+    barriers: int
+    instructions: float
+
+
+class Target:
+    """Stands where Triton looks for a GPU, as one that no machine has: Triton keeps what it compiles by device number."""
+
+    def __init__(self, name: str) -> None:
+        self._target, self._number = TARGETS[name], 1000 + list(TARGETS).index(name)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._number
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(call: Callable[[], object], target: str) -> list[tuple[Any, int]]:
+    """The compiled kernels that a call would launch, in order, each with the size of its tiles."""
+    from vae_kernels.triton import launch
+
+    kernels = []
+
+    def compile_only(self: launch.Launch, tensors: tuple[Any, ...]) -> None:
+        kernel = self._kernel.warmup(*tensors, *self._arguments, grid=self._grid, num_warps=launch.num_warps())
+        given = dict(zip(self._kernel.arg_names[-len(self._arguments) :], self._arguments, strict=True))
+        kernels.append((kernel, given["BLOCK_ROWS"] * given["BLOCK_COLS"]))
+
+    active = driver._active
+    driver.set_active(Target(target))
+    launch._plans.clear()
+    run, launch.Launch._run = launch.Launch._run, compile_only
+    try:
+        call()
+    finally:
+        launch.Launch._run = run
+        launch._plans.clear()
+        driver._active = active
+    return kernels
+
+
+class Access(NamedTuple):
+    """One instruction on global memory."""
+
+    store: bool
+    bytes: int
+
+
+def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
+    """What is in the code of a case's kernels; of those behind the first, which add up few numbers, without an ideal."""
+    dtype = DTYPES[dtype_name]
+    rows = []
+    for i, (kernel, tile) in enumerate(compiled(partial(CASES[case].call, dtype), target)):
+        threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
+        held = tile / threads
+        read = _read_amd if "amdgcn" in kernel.asm else _read_nvidia
+        accesses, registers, spilled, local_bytes, barriers, instructions = read(kernel)
+        whole = [a for a in accesses if a.bytes == 16]
+        loaded, stored = CASES[case][1:] if i == 0 else (0, 0)
+        rows.append(
+            Row(
+                case if i == 0 else f"{case}, sum",
+                dtype_name,
+                target,
+                triton.__version__,
+                held,
+                loaded * dtype.itemsize,
+                sum(a.bytes for a in whole if not a.store) / held,
+                stored * dtype.itemsize,
+                sum(a.bytes for a in whole if a.store) / held,
+                len(accesses) - len(whole),
+                registers,
+                spilled,
+                local_bytes,
+                kernel.metadata.shared,
+                barriers,
+                round(instructions / held, 1),
+            )
+        )
+    return rows
+
+
+def _read_nvidia(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
+    ptx = kernel.asm["ptx"]
+    accesses = [
+        Access(op == "st", int(vector or 1) * int(bits) // 8)
+        for op, vector, bits in re.findall(r"\b(ld|st)\.global(?:\.[a-z][\w:]*?)*?(?:\.v(\d))?\.[busf](\d+)\b", ptx)
+    ]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _run_tool("cuobjdump", "-res-usage", file.name)
+        sass = _run_tool("nvdisasm", "-c", file.name)
+    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
+    spilled = sum(op in ("STL", "LDL") for op in opcodes)
+    return accesses, registers, spilled, stack + local, opcodes.count("BAR"), sum(op != "NOP" for op in opcodes)
+
+
+def _run_tool(name: str, *arguments: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+_AMD_BYTES = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "short": 2}
+
+
+def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
+    code = kernel.asm["amdgcn"]
+    accesses = []
+    for op, size in re.findall(r"^\s+(?:global|buffer|flat)_(load|store)_(\w+)", code, re.MULTILINE):
+        size = size.removesuffix("_d16_hi").removesuffix("_d16")
+        bytes_ = _AMD_BYTES.get(size) or 4 * int(size.removeprefix("dwordx") if "x" in size else 1)
+        accesses.append(Access(op == "store", bytes_))
+
+    def number(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
+
+    opcodes = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat)_\w+)", code, re.MULTILINE)
+    # Scalar registers spill into lanes of vector registers, not into memory.
+    spilled, local = number("vgpr_spill_count"), number("private_segment_fixed_size")
+    return accesses, number("vgpr_count"), spilled, local, opcodes.count("s_barrier"), len(opcodes)
+
+
+def all_rows() -> list[Row]:
+    """Every case in every dtype for every target, on all cores."""
+    jobs = [(case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS]
+    with ProcessPoolExecutor() as pool:
+        return [row for rows in pool.map(rows_of, *zip(*jobs, strict=True)) for row in rows]
+
+
+def main() -> None:
+    rows = all_rows()
+    names = [field.name for field in fields(Row)]
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(map(astuple, rows))
+    table = [names, *([str(v) for v in astuple(row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        sys.stdout.write("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the compiler makes of the Triton kernels for GPUs that need not be there: whole vectors, ideal traffic, no spills."""
+
+import csv
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+if sys.platform != "linux":
+    pytest.skip("Triton is for Linux", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, compiled, rows_of  # noqa: E402
+from vae_kernels.triton import latent, likelihood, tile  # noqa: E402
+
+# Every kernel for every target, every kernel in every dtype: a Latin square of all combinations.
+SQUARE = [
+    (case, list(DTYPES)[(i + j) % len(DTYPES)], target)
+    for i, case in enumerate(CASES)
+    for j, target in enumerate(TARGETS)
+]
+
+# With 128 registers a multiprocessor holds 512 threads; what needs more is bound by arithmetic.
+REGISTERS = 128
+MANY_REGISTERS = 255
+
+
+def check(row: dict[str, str | int | float]) -> None:
+    assert row["spilled"] == row["local_bytes"] == 0
+    family = row["kernel"].split(" ")[0]
+    simple = row["dtype"] != "float64" and (
+        "latent" in family or likelihood.FAMILIES[family.strip(",")].held == tile.HELD
+    )
+    assert row["registers"] <= (REGISTERS if simple else MANY_REGISTERS)
+    if "sum" not in row["kernel"]:
+        assert (row["loaded"], row["stored"]) == (row["ideal_loaded"], row["ideal_stored"])
+        # The seed, one number per row, sums.
+        assert row["other_accesses"] <= 3
+
+
+@pytest.mark.parametrize(("case", "dtype", "target"), SQUARE)
+def test_code(case: str, dtype: str, target: str) -> None:
+    for row in rows_of(case, dtype, target):
+        check(vars(row))
+
+
+def test_the_table_is_whole_and_as_good() -> None:
+    """What `python -m benchmarks.triton_codegen` wrote."""
+    with RESULTS.open(newline="") as file:
+        rows = [{k: v if k in NAMES else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    for row in rows:
+        check(row)
+    assert {tuple(row[k] for k in NAMES[:3]) for row in rows if ", sum" not in row["kernel"]} == {
+        (case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS
+    }
+
+
+NAMES = ("kernel", "dtype", "target", "triton")
+
+
+empty = partial(torch.empty, device="meta")
+
+
+def _transposed(*shape: int) -> Tensor:
+    return empty(shape[::-1]).permute(*range(len(shape))[::-1])
+
+
+def _cropped(*shape: int) -> Tensor:
+    return empty([n + 1 for n in shape])[tuple(slice(1, None) for _ in shape)]
+
+
+def _both_ways(mu: Tensor, logvar: Tensor, eps: Tensor | None, batch_dims: int = 1) -> None:
+    seed = empty(1, dtype=torch.int64) if eps is None else None
+    z, kl = latent.latent_forward(mu, logvar, seed, eps, batch_dims)
+    latent.latent_backward(z, kl, mu, logvar, seed, eps, batch_dims, [True, True, eps is not None])
+
+
+def _likelihood_both_ways(*inputs: Tensor, batch_dims: int = 1) -> None:
+    out = likelihood.likelihood_forward("gaussian", list(inputs), [], batch_dims)
+    likelihood.likelihood_backward("gaussian", out, list(inputs), [], batch_dims, [True, False, True])
+
+
+OTHERS: dict[str, Callable[[], object]] = {
+    "tails": lambda: _both_ways(empty(5, 37), empty(5, 37), None),
+    "noise given": lambda: _both_ways(*(empty(5, 37) for _ in range(3))),
+    "split rows": lambda: _both_ways(empty(2, 786432), empty(2, 786432), None),
+    "two levels of rows": lambda: _both_ways(_cropped(3, 4, 16), empty(3, 4, 16), None, 2),
+    "two levels of columns": lambda: _both_ways(_cropped(3, 4, 16), empty(3, 4, 16), None),
+    "columns apart": lambda: _both_ways(_transposed(5, 37), empty(5, 37), None),
+    "more than 2^31": lambda: _both_ways(*(empty(1).expand(2**22, 1024) for _ in range(3))),
+    "one per column": lambda: _likelihood_both_ways(empty(64, 64), empty(64, 64), empty(64)),
+    "columns apart of a likelihood": lambda: _likelihood_both_ways(*(_transposed(5, 37) for _ in range(3))),
+    "mixed dtypes": lambda: _likelihood_both_ways(
+        empty(5, 37, dtype=torch.bfloat16), empty(5, 37, dtype=torch.uint8), empty(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_layouts_compile(name: str) -> None:
+    """The interpreter takes more than the compiler does."""
+    assert compiled(OTHERS[name], "sm_90")
