@@ -24,6 +24,10 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks
 
+# With the interpreter that sees the GPU, which needs pytest and what `.[test]` names: nothing is installed.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
 clean:
 	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so
 

@@ -220,7 +220,7 @@ LIKELIHOOD_SHAPES = {
 }
 COUNT_SHAPES = {(128, 2000): "genes, the most variable", (128, 20000): "genes"}
 CATEGORICAL_SHAPES = {(64, 784, 2): "binary MNIST", (16, 3072, 256): "CIFAR-10 pixels", (16, 50, 10000): "tokens"}
-LARGE_SHAPES = {(4096, 16384): "2²⁶ elements"}
+LARGE_SHAPES = {(4096, 16384): "2²⁶ elements", (65536, 1024): "2²⁶ elements, short rows"}
 
 LARGE_OPS = ("latent", "bernoulli", "gaussian", "gaussian-fixed", "gaussian-scalar", "gaussian-column")
 
