@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from vae_kernels import fakes
 from vae_kernels.likelihood import FAMILIES
 
 RESULTS = Path(__file__).parent / "results" / "triton_codegen.csv"
@@ -46,31 +48,79 @@ ROWS, COLS = 1024, 8192
 
 class Case(NamedTuple):
     """What launches the kernels, given a dtype, and the least traffic: how many tensors of the full shape must be loaded
-    and stored."""
+    and stored; of these in the dtype of sums, float32 at least, `wide_loaded` and `wide_stored`."""
 
     call: Callable[[torch.dtype], object]
     loaded: int
     stored: int
+    wide_loaded: int = 0
+    wide_stored: int = 0
+
+    def ideal_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Loaded and stored, per element."""
+        extra = max(dtype.itemsize, 4) - dtype.itemsize
+        return (
+            self.loaded * dtype.itemsize + self.wide_loaded * extra,
+            self.stored * dtype.itemsize + self.wide_stored * extra,
+        )
 
 
 def _full(dtype: torch.dtype, count: int = 1) -> list[Tensor]:
     return [torch.empty(ROWS, COLS, dtype=dtype, device="meta") for _ in range(count)]
 
 
-def _latent_forward(dtype: torch.dtype) -> object:
-    from vae_kernels.triton import latent
+class LatentVariant(NamedTuple):
+    """What is not as in the plain step. `prior` holds the shapes of the prior's two parameters."""
 
-    return latent.latent_forward(*_full(dtype, 2), torch.empty(1, dtype=torch.int64, device="meta"), None, 1)
+    prior: tuple[tuple[int, ...], ...] = ()
+    packed: bool = False
+    num_samples: int | None = None
+    scale: str = "logvar"
+    clamp: tuple[float, ...] = ()
+    estimator: str = "analytic"
+    reduction: str = "sum"
+
+    def inputs(self, dtype: torch.dtype) -> list[Tensor | None]:
+        prior = [torch.empty(shape, dtype=dtype, device="meta") for shape in self.prior] or [None, None]
+        moments = [torch.empty(ROWS, 2 * COLS, dtype=dtype, device="meta"), None] if self.packed else _full(dtype, 2)
+        return [*moments, *prior, torch.empty(1, dtype=torch.int64, device="meta"), None]
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return 1, 1, self.num_samples, self.scale, list(self.clamp), self.estimator, self.reduction
+
+    def forward(self, dtype: torch.dtype) -> object:
+        from vae_kernels.triton import latent
+
+        return latent.latent_forward(*self.inputs(dtype), *self.settings)
+
+    def backward(self, dtype: torch.dtype) -> object:
+        """All gradients, the noise having none."""
+        from vae_kernels.triton import latent
+
+        inputs = self.inputs(dtype)
+        upstream = fakes._latent_forward(*inputs, *self.settings)
+        needs = [t is not None for t in (*inputs[:4], None)]
+        return latent.latent_backward(*upstream, *inputs, needs, *self.settings)
+
+    def cases(self) -> tuple[Case, Case]:
+        """Of several samples, forward has one instruction in a loop, backward one for the first and one for the others."""
+        read = 2 + sum(shape == (ROWS, COLS) for shape in self.prior)
+        elements = int(self.reduction == "none")
+        samples = 1 if self.num_samples is None else 2
+        backward = Case(self.backward, samples * (1 + elements) + read, read, wide_loaded=samples * elements)
+        return Case(self.forward, read, 1 + elements, wide_stored=elements), backward
 
 
-def _latent_backward(dtype: torch.dtype) -> object:
-    from vae_kernels.triton import latent
-
-    grad_z, mu, logvar = _full(dtype, 3)
-    seed = torch.empty(1, dtype=torch.int64, device="meta")
-    return latent.latent_backward(
-        grad_z, torch.empty(ROWS, device="meta"), mu, logvar, seed, None, 1, [True, True, False]
-    )
+LATENT_VARIANTS = {
+    "latent": LatentVariant(),
+    "latent, packed, clamped": LatentVariant(packed=True, clamp=(-30.0, 20.0)),
+    "latent, prior": LatentVariant(prior=((ROWS, COLS),) * 2),
+    "latent, one prior for all": LatentVariant(prior=((1,), (1,))),
+    "latent, std, elements": LatentVariant(scale="std", reduction="none"),
+    "latent, samples, prior, monte carlo": LatentVariant(((ROWS, COLS),) * 2, num_samples=8, estimator="monte_carlo"),
+    "latent, path": LatentVariant(estimator="path"),
+}
 
 
 def _forward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], constants: list[float]) -> Callable:
@@ -96,7 +146,10 @@ def _backward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], consta
 
 
 def _cases() -> dict[str, Case]:
-    cases = {"latent forward": Case(_latent_forward, 2, 1), "latent backward": Case(_latent_backward, 3, 2)}
+    cases = {}
+    for name, variant in LATENT_VARIANTS.items():
+        comma = "," if "," in name else ""
+        cases[f"{name}{comma} forward"], cases[f"{name}{comma} backward"] = variant.cases()
     for family in FAMILIES:
         names = FAMILIES[family].arguments
         constants = [256.0] if "bins" in names else []
@@ -199,7 +252,7 @@ def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
         read = _read_amd if "amdgcn" in kernel.asm else _read_nvidia
         accesses, registers, spilled, local_bytes, barriers, instructions = read(kernel)
         whole = [a for a in accesses if a.bytes == 16]
-        loaded, stored = CASES[case][1:] if i == 0 else (0, 0)
+        loaded, stored = CASES[case].ideal_bytes(dtype) if i == 0 else (0, 0)
         rows.append(
             Row(
                 case if i == 0 else f"{case}, sum",
@@ -207,9 +260,9 @@ def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
                 target,
                 triton.__version__,
                 held,
-                loaded * dtype.itemsize,
+                loaded,
                 sum(a.bytes for a in whole if not a.store) / held,
-                stored * dtype.itemsize,
+                stored,
                 sum(a.bytes for a in whole if a.store) / held,
                 len(accesses) - len(whole),
                 registers,
@@ -268,7 +321,7 @@ def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
 def all_rows() -> list[Row]:
     """Every case in every dtype for every target, on all cores."""
     jobs = [(case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return [row for rows in pool.map(rows_of, *zip(*jobs, strict=True)) for row in rows]
 
 

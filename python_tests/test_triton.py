@@ -60,12 +60,17 @@ def test_gradients() -> None:
         "test_gradients.py::test_create_graph_keeps_the_error_rule",
         "test_gradients.py::test_batched_gradients",
         "test_gradients.py::test_activation_checkpointing",
-        "test_gradients.py::test_packed_moments",
+        "test_latent.py::test_path_gradient_vanishes_at_the_posterior",
+        "test_latent.py::test_packed_gradient_is_one_tensor",
+        "test_latent.py::test_sides",
     )
 
 
 def test_noise() -> None:
     run_in_interpreter(
+        "test_latent.py::test_noise_of_a_seed",
+        "test_latent.py::test_a_seed_for_each_sample",
+        "test_latent.py::test_backward_makes_the_same_noise",
         "test_noise.py::test_normals_are_those_of_numpy",
         "test_noise.py::test_seed_as_a_tensor",
         "test_noise.py::test_columns_are_counted_in_memory_order",
@@ -78,6 +83,8 @@ def test_noise() -> None:
 
 def test_compiled_code_and_families() -> None:
     run_in_interpreter(
+        "test_latent.py::test_compile",
+        "test_latent.py::test_opcheck",
         "test_compile.py::test_traced_results_are_the_same",
         "test_compile.py::test_traced_results_without_gradients",
         "test_compile.py::test_the_backend_of_the_call_is_compiled",

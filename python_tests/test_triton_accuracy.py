@@ -7,6 +7,10 @@ def test_error_rule() -> None:
     run_in_interpreter("test_accuracy.py::test_error_rule")
 
 
+def test_error_rule_of_the_whole_latent_step() -> None:
+    run_in_interpreter("test_latent.py::test_error_rule", "test_latent.py::test_empty")
+
+
 def test_edges() -> None:
     run_in_interpreter(
         "test_accuracy.py::test_not_finite",

@@ -7,6 +7,7 @@ from functools import partial
 import mpmath
 import numpy as np
 import pytest
+import test_latent
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +19,6 @@ from torch import Tensor
 
 import vae_kernels as vk
 from vae_kernels import noise
-from vae_kernels.fakes import SCHEMAS
 from vae_kernels.triton import latent, launch, layout, math, philox, tile
 
 
@@ -219,9 +219,27 @@ SAMPLES = [
 ]
 
 
-def outcome(case: Sample) -> dict[str, Tensor]:
+# More of the latent step: several samples, priors of every shape, elements of the KL, layouts with samples.
+SAMPLES += [
+    test_latent.Case((6, 37), num_samples=3, kl_estimator="path", prior=((6, 37), (37,))),
+    test_latent.Case((2, 5000), num_samples=2, kl_estimator="monte_carlo", prior=((5000,), ())),
+    test_latent.Case((600, 9), prior=((9,), (1,)), scale="std", clamp=(-1.0, 0.5)),
+    test_latent.Case((2, 3, 4, 5), num_samples=2, kl_reduction="none", layout="channels_last"),
+    test_latent.Case((2, 4, 4, 5), packed_dim=1, num_samples=2, layout="channels_last"),
+]
+
+
+def outputs(case: Sample | test_latent.Case) -> dict[str, Tensor]:
+    if isinstance(case, test_latent.Case):
+        return dict(zip(("z", "kl"), case.call(case.make()), strict=True))
+    return case.call(case.make())
+
+
+def outcome(case: Sample | test_latent.Case) -> dict[str, Tensor]:
     launch._plans.clear()
     layout._layout.cache_clear()
+    if isinstance(case, test_latent.Case):
+        return test_latent.results(case, case.call, case.make())
     return results(case, case.call)
 
 
@@ -246,12 +264,12 @@ def test_a_grid_of_several_planes_changes_nothing(case: Sample, monkeypatch: pyt
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_splitting_rows_does_not_change_sums(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does summing some chunks of a row in one program and others in another."""
-    want = case.call(case.make())
+    want = outputs(case)
     for enough, many in ((1, 1), (2**20, 4), (2**20, 2**20)):
         monkeypatch.setattr(tile, "ENOUGH_PROGRAMS", enough)
         monkeypatch.setattr(tile, "MANY_PROGRAMS", many)
         launch._plans.clear()
-        assert same(case.call(case.make()), want)
+        assert same(outputs(case), want)
 
 
 @pytest.mark.parametrize("cols", [1, 20, 784, 2048, 5000])
@@ -293,13 +311,18 @@ def test_more_levels_than_the_kernels_know(batch_dims: int, parameter: tuple[int
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+# batch_dims and what else the latent ops are told.
+PLAIN = (1, 0, None, "logvar", [], "analytic", "sum")
+
+
 @pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=2)), ids=str)
 @pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=3)), ids=str)
 def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs: tuple[bool, ...]) -> None:
     mu, logvar, eps = (torch.randn(5, 35, dtype=F64, requires_grad=True) for _ in range(3))
     grad_z, grad_kl = torch.randn(5, 35, dtype=F64), torch.randn(5, dtype=F64)
     upstream = [g if is_given else None for g, is_given in zip((grad_z, grad_kl), given, strict=True)]
-    got = latent._needed_gradients(*upstream, mu.detach(), logvar.detach(), None, eps.detach(), 1, list(needs))
+    inputs = (mu.detach(), logvar.detach(), None, None, None, eps.detach())
+    got = latent.latent_backward(*upstream, *inputs, [*needs[:2], False, False, needs[2]], *PLAIN)
     with vk.use_backend("eager"):
         outputs = vk.reparameterize_kl(mu, logvar, eps=eps)
     total = sum((o * g).sum() for o, g, is_given in zip(outputs, (grad_z, grad_kl), given, strict=True) if is_given)
@@ -332,15 +355,6 @@ def test_gradcheck_with_a_seed() -> None:
 
 
 OP_SAMPLES = {
-    "latent_forward": [
-        (torch.randn(3, 7), torch.randn(3, 7), torch.tensor([5]), None, 1),
-        (torch.randn(3, 7), torch.randn(3, 7), None, torch.randn(3, 7), 0),
-    ],
-    "latent_backward": [
-        (torch.randn(3, 7), torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), torch.tensor([5]), None, 1)
-        + ([True, True, False],),
-        (None, torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), None, torch.randn(3, 7), 1, [True, False, True]),
-    ],
     "likelihood_forward": [
         ("bernoulli", [torch.randn(3, 7), torch.rand(3, 7)], [], 1),
         ("gaussian", [torch.randn(3, 7), torch.rand(3, 7), torch.randn(7)], [], 1),
@@ -355,7 +369,7 @@ OP_SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("op", SCHEMAS)
+@pytest.mark.parametrize("op", OP_SAMPLES)
 def test_opcheck(op: str) -> None:
     for arguments in OP_SAMPLES[op]:
         torch.library.opcheck(getattr(torch.ops.vae_kernels_triton, op).default, arguments)

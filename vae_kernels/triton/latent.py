@@ -1,7 +1,8 @@
-"""The latent step: `z = mu + exp(logvar/2)·eps` and `KL = Σ ½ (mu² + e^logvar − 1 − logvar)`."""
+"""The latent step's two ops: from tensors to launches of the kernels in `latent_kernels.py`."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -9,137 +10,66 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import compute_dtype
-from ..rows import column_dims
+from ..rows import column_dims, empty_samples
+from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
-from .layout import Layout, dense, from_dense, layout
-from .math import std_and_excess, std_and_expm1
-from .philox import normals
-from .tile import (
-    Tile,
-    add_compensated,
-    block_index,
-    chunks_per_program,
-    compensated,
-    geometry,
-    load,
-    offsets,
-    per_row_offsets,
-    store,
-    tile,
-)
+from .layout import Layout, Strides, dense, from_dense, layout
+from .parameters import SumOfPartials, float32_parts
+from .tile import Tile, chunks_per_program, geometry, row_blocks_per_program, tile
 
 
-@triton.jit
-def _noise(
-    eps, seed, strides, row, first_col, col, mask, inner_rows, inner_cols,
-    VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    if eps is None:
-        return normals(tl.load(seed), row, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
-    else:
-        return load(eps + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+class Inputs(NamedTuple):
+    """`raw` is whatever `scale` says; the prior's parameters, seed and eps may be missing."""
+
+    mu: Tensor
+    raw: Tensor
+    prior_mu: Tensor | None
+    prior_logvar: Tensor | None
+    seed: Tensor | None
+    eps: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return compute_dtype(*(t for t in self[:4] if t is not None))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        own_seeds = self.seed is not None and self.seed.numel() != 1
+        return self.mu.get_device(), own_seeds, *(signature(t) for t in (*self[:4], self.eps))
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
-def latent_forward_kernel(
-    mu, logvar, seed, eps, z, kl,
-    mu_strides, logvar_strides, eps_strides, z_strides,
-    rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
-    VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-):  # fmt: skip
-    """A program sums `chunks_per_program` chunks of a block of rows: into kl [rows], or if SPLIT each chunk apart, into
-    kl [chunks, rows]."""
-    DTYPE: tl.constexpr = kl.dtype.element_ty
-    first = tl.program_id(0) * chunks_per_program
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
-        first = first.to(tl.int64)
-    r = row[:, None]
-    total = tl.zeros([BLOCK_ROWS], DTYPE)
-    lost = tl.zeros([BLOCK_ROWS], DTYPE)
-    for chunk in range(first, tl.minimum(first + chunks_per_program, chunks)):
-        first_col = chunk * BLOCK_COLS
-        c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
-        mask = None
-        if not EVEN:
-            mask = (r < rows) & (c < cols * VEC)
-        m = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-        l = load(logvar + offsets(r, c, logvar_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-        e = _noise(
-            eps, seed, eps_strides, r, first_col, c, mask, inner_rows, inner_cols,
-            VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
-        )  # fmt: skip
-        std, excess = std_and_excess(l)
-        store(z + offsets(r, c, z_strides, inner_rows, inner_cols, VEC), m + std * e, mask)
-        # Masked elements are zeros, and so is their term.
-        term = 0.5 * tl.sum(m * m + excess, 1)
-        if SPLIT:
-            store(kl + chunk * rows + row, term, row < rows)
-        else:
-            total, lost = add_compensated(total, lost, term)
-    if not SPLIT:
-        store(kl + row, compensated(total, lost), row < rows)
+class Settings(NamedTuple):
+    """What the ops are told beside tensors."""
+
+    batch_dims: int
+    packed_dim: int
+    num_samples: int | None
+    scale: str
+    clamp: list[float]
+    estimator: str
+    reduction: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return *self[:4], len(self.clamp), *self[5:]
+
+    @property
+    def samples(self) -> int:
+        return 1 if self.num_samples is None else self.num_samples
+
+    @property
+    def sampled(self) -> bool:
+        return self.estimator != "analytic"
+
+    @property
+    def kl_samples(self) -> int | None:
+        """The leading dim of the KL, if it has one."""
+        return self.num_samples if self.sampled else None
 
 
-@triton.jit(do_not_specialize=["grad_kl", "seed", "rows", "cols", "inner_rows", "inner_cols"])
-def latent_backward_kernel(
-    grad_z, grad_kl, mu, logvar, seed, eps, grad_mu, grad_logvar, grad_eps,
-    grad_z_strides, grad_kl_strides, mu_strides, logvar_strides, eps_strides, out_strides,
-    rows, cols, inner_rows, inner_cols,
-    VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-):  # fmt: skip
-    """`∂mu = gz + gkl·mu`, `∂logvar = ½ (gz·e^(l/2)·eps + gkl·(e^l − 1))`, `∂eps = gz·e^(l/2)`: one tile per program."""
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    first_col = tl.program_id(0) * BLOCK_COLS
-    if WIDE:
-        row = row.to(tl.int64)
-        first_col = first_col.to(tl.int64)
-    r = row[:, None]
-    c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
-    mask = None
-    if not EVEN:
-        mask = (r < rows) & (c < cols * VEC)
-    at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
-    if grad_z is not None:
-        gz = load(grad_z + offsets(r, c, grad_z_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-    if grad_kl is not None:
-        gkl = load(grad_kl + per_row_offsets(row, grad_kl_strides, inner_rows), row < rows, DTYPE)[:, None]
-    if grad_mu is not None:
-        if grad_kl is None:
-            store(grad_mu + at, gz, mask)
-        else:
-            m = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-            if grad_z is None:
-                store(grad_mu + at, gkl * m, mask)
-            else:
-                store(grad_mu + at, gkl * m + gz, mask)
-    l = load(logvar + offsets(r, c, logvar_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-    std, expm1 = std_and_expm1(l)
-    if grad_logvar is not None:
-        if grad_z is None:
-            twice = gkl * expm1
-        else:
-            e = _noise(
-                eps, seed, eps_strides, r, first_col, c, mask, inner_rows, inner_cols,
-                VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
-            )  # fmt: skip
-            twice = gz * (std * e)
-            if grad_kl is not None:
-                twice = gkl * expm1 + twice
-        store(grad_logvar + at, 0.5 * twice, mask)
-    if grad_eps is not None:
-        store(grad_eps + at, gz * std, mask)
-
-
-def _check_plain(prior_mu, prior_logvar, seed, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) -> None:
-    plain = (None, None, None, "logvar", [], "analytic", "sum")
-    if (prior_mu, prior_logvar, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) != plain or (
-        seed is not None and seed.numel() != 1
-    ):
-        raise NotImplementedError("the Triton kernels have one z, the prior N(0, 1) and one seed so far")
+# Elements that a thread holds at once, where a prior or a sampled KL takes more registers than the plain step.
+HELD_PLAIN, HELD_OTHERS = 16, 8
 
 
 def latent_forward(
@@ -149,66 +79,139 @@ def latent_forward(
     prior_logvar: Tensor | None,
     seed: Tensor | None,
     eps: Tensor | None,
-    batch_dims: int,
-    packed_dim: int,
-    *settings,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`z` and `kl`, as the schema says."""
-    _check_plain(prior_mu, prior_logvar, seed, *settings)
+    """`z` and `kl`, as the schema in `vae_kernels.fakes` says."""
+    given = Settings(*settings)
     if logvar is None:
-        mu, logvar = mu.chunk(2, packed_dim)
-    return _forward(mu, logvar, seed, eps, batch_dims)
-
-
-def _forward(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, eps: Tensor | None, batch_dims: int
-) -> tuple[Tensor, Tensor]:
-    """`z` like `mu`, `kl` of the batch dims."""
-    z = torch.empty_like(mu)
-    kl = mu.new_empty(mu.shape[:batch_dims], dtype=compute_dtype(mu, logvar))
+        mu, logvar = mu.chunk(2, given.packed_dim)
+    inputs = Inputs(mu, logvar, prior_mu, prior_logvar, seed, eps)
+    z = empty_samples(mu, given.num_samples)
+    kl = _empty_kl(inputs, given)
     if mu.numel() == 0:
         return z, kl.zero_()
-    key = ("latent_forward", batch_dims, mu.get_device(), signature(mu), signature(logvar), signature(eps))
-    planned(key, lambda: _plan_forward(mu, logvar, eps, z, kl, batch_dims))(mu, logvar, seed, eps, z, kl)
+    key = ("latent_forward", given.key, inputs.key)
+    _run(planned(key, lambda: _plan_forward(inputs, given, z, kl)), inputs, given, z, kl)
     return z, kl
 
 
-def _plan_forward(mu, logvar, eps, z, kl, batch_dims) -> Callable[..., None]:
-    order = column_dims(mu, batch_dims)
-    full = [mu, logvar, z] if eps is None else [mu, logvar, z, eps]
-    form = layout(full, batch_dims, order)
+def _empty_kl(inputs: Inputs, given: Settings) -> Tensor:
+    mu, dtype = inputs.mu, inputs.dtype
+    if given.reduction == "none":
+        return empty_samples(mu, given.kl_samples, dtype)
+    samples = () if given.kl_samples is None else (given.kl_samples,)
+    return mu.new_empty((*samples, *mu.shape[: given.batch_dims]), dtype=dtype)
+
+
+def _run(plan: Callable[..., None], inputs: Inputs, given: Settings, *others: Any) -> None:
+    clamp = tuple(map(float32_parts, given.clamp))
+    seed = inputs.seed
+    if seed is not None and not seed.is_contiguous():
+        seed = seed.contiguous()
+    plan(*inputs[:4], seed, inputs.eps, clamp, *others)
+
+
+def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Callable[..., None]:
+    mu, eps, count = inputs.mu, inputs.eps, given.num_samples
+    order = column_dims(mu, given.batch_dims)
+    views = {"mu": mu, "raw": inputs.raw, "z": _one(z, count), "eps": _one(eps, count)} | _full_prior(inputs)
+    form = _layout(views, inputs, given, order, steps=(_step(z, count), _step(eps, count)))
     if form is None:
-        return partial(_forward_through_copies, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec, compute_dtype(mu, logvar))
-    chunks = chunks_per_program(shape)
-    split = chunks < shape.chunks
+        return partial(_forward_through_copies, given, order)
+    form, strides = form
+    shape = _tile(form, inputs, given)
+    chunks = 1 if given.samples > 1 and given.sampled else chunks_per_program(shape)
+    summed = given.reduction == "sum"
+    split = summed and chunks < shape.chunks
     launch = Launch(
         latent_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
         mu.get_device(),
-        mu_strides=form.strides[0],
-        logvar_strides=form.strides[1],
-        eps_strides=None if eps is None else form.strides[3],
-        z_strides=form.strides[2],
+        mu_strides=strides["mu"],
+        raw_strides=strides["raw"],
+        prior_strides=_prior_strides(inputs, strides),
+        eps_strides=strides.get("eps"),
+        z_strides=strides["z"],
+        eps_step=_step(eps, count) // form.vec,
+        z_step=_step(z, count) // form.vec,
         chunks=shape.chunks,
         chunks_per_program=chunks,
-        RUN=_run(form, shape, full),
+        SUMMED=summed,
+        RUN=_run_length(form, shape, views),
         SPLIT=split,
+        **_switches(inputs, given),
         **geometry(form, shape),
     )
-    return SplitLaunch(launch, mu.get_device(), form.rows, shape.chunks) if split else launch
+    sums = form.rows * (given.samples if given.sampled else 1)
+    return SplitLaunch(launch, mu.get_device(), sums, shape.chunks) if split else launch
 
 
-def _run(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
+def _switches(inputs: Inputs, given: Settings) -> dict[str, Any]:
+    return {
+        "SCALE": given.scale,
+        "SAMPLED": given.sampled,
+        "SAMPLES": given.samples,
+        "OWN_SEEDS": inputs.seed is not None and inputs.seed.numel() != 1,
+    }
+
+
+def _one(tensor: Tensor | None, num_samples: int | None) -> Tensor | None:
+    """The first sample's, of a tensor that has them."""
+    return tensor if tensor is None or num_samples is None else tensor[0]
+
+
+def _step(tensor: Tensor | None, num_samples: int | None) -> int:
+    """From one sample to the next, in elements."""
+    return 0 if tensor is None or num_samples is None else tensor.stride(0)
+
+
+def _is_one(parameter: Tensor, full: Tensor) -> bool:
+    return parameter.numel() == 1 and parameter.shape != full.shape
+
+
+def _full_prior(inputs: Inputs) -> dict[str, Tensor]:
+    """The prior's parameters in the shape of mu, without those of one element."""
+    return {
+        name: t.expand_as(inputs.mu)
+        for name, t in (("prior_mu", inputs.prior_mu), ("prior_logvar", inputs.prior_logvar))
+        if t is not None and not _is_one(t, inputs.mu)
+    }
+
+
+def _prior_strides(inputs: Inputs, strides: dict[str, Strides]) -> tuple[Strides | None, Strides | None]:
+    """None for a parameter that is missing, nothing for one of one element."""
+    missing = ((), None)
+    return tuple(
+        strides.get(name, missing[t is None])
+        for name, t in (("prior_mu", inputs.prior_mu), ("prior_logvar", inputs.prior_logvar))
+    )
+
+
+def _layout(
+    views: dict[str, Tensor | None],
+    inputs: Inputs,
+    given: Settings,
+    order: list[int],
+    steps: tuple[int, ...],
+    per_row: tuple[Tensor, ...] = (),
+    row_steps: tuple[int, ...] = (),
+) -> tuple[Layout, dict[str, Strides]] | None:
+    """The layout of the views that are there, and the strides of each by name."""
+    there = {name: t for name, t in views.items() if t is not None}
+    reach = (given.samples - 1) * max((*steps, *row_steps), default=0)
+    form = layout(list(there.values()), given.batch_dims, order, per_row, steps, given.samples, reach)
+    return form and (form, dict(zip(there, form.strides, strict=True)))
+
+
+def _tile(form: Layout, inputs: Inputs, given: Settings) -> Tile:
+    plain = inputs.prior_mu is None and inputs.prior_logvar is None and not given.sampled and given.scale == "logvar"
+    return tile(form.rows, form.cols * form.vec, inputs.dtype, HELD_PLAIN if plain else HELD_OTHERS)
+
+
+def _run_length(form: Layout, shape: Tile, views: dict[str, Tensor | None]) -> int:
     """How many neighbouring numbers a thread makes: as many as the compiler will have it load and store at once."""
-    return 8 if min(t.element_size() for t in tensors) <= 2 and min(form.vec, shape.block_cols) >= 8 else 4
-
-
-def _forward_through_copies(batch_dims, order, mu, logvar, seed, eps, z, kl) -> None:
-    mu, logvar, eps = (None if t is None else dense(t, batch_dims, order) for t in (mu, logvar, eps))
-    dense_z, dense_kl = _forward(mu, logvar, seed, eps, batch_dims)
-    from_dense(dense_z, z, batch_dims, order)
-    kl.copy_(dense_kl)
+    narrowest = min(t.element_size() for t in views.values() if t is not None)
+    return 8 if narrowest <= 2 and min(form.vec, shape.block_cols) >= 8 else 4
 
 
 def latent_backward(
@@ -221,86 +224,210 @@ def latent_backward(
     seed: Tensor | None,
     eps: Tensor | None,
     needs: list[bool],
-    batch_dims: int,
-    packed_dim: int,
-    *settings,
+    *settings: Any,
 ) -> list[Tensor]:
-    """The gradients that are needed, as the schema says."""
-    _check_plain(prior_mu, prior_logvar, seed, *settings)
-    if logvar is not None:
-        return _needed_gradients(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [*needs[:2], needs[4]])
-    halves = mu.chunk(2, packed_dim)
-    found = _needed_gradients(grad_z, grad_kl, *halves, seed, eps, batch_dims, [needs[0], needs[0], needs[4]])
-    return [torch.cat(found[:2], packed_dim), *found[2:]] if needs[0] else found
-
-
-def _needed_gradients(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor,
-    seed: Tensor | None,
-    eps: Tensor | None,
-    batch_dims: int,
-    needs: list[bool],
-) -> list[Tensor]:
-    """The gradients of `mu`, `logvar` and `eps` that are needed, each like `mu` in the dtype of its own input."""
+    """The gradients that are needed, as the schema in `vae_kernels.fakes` says."""
+    given = Settings(*settings)
+    packed = logvar is None
+    mean, raw = mu.chunk(2, given.packed_dim) if packed else (mu, logvar)
+    inputs = Inputs(mean, raw, prior_mu, prior_logvar, seed, eps)
     grads = [
-        torch.empty_like(mu, dtype=t.dtype) if need else None for t, need in zip((mu, logvar, eps), needs, strict=True)
+        _empty_gradient(t, mu if i < 2 else mean, given.num_samples if i == 4 else None) if need else None
+        for i, (t, need) in enumerate(zip((mu, logvar, prior_mu, prior_logvar, eps), needs, strict=True))
     ]
-    if grad_z is None and grads[2] is not None:
-        # z alone depends on eps.
-        return [*_backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [*grads[:2], None]), grads[2].zero_()]
-    return _backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, grads)
+    found = [g for g in grads if g is not None]
+    if packed and grads[0] is not None:
+        grads[:2] = grads[0].chunk(2, given.packed_dim)
+    _backward(grad_z, grad_kl, inputs, given, grads)
+    return found
 
 
-def _backward(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, grads) -> list[Tensor]:
-    needed = [g for g in grads if g is not None]
-    if mu.numel() == 0 or not needed:
-        return needed
-    if grad_z is None and grad_kl is None:
-        return [g.zero_() for g in needed]
+def _empty_gradient(tensor: Tensor, full: Tensor, num_samples: int | None) -> Tensor:
+    if num_samples is not None:
+        return empty_samples(full, num_samples, tensor.dtype)
+    return torch.empty_like(full, dtype=tensor.dtype) if tensor.shape == full.shape else tensor.new_empty(tensor.shape)
+
+
+def _backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: Settings, grads: list[Tensor | None]
+) -> None:
+    """Writes the gradients of mu, raw, the prior's parameters and eps that are there."""
+    if grad_kl is None and given.sampled:
+        given = given._replace(estimator="analytic")
+    by_z, by_kl = grad_z is not None, grad_kl is not None
+    # What depends on no output that was used has no gradient.
+    used = [by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled]
+    if inputs.mu.numel() == 0:
+        used = [False] * 5
+    for i, g in enumerate(grads):
+        if g is not None and not used[i]:
+            g.zero_()
+    grads = [g if is_used else None for g, is_used in zip(grads, used, strict=True)]
+    if all(g is None for g in grads):
+        return
     key = (
         "latent_backward",
-        batch_dims,
-        mu.get_device(),
-        *(signature(t) for t in (grad_z, mu, logvar, eps)),
-        grad_kl is not None and (grad_kl.stride(), grad_kl.dtype),
-        *(g is None for g in grads),
+        given.key,
+        inputs.key,
+        signature(grad_z),
+        grad_kl is not None and (grad_kl.stride(), grad_kl.dtype, grad_kl.data_ptr() % 16 == 0),
+        *(g is not None and g.stride() for g in grads),
     )
-    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, mu, logvar, eps, batch_dims, grads))
-    plan(grad_z, grad_kl, mu, logvar, seed, eps, *grads)
-    return needed
+    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
+    _run(partial(plan, grad_z, grad_kl), inputs, given, grads)
 
 
-def _plan_backward(grad_z, grad_kl, mu, logvar, eps, batch_dims, grads) -> Callable[..., None]:
-    order = column_dims(mu, batch_dims)
-    out = torch.empty_like(mu, device="meta")
-    full = [t for t in (out, mu, logvar, grad_z, eps) if t is not None]
-    form = layout(full, batch_dims, order, () if grad_kl is None else (grad_kl,))
+def _plan_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: Settings, grads: list[Tensor | None]
+) -> Callable[..., None]:
+    mu, eps, count = inputs.mu, inputs.eps, given.num_samples
+    order = column_dims(mu, given.batch_dims)
+    summed = given.reduction == "sum"
+    one_kl = _one(grad_kl, given.kl_samples)
+    out = next((g for g in grads[:2] if g is not None), torch.empty_like(mu, device="meta"))
+    views = {
+        "out": out,
+        "full": torch.empty_like(mu, device="meta"),
+        "mu": mu,
+        "raw": inputs.raw,
+        "grad_z": _one(grad_z, count),
+        "grad_kl": None if summed else one_kl,
+        "eps": _one(eps, count),
+    } | (_full_prior(inputs) if grad_kl is not None else {})
+    steps = {
+        "grad_z_step": _step(grad_z, count),
+        "eps_step": _step(eps, count),
+        "grad_eps_step": _step(grads[4], count),
+    }
+    kl_step = _step(grad_kl, given.kl_samples)
+    per_row = (one_kl,) if summed and grad_kl is not None else ()
+    full_steps = (*steps.values(), 0 if summed else kl_step)
+    form = _layout(views, inputs, given, order, full_steps, per_row, (kl_step,))
     if form is None:
-        return partial(_backward_through_copies, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec, compute_dtype(mu, logvar))
-    strides = iter(form.strides)
-    return Launch(
+        return partial(_backward_through_copies, given, order)
+    form, strides = form
+    shape = _tile(form, inputs, given)
+    prior = (inputs.prior_mu, inputs.prior_logvar)
+    added = tuple(
+        g is not None and t is not None and t.shape != mu.shape for g, t in zip(grads[2:4], prior, strict=True)
+    )
+    blocks = row_blocks_per_program(shape) if any(added) else 1
+    groups = triton.cdiv(shape.row_blocks, blocks)
+    launch = Launch(
         latent_backward_kernel,
-        shape.grid(shape.chunks),
+        shape.grid(shape.chunks, blocks),
         mu.get_device(),
-        out_strides=next(strides),
-        mu_strides=next(strides),
-        logvar_strides=next(strides),
-        grad_z_strides=None if grad_z is None else next(strides),
-        eps_strides=None if eps is None else next(strides),
-        grad_kl_strides=None if grad_kl is None else form.per_row_strides[0],
-        DTYPE=tl.float64 if compute_dtype(mu, logvar) == torch.float64 else tl.float32,
-        RUN=_run(form, shape, full),
+        grad_z_strides=strides.get("grad_z"),
+        grad_kl_strides=form.per_row_strides[0] if per_row else strides.get("grad_kl"),
+        mu_strides=strides["mu"],
+        raw_strides=strides["raw"],
+        prior_strides=_prior_strides(inputs, strides),
+        eps_strides=strides.get("eps"),
+        out_strides=strides["out"],
+        full_strides=strides["full"],
+        row_blocks=shape.row_blocks,
+        blocks_per_program=blocks,
+        PATH=given.estimator == "path",
+        SUMMED=summed,
+        ADDED=added,
+        RUN=_run_length(form, shape, views),
+        DTYPE=tl.float64 if inputs.dtype == torch.float64 else tl.float32,
+        grad_kl_step=kl_step if summed else kl_step // form.vec,
+        **{name: step // form.vec for name, step in steps.items()},
+        **_switches(inputs, given),
         **geometry(form, shape),
     )
+    sums = [
+        SumOfPartials(mu, t, inputs.dtype, given.batch_dims, order, groups * shape.chunks if _is_one(t, mu) else groups)
+        if is_added
+        else None
+        for t, is_added in zip(prior, added, strict=True)
+    ]
+    return partial(_launch_backward, launch, sums)
 
 
-def _backward_through_copies(batch_dims, order, grad_z, grad_kl, mu, logvar, seed, eps, *grads) -> None:
-    grad_z, mu, logvar, eps = (None if t is None else dense(t, batch_dims, order) for t in (grad_z, mu, logvar, eps))
-    grad_kl = None if grad_kl is None else grad_kl.contiguous()
-    found = _needed_gradients(grad_z, grad_kl, mu, logvar, seed, eps, batch_dims, [g is not None for g in grads])
-    for grad, dense_grad in zip((g for g in grads if g is not None), found, strict=True):
-        from_dense(dense_grad, grad, batch_dims, order)
+def _launch_backward(launch: Launch, sums: list[SumOfPartials | None], *arguments: Any) -> None:
+    """The kernel, then the sum of each gradient of the prior that has fewer elements than mu."""
+    *others, grads = arguments
+    outs = [s.empty_partials() if s is not None else g for s, g in zip(sums, grads[2:4], strict=True)]
+    launch(*others, *grads[:2], *outs, grads[4])
+    for total, partial_sums, grad in zip(sums, outs, grads[2:4], strict=True):
+        if total is not None:
+            total(partial_sums, grad)
+
+
+def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, given: Settings, order: list[int]) -> Inputs:
+    """Copies with the columns in `order`; a parameter of the prior that all samples share gets the shape of a row."""
+
+    def shared(parameter: Tensor | None) -> Tensor | None:
+        if parameter is None or _is_one(parameter, mu):
+            return parameter
+        if parameter.shape == mu.shape:
+            return dense(parameter, given.batch_dims, order)
+        row = parameter.expand_as(mu)[(0,) * given.batch_dims]
+        return dense(row, 0, [d - given.batch_dims for d in order])
+
+    mean, spread = (dense(t, given.batch_dims, order) for t in (mu, raw))
+    return Inputs(mean, spread, shared(prior_mu), shared(prior_logvar), seed, _dense(eps, given, order))
+
+
+def _dense(tensor: Tensor | None, given: Settings, order: list[int], samples: bool = True) -> Tensor | None:
+    """Of a tensor that may have a leading dim of samples."""
+    if tensor is None:
+        return None
+    if given.num_samples is None or not samples:
+        return dense(tensor, given.batch_dims, order)
+    return dense(tensor, given.batch_dims + 1, [d + 1 for d in order])
+
+
+def _from_dense(tensor: Tensor, like: Tensor, given: Settings, order: list[int], samples: bool) -> None:
+    if given.num_samples is None or not samples:
+        from_dense(tensor, like, given.batch_dims, order)
+    else:
+        from_dense(tensor, like, given.batch_dims + 1, [d + 1 for d in order])
+
+
+def _forward_through_copies(given: Settings, order: list[int], *arguments: Any) -> None:
+    *tensors, clamp, z, kl = arguments
+    inputs = _dense_inputs(*tensors, given, order)
+    given = given._replace(clamp=_numbers(clamp))
+    dense_z, dense_kl = latent_forward(*inputs, *given)
+    _from_dense(dense_z, z, given, order, samples=True)
+    if given.reduction == "none":
+        _from_dense(dense_kl, kl, given, order, given.sampled)
+    else:
+        kl.copy_(dense_kl)
+
+
+def _numbers(clamp: tuple[tuple[float, ...], ...]) -> list[float]:
+    return [sum(reversed(parts)) for parts in clamp]
+
+
+def _backward_through_copies(given: Settings, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
+    *tensors, clamp, grads = arguments
+    inputs = _dense_inputs(*tensors, given, order)
+    given = given._replace(clamp=_numbers(clamp))
+    grad_z = _dense(grad_z, given, order)
+    if grad_kl is not None:
+        grad_kl = grad_kl.contiguous() if given.reduction == "sum" else _dense(grad_kl, given, order, given.sampled)
+    needs = [g is not None for g in grads]
+    found = iter(latent_backward(grad_z, grad_kl, *inputs, needs, *given))
+    mu = tensors[0]
+    for i, grad in enumerate(grads):
+        if grad is None:
+            continue
+        dense_grad = next(found)
+        if i in (2, 3) and tensors[i].shape != mu.shape:
+            _share_out(dense_grad, grad, order)
+        else:
+            _from_dense(dense_grad, grad, given, order, samples=i == 4)
+
+
+def _share_out(dense_grad: Tensor, grad: Tensor, order: list[int]) -> None:
+    """Of a parameter that all samples share, from one of the shape of a row."""
+    if grad.numel() == 1:
+        grad.copy_(dense_grad.sum().view(grad.shape))
+        return
+    in_order = dense_grad.permute([order.index(d) for d in sorted(order)])
+    own = grad.shape[max(grad.dim() - len(order), 0) :]
+    grad.copy_(in_order.sum_to_size(own).view(grad.shape))

@@ -38,16 +38,28 @@ class Layout(NamedTuple):
 
 
 def layout(
-    tensors: Sequence[Tensor], batch_dims: int, order: Sequence[int], per_row: Sequence[Tensor] = ()
+    tensors: Sequence[Tensor],
+    batch_dims: int,
+    order: Sequence[int],
+    per_row: Sequence[Tensor] = (),
+    steps: Sequence[int] = (),
+    samples: int = 1,
+    farther: int = 0,
 ) -> Layout | None:
     """The layout of `tensors`, all of one shape, with columns counted in `order`, and of `per_row` tensors of its batch
-    dims. None where there are more levels than the kernels know; then take `dense` copies."""
+    dims. None where there are more levels than the kernels know; then take `dense` copies.
+
+    Some may be the first of `samples` tensors, one `steps` elements behind the other, which reach `farther`.
+    """
     return _layout(
         tuple(tensors[0].shape),
         batch_dims,
         tuple(order),
         tuple(t.stride() for t in tensors),
         tuple(t.stride() for t in per_row),
+        tuple(steps),
+        samples,
+        farther,
     )
 
 
@@ -69,6 +81,9 @@ def _layout(
     order: tuple[int, ...],
     full: tuple[Strides, ...],
     per_row: tuple[Strides, ...],
+    more_steps: tuple[int, ...],
+    samples: int,
+    farther: int,
 ) -> Layout | None:
     rows = _two_levels(shape[:batch_dims], [s[:batch_dims] for s in (*full, *per_row)])
     cols = _two_levels([shape[d] for d in order], [[s[d] for d in order] for s in full])
@@ -77,7 +92,7 @@ def _layout(
     outer_rows, inner_rows, row_strides = rows
     outer_cols, inner_cols, col_strides = cols
     steps = [(*r, *c) for r, c in zip(row_strides, col_strides, strict=False)]
-    vec = math.gcd(16, inner_cols, *(s for step in steps for s in step[:3]))
+    vec = math.gcd(16, inner_cols, *more_steps, *(s for step in steps for s in step[:3]))
     reach = [sum((n - 1) * s for n, s in zip(shape, strides, strict=False)) for strides in (*full, *per_row)]
     return Layout(
         outer_rows * inner_rows,
@@ -85,7 +100,7 @@ def _layout(
         inner_rows,
         inner_cols // vec,
         vec,
-        max(outer_rows * inner_rows, outer_cols * inner_cols, *reach) > MAX_OFFSET_32_BIT,
+        max(samples * outer_rows * inner_rows, outer_cols * inner_cols, farther + max(reach)) > MAX_OFFSET_32_BIT,
         tuple(_in_units(vec, *step, outer_rows, outer_cols, inner_cols) for step in steps),
         tuple(step if outer_rows > 1 else step[1:] for step in row_strides[len(full) :]),
     )

@@ -1,7 +1,5 @@
 """Reconstruction terms: `log p(x)` summed per sample, one pair of functions per family and one kernel pair for all."""
 
-import ctypes
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +12,10 @@ from torch import Tensor
 from ..eager import compute_dtype
 from ..rows import column_dims
 from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio, slope_difference
-from .launch import Launch, SplitLaunch, planned, signature, sum_rows
+from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
 from .math import exp, exp_minus_abs, log1p_unit
+from .parameters import SumOfPartials, float32_parts, load_parameter, store_partial
 from .tile import (
     HELD,
     add_compensated,
@@ -322,10 +321,8 @@ def _params(
     """All parameters of the family: elements [R, C], or numbers where ONE says that the tensor has one element."""
     params = (load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE),)
     for i in tl.static_range(2, len(inputs)):
-        if ONE[i]:
-            params = params + (tl.load(inputs[i]).to(DTYPE),)
-        else:
-            params = params + (load(inputs[i] + offsets(r, c, strides[i], inner_rows, inner_cols, VEC), mask, DTYPE),)
+        value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, ONE[i], VEC, DTYPE)
+        params = params + (value,)
     for i in tl.static_range(len(constants)):
         # Three float32 that add up to the float64; the first is the nearest float32.
         value = tl.full([1, 1], constants[i][0], DTYPE)
@@ -415,13 +412,7 @@ def likelihood_backward_kernel(
         sums = more
     there = first < row_blocks
     for i in tl.static_range(len(SUMMED)):
-        if ONE[SUMMED[i]]:
-            at = group * tl.num_programs(0) + tl.program_id(0)
-            tl.store(sum_outs[i] + at, tl.sum(tl.sum(sums[i], 1), 0), mask=there)
-        else:
-            col = first_col + tl.arange(0, BLOCK_COLS)
-            at = group.to(tl.int64) * (cols * VEC) + col
-            tl.store(sum_outs[i] + at, tl.sum(sums[i], 0), mask=there & (col < cols * VEC))
+        store_partial(sum_outs[i], sums[i], group, first_col, cols, there, ONE[SUMMED[i]], VEC, BLOCK_COLS)
 
 
 def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:
@@ -432,7 +423,7 @@ def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float]
         return out.zero_()
     key = ("likelihood_forward", family, batch_dims, full.get_device(), *map(signature, inputs))
     plan = planned(key, lambda: _plan_forward(family, inputs, batch_dims))
-    plan(tuple(inputs), tuple(map(_float32_parts, constants)), out)
+    plan(tuple(inputs), tuple(map(float32_parts, constants)), out)
     return out
 
 
@@ -484,7 +475,7 @@ def likelihood_backward(
         *needs,
     )
     plan = planned(key, lambda: _plan_backward(family, grad, inputs, batch_dims, needs))
-    plan(tuple(inputs), tuple(map(_float32_parts, constants)), grad, grads)
+    plan(tuple(inputs), tuple(map(float32_parts, constants)), grad, grads)
     return grads
 
 
@@ -521,7 +512,7 @@ def _plan_backward(
         **geometry(form, shape),
     )
     sums = [
-        _SumOfPartials(full, inputs[i], dtype, batch_dims, order, groups * shape.chunks if one[i] else groups)
+        SumOfPartials(full, inputs[i], dtype, batch_dims, order, groups * shape.chunks if one[i] else groups)
         for i in summed
     ]
     return _Backward(launch, [needed.index(i) for i in stored], [needed.index(i) for i in summed], sums)
@@ -530,7 +521,7 @@ def _plan_backward(
 class _Backward:
     """The kernel, then the sum of each gradient that has fewer elements than the tensors."""
 
-    def __init__(self, launch: Launch, stored: list[int], summed: list[int], sums: "list[_SumOfPartials]") -> None:
+    def __init__(self, launch: Launch, stored: list[int], summed: list[int], sums: "list[SumOfPartials]") -> None:
         self._launch, self._stored, self._summed, self._sums = launch, stored, summed, sums
 
     def __call__(
@@ -540,34 +531,6 @@ class _Backward:
         self._launch(inputs, constants, grad, tuple(grads[i] for i in self._stored), partials)
         for i, partial_sums, total in zip(self._summed, partials, self._sums, strict=True):
             total(partial_sums, grads[i])
-
-
-class _SumOfPartials:
-    """Sums what the programs have found for a parameter that is the same for all samples."""
-
-    def __init__(
-        self, full: Tensor, parameter: Tensor, dtype: torch.dtype, batch_dims: int, order: Sequence[int], count: int
-    ) -> None:
-        self._device, self._dtype, self._count, self._order = full.device, dtype, count, order
-        self._shape = full.shape[batch_dims:]
-        self._cols = 1 if parameter.numel() == 1 else math.prod(self._shape)
-        # Elements that share a value, or stand in another order than columns are counted in, are put right afterwards.
-        self._direct = parameter.numel() == self._cols and (self._cols == 1 or list(order) == sorted(order))
-        self._batch_dims = batch_dims
-        self._sum = sum_rows(full.get_device(), count, self._cols)
-
-    def empty_partials(self) -> Tensor:
-        return torch.empty((self._count, self._cols), dtype=self._dtype, device=self._device)
-
-    def __call__(self, partials: Tensor, grad: Tensor) -> None:
-        if self._direct:
-            self._sum(partials, grad)
-            return
-        sums = partials.new_empty([self._shape[d - self._batch_dims] for d in self._order])
-        self._sum(partials, sums)
-        in_order = sums.permute([self._order.index(d) for d in sorted(self._order)])
-        own = grad.shape[max(grad.dim() - len(self._shape), 0) :]
-        grad.copy_(in_order.sum_to_size(own).view(grad.shape))
 
 
 def _one_element(inputs: Sequence[Tensor]) -> tuple[bool, ...]:
@@ -581,15 +544,6 @@ def _in_full_shape(inputs: Sequence[Tensor], one: Sequence[bool]) -> list[Tensor
 def _strides_of_inputs(form: Layout, one: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
     strides = iter(form.strides)
     return tuple(() if is_one else next(strides) for is_one in one)
-
-
-def _float32_parts(number: float) -> tuple[float, float, float]:
-    """Three float32 that add up to the number: Triton takes numbers as float32."""
-    first = ctypes.c_float(number).value
-    if not math.isfinite(first):
-        return first, 0.0, 0.0
-    second = ctypes.c_float(number - first).value
-    return first, second, number - first - second
 
 
 def _dense_inputs(inputs: Sequence[Tensor], batch_dims: int, order: Sequence[int]) -> list[Tensor]:

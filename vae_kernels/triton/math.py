@@ -142,16 +142,9 @@ def _excess_series(l):
 
 
 @triton.jit
-def _std_terms(l):
-    """e^(l/2), and, right where -1 <= l <= 2, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
-    # Beyond these bounds e^l - 1 - l is large enough to be taken from e^l.
-    small = tl.abs(l - 0.5) <= 1.5
-    # l = 2 (n ln 2 + r / 2), n = 0 where small.
-    l = _between(l, -208.0, 178.0)
-    shifted = tl.where(small, 12582912.0, l * 0.7213475204444817 + 12582912.0)
-    n = shifted - 12582912.0
-    r = (l - n * 1.38629150390625) - n * 2.8572136406188345e-06
-    # (e^(r/2) - 1 - r/2) / r², -1 <= r <= 2, within 2e-8
+def _half_terms(r):
+    """e^(r/2) - 1 and e^(r/2) - 1 - r/2 for -1 <= r <= 2."""
+    # (e^(r/2) - 1 - r/2) / r², within 2e-8
     q = r * 1.177049351e-07 + 1.542778959e-06
     q = q * r + 2.166980372e-05
     q = q * r + 0.0002604325787
@@ -159,7 +152,25 @@ def _std_terms(l):
     q = q * r + 0.02083332972
     q = q * r + 0.125
     excess = r * r * q
-    p = r * 0.5 + excess
+    return r * 0.5 + excess, excess
+
+
+@triton.jit
+def _is_small(l):
+    """-1 <= l <= 2: beyond, e^l - 1 - l is large enough to be taken from e^l."""
+    return tl.abs(l - 0.5) <= 1.5
+
+
+@triton.jit
+def _std_terms(l):
+    """e^(l/2), and, right where -1 <= l <= 2, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
+    small = _is_small(l)
+    # l = 2 (n ln 2 + r / 2), n = 0 where small.
+    l = _between(l, -208.0, 178.0)
+    shifted = tl.where(small, 12582912.0, l * 0.7213475204444817 + 12582912.0)
+    n = shifted - 12582912.0
+    r = (l - n * 1.38629150390625) - n * 2.8572136406188345e-06
+    p, excess = _half_terms(r)
     return _times_power_of_2(1.0 + p, shifted), p, excess, small
 
 
@@ -167,8 +178,7 @@ def _std_terms(l):
 def std_and_excess(l):
     """e^(l/2), and e^l - 1 - l without cancellation (error below 4 ulp)."""
     if l.dtype == tl.float64:
-        small = tl.abs(l) <= 1.0
-        return tl.exp(l * 0.5), tl.where(small, _excess_series(tl.where(small, l, 0.0)), tl.exp(l) - 1.0 - l)
+        return tl.exp(l * 0.5), excess_from(l, tl.exp(l))
     else:
         std, p, excess, small = _std_terms(l)
         # (1 + p)² - 1 - l = p² + 2 (p - l/2): all terms are positive.
@@ -179,8 +189,31 @@ def std_and_excess(l):
 def std_and_expm1(l):
     """e^(l/2), and e^l - 1 without cancellation (error below 4 ulp)."""
     if l.dtype == tl.float64:
-        small = tl.abs(l) <= 1.0
-        return tl.exp(l * 0.5), tl.where(small, l + _excess_series(tl.where(small, l, 0.0)), tl.exp(l) - 1.0)
+        return tl.exp(l * 0.5), expm1_from(l, tl.exp(l))
     else:
         std, p, excess, small = _std_terms(l)
         return std, tl.where(small, p * (p + 2.0), std * std - 1.0)
+
+
+@triton.jit
+def excess_from(l, e):
+    """e^l - 1 - l without cancellation, e being e^l."""
+    if l.dtype == tl.float64:
+        small = tl.abs(l) <= 1.0
+        return tl.where(small, _excess_series(tl.where(small, l, 0.0)), e - 1.0 - l)
+    else:
+        small = _is_small(l)
+        p, excess = _half_terms(tl.where(small, l, 0.0))
+        return tl.where(small, p * p + 2.0 * excess, (e - 1.0) - l)
+
+
+@triton.jit
+def expm1_from(l, e):
+    """e^l - 1 without cancellation, e being e^l."""
+    if l.dtype == tl.float64:
+        small = tl.abs(l) <= 1.0
+        return tl.where(small, l + _excess_series(tl.where(small, l, 0.0)), e - 1.0)
+    else:
+        small = _is_small(l)
+        p, _ = _half_terms(tl.where(small, l, 0.0))
+        return tl.where(small, p * (p + 2.0), e - 1.0)

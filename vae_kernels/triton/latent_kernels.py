@@ -1,0 +1,419 @@
+"""Kernels of the latent step: `z = mu + std·eps` and its KL divergence to the prior, formulas and loops.
+
+q = N(mu, e^l), prior N(m, e^v); `u = (mu − m) w`, `w = e^(−v/2)`, `d = l − v`, `r = std·w`: the KL divergence is
+`½ (u² + e^d − 1 − d)`, its estimate at one z `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`.
+"""
+
+import triton
+import triton.language as tl
+
+from .gamma import log
+from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
+from .parameters import load_parameter, store_partial
+from .philox import normals
+from .tile import add_compensated, block_index, compensated, load, offsets, per_row_offsets, store
+
+
+@triton.jit
+def _number(parts, DTYPE: tl.constexpr):
+    """What `float32_parts` took apart."""
+    value = tl.full([1, 1], parts[0], DTYPE)
+    if tl.float64 == DTYPE:
+        value += tl.full([1, 1], parts[1], DTYPE) + tl.full([1, 1], parts[2], DTYPE)
+    return value
+
+
+@triton.jit
+def _log_variance(raw, clamp, SCALE: tl.constexpr):
+    """l from what was passed, and where the clamp took it."""
+    if SCALE == "logvar":
+        l = raw
+    elif SCALE == "logstd":
+        l = 2.0 * raw
+    elif SCALE == "std":
+        l = 2.0 * log(raw)
+    else:
+        l = log(raw)
+    outside = l < l
+    if len(clamp) > 0:
+        low, high = _number(clamp[0], raw.dtype), _number(clamp[1], raw.dtype)
+        outside = (l < low) | (l > high)
+        l = tl.where(l < low, low, tl.where(l > high, high, l))
+    return l, outside
+
+
+@triton.jit
+def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
+    """std, and q as seen from the prior: u, w, r, d, and `e^d − 1 − d` if EXCESS, else `e^d − 1`; m and v may be None.
+    And where a clamp took away what depends on raw."""
+    l, outside = _log_variance(raw, clamp, SCALE)
+    u = mu
+    if m is not None:
+        u = mu - m
+    d = l
+    w = 1.0
+    if v is not None:
+        d = l - v
+        w = exp(v * -0.5)
+        u = u * w
+    if SCALE == "logvar" or SCALE == "logstd":
+        if EXCESS:
+            half, rest = std_and_excess(d)
+        else:
+            half, rest = std_and_expm1(d)
+        std = half
+        if v is not None:
+            std = exp(l * 0.5)
+        r = std * w
+    else:
+        std = raw
+        if SCALE == "variance":
+            std = tl.sqrt(raw) if raw.dtype == tl.float64 else tl.sqrt_rn(raw)
+        if len(clamp) > 0:
+            std = tl.where(outside, exp(l * 0.5), std)
+        # l has been rounded: e^d is not taken from it.
+        r = std * w
+        rest = excess_from(d, r * r) if EXCESS else expm1_from(d, r * r)
+    return std, u, w, r, d, rest, outside
+
+
+@triton.jit
+def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, CLAMPED: tl.constexpr):
+    """The gradient of what was passed from those of std and l, either of which may be None."""
+    of_std = by_std
+    if by_std is not None:
+        if SCALE == "variance":
+            of_std = by_std / std
+        elif SCALE != "std":
+            of_std = std * by_std
+    of_l = twice_by_l
+    if twice_by_l is not None and (SCALE == "std" or SCALE == "variance"):
+        of_l = twice_by_l / raw
+    if of_std is None:
+        grad = of_l
+    elif of_l is None:
+        grad = of_std
+    else:
+        grad = of_std + of_l
+    if SCALE == "logvar" or SCALE == "variance":
+        grad = 0.5 * grad
+    if CLAMPED:
+        grad = tl.where(outside, 0.0, grad)
+    return grad
+
+
+@triton.jit
+def _noise(
+    eps, seed, strides, step, sample, row, first_col, col, mask, rows, inner_rows, inner_cols,
+    OWN_SEEDS: tl.constexpr, VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Row `row` of sample `sample` is the row `sample * rows + row` of the stream; with a seed for each row, the row
+    `sample` of its own."""
+    if eps is not None:
+        at = sample * (step * VEC) + offsets(row, col, strides, inner_rows, inner_cols, VEC)
+        return load(eps + at, mask, DTYPE)
+    elif OWN_SEEDS:
+        seeds = tl.load(seed + row, mask=row < rows, other=0)
+        return normals(seeds, row * 0 + sample, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
+    else:
+        return normals(tl.load(seed), row + sample * rows, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
+
+
+@triton.jit
+def _load_prior(parameter, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
+    """Nothing where it is missing."""
+    if parameter is None:
+        return None
+    else:
+        ONE: tl.constexpr = len(strides) == 0
+        return load_parameter(parameter, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program", "z_step", "eps_step",
+    ]
+)  # fmt: skip
+def latent_forward_kernel(
+    mu, raw, prior_mu, prior_logvar, seed, eps, clamp, z, kl,
+    mu_strides, raw_strides, prior_strides, eps_strides, z_strides, eps_step, z_step,
+    rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
+    SCALE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, SAMPLES: tl.constexpr, OWN_SEEDS: tl.constexpr,
+    VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """A program sums `chunks_per_program` chunks of a block of rows: into kl [rows], or if SPLIT each chunk apart, into
+    kl [chunks, rows]. The KL is an estimate if SAMPLED, of each of the SAMPLES z; several of them are summed chunk by
+    chunk into kl [chunks, SAMPLES, rows]. Not SUMMED: its elements, laid out as those of z."""
+    DTYPE: tl.constexpr = kl.dtype.element_ty
+    ONE_BY_ONE: tl.constexpr = SAMPLED and SAMPLES > 1
+    first = tl.program_id(0) * chunks_per_program
+    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    if WIDE:
+        row = row.to(tl.int64)
+        first = first.to(tl.int64)
+        z_step = z_step.to(tl.int64)
+        eps_step = eps_step.to(tl.int64)
+        rows = rows.to(tl.int64)
+    r = row[:, None]
+    total = tl.zeros([BLOCK_ROWS], DTYPE)
+    lost = tl.zeros([BLOCK_ROWS], DTYPE)
+    for chunk in range(first, tl.minimum(first + chunks_per_program, chunks)):
+        first_col = chunk * BLOCK_COLS
+        c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
+        mask = None
+        if not EVEN:
+            mask = (r < rows) & (c < cols * VEC)
+        x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+        s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+        m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        std, u, _, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
+        at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
+        for k in range(SAMPLES):
+            e = _noise(
+                eps, seed, eps_strides, eps_step, k, r, first_col, c, mask, rows, inner_rows, inner_cols,
+                OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+            )  # fmt: skip
+            store(z + (k * (z_step * VEC) + at), x + std * e, mask)
+            if SAMPLED:
+                element = 0.5 * (u * (u + 2.0 * ratio * e) + (rest * (e * e) - d))
+                if not SUMMED:
+                    store(kl + (k * (z_step * VEC) + at), element, mask)
+                elif ONE_BY_ONE:
+                    sums = _sum_columns(element, mask)
+                    store(kl + ((chunk * SAMPLES + k) * rows + row), sums, row < rows)
+                else:
+                    total, lost = _add(total, lost, _sum_columns(element, mask), kl, chunk, row, rows, SPLIT)
+        if not SAMPLED:
+            element = u * u + rest
+            if SUMMED:
+                # Masked elements are zeros, and so are their terms, if nothing else comes in.
+                PLAIN: tl.constexpr = (
+                    SCALE == "logvar" and prior_mu is None and prior_logvar is None and len(clamp) == 0
+                )
+                sums = 0.5 * (tl.sum(element, 1) if PLAIN else _sum_columns(element, mask))
+                total, lost = _add(total, lost, sums, kl, chunk, row, rows, SPLIT)
+            else:
+                store(kl + at, 0.5 * element, mask)
+    if SUMMED and not SPLIT and not ONE_BY_ONE:
+        store(kl + row, compensated(total, lost), row < rows)
+
+
+@triton.jit
+def _sum_columns(elements, mask):
+    if mask is not None:
+        elements = tl.where(mask, elements, 0.0)
+    return tl.sum(elements, 1)
+
+
+@triton.jit
+def _add(total, lost, term, kl, chunk, row, rows, SPLIT: tl.constexpr):
+    if SPLIT:
+        store(kl + chunk * rows + row, term, row < rows)
+    else:
+        total, lost = add_compensated(total, lost, term)
+    return total, lost
+
+
+@triton.jit
+def _upstream(
+    grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, grad_eps_strides,
+    grad_z_step, grad_kl_step, eps_step, grad_eps_step,
+    k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, rest,
+    NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, OWN_SEEDS: tl.constexpr,
+    VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of sample k: the gradient of z, alone and times eps; and if SAMPLED that of its KL, alone, times eps and eps².
+    Stores the gradient of eps; `by_z` is u r."""
+    r = row[:, None]
+    sums = ()
+    if NOISE:
+        e = _noise(
+            eps, seed, eps_strides, eps_step, k, r, first_col, c, mask, rows, inner_rows, inner_cols,
+            OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+        )  # fmt: skip
+    if grad_z is not None:
+        at = k * (grad_z_step * VEC) + offsets(r, c, grad_z_strides, inner_rows, inner_cols, VEC)
+        gz = load(grad_z + at, mask, DTYPE)
+        sums = sums + (gz,)
+        if NOISE:
+            sums = sums + (gz * e,)
+    if SAMPLED:
+        g = _grad_kl(
+            grad_kl, grad_kl_strides, grad_kl_step, k, row, c, mask, rows, inner_rows, inner_cols, SUMMED, VEC, DTYPE
+        )
+        ge = g * e
+        sums = sums + (g, ge, ge * e)
+    if grad_eps is not None:
+        if grad_z is None:
+            grad = g * (by_z + rest * e)
+        else:
+            grad = gz * std
+            if SAMPLED:
+                grad += g * (by_z + rest * e)
+        at = k * (grad_eps_step * VEC) + offsets(r, c, grad_eps_strides, inner_rows, inner_cols, VEC)
+        store(grad_eps + at, grad, mask)
+    return sums
+
+
+@triton.jit
+def _grad_kl(
+    grad_kl, strides, step, sample, row, c, mask, rows, inner_rows, inner_cols,
+    SUMMED: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """[R, 1] of sums, [R, C] of elements."""
+    if SUMMED:
+        at = sample * step + per_row_offsets(row, strides, inner_rows)
+        return load(grad_kl + at, row < rows, DTYPE)[:, None]
+    else:
+        at = sample * (step * VEC) + offsets(row[:, None], c, strides, inner_rows, inner_cols, VEC)
+        return load(grad_kl + at, mask, DTYPE)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "seed", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program",
+        "grad_z_step", "grad_kl_step", "eps_step", "grad_eps_step",
+    ]
+)  # fmt: skip
+def latent_backward_kernel(
+    grad_z, grad_kl, mu, raw, prior_mu, prior_logvar, seed, eps, clamp,
+    grad_mu, grad_raw, grad_prior_mu, grad_prior_logvar, grad_eps,
+    grad_z_strides, grad_kl_strides, mu_strides, raw_strides, prior_strides, eps_strides, out_strides, full_strides,
+    grad_z_step, grad_kl_step, eps_step, grad_eps_step,
+    rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
+    SCALE: tl.constexpr, SAMPLED: tl.constexpr, PATH: tl.constexpr, SUMMED: tl.constexpr, SAMPLES: tl.constexpr,
+    OWN_SEEDS: tl.constexpr, ADDED: tl.constexpr,
+    VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a chunk of columns of a block of rows. ADDED says which of the prior's two parameters have gradients
+    that are sums over rows: then of `blocks_per_program` blocks, into [programs per chunk, cols], see `store_partial`."""
+    group = block_index()
+    first_col = tl.program_id(0) * BLOCK_COLS
+    if WIDE:
+        first_col = first_col.to(tl.int64)
+        rows = rows.to(tl.int64)
+        grad_z_step = grad_z_step.to(tl.int64)
+        grad_kl_step = grad_kl_step.to(tl.int64)
+        eps_step = eps_step.to(tl.int64)
+        grad_eps_step = grad_eps_step.to(tl.int64)
+    c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
+    added = ()
+    for i in tl.static_range(2):
+        if ADDED[i]:
+            added = added + (tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE),)
+    if len(added) == 0:
+        first = group
+        blocks = 1
+    else:
+        first = group * blocks_per_program
+        blocks = tl.minimum(blocks_per_program, row_blocks - first)
+    NOISE: tl.constexpr = SAMPLED or (grad_z is not None and grad_raw is not None)
+    for block in range(blocks):
+        row = (first + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        if WIDE:
+            row = row.to(tl.int64)
+        r = row[:, None]
+        mask = None
+        if not EVEN:
+            mask = (r < rows) & (c < cols * VEC)
+        s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+        # Of z alone the gradient depends on std only.
+        x = s
+        m = None
+        v = None
+        if grad_kl is not None:
+            x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+            m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        std, u, w, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
+        by_z = u * ratio
+        sums = ()
+        if grad_z is not None or SAMPLED:
+            sums = _upstream(
+                grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, full_strides,
+                grad_z_step, grad_kl_step, eps_step, grad_eps_step,
+                0, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1,
+                NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+            )  # fmt: skip
+            if SAMPLES > 1:
+                for k in range(1, SAMPLES):
+                    terms = _upstream(
+                        grad_z, grad_kl, seed, eps, grad_eps,
+                        grad_z_strides, grad_kl_strides, eps_strides, full_strides,
+                        grad_z_step, grad_kl_step, eps_step, grad_eps_step,
+                        k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1,
+                        NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+                    )  # fmt: skip
+                    more = ()
+                    for i in tl.static_range(len(sums)):
+                        more = more + (sums[i] + terms[i],)
+                    sums = more
+        by_mu = None
+        by_std = None
+        twice_by_l = None
+        if grad_z is not None:
+            by_mu = sums[0]
+            if NOISE:
+                by_std = sums[1]
+        if SAMPLED:
+            FIRST: tl.constexpr = 0 if grad_z is None else 2
+            g, ge, gee = sums[FIRST], sums[FIRST + 1], sums[FIRST + 2]
+            uw, rw = u * w, ratio * w
+            of_eps = rw
+            if PATH:
+                # rw − 1/std
+                of_eps = expm1 / std
+            else:
+                twice_by_l = -g
+            kl_by_mu = uw * g + of_eps * ge
+            kl_by_std = uw * ge + of_eps * gee
+            by_mu = kl_by_mu if by_mu is None else by_mu + kl_by_mu
+            by_std = kl_by_std if by_std is None else by_std + kl_by_std
+            by_prior = (-(uw * g + rw * ge), 0.5 * (g - (u * (u * g + 2.0 * ratio * ge) + ratio * ratio * gee)))
+        elif grad_kl is not None:
+            g = _grad_kl(
+                grad_kl,
+                grad_kl_strides,
+                grad_kl_step,
+                0,
+                row,
+                c,
+                mask,
+                rows,
+                inner_rows,
+                inner_cols,
+                SUMMED,
+                VEC,
+                DTYPE,
+            )
+            gu = g * u
+            kl_by_mu = gu if prior_logvar is None else gu * w
+            twice_by_l = g * expm1
+            by_mu = kl_by_mu if by_mu is None else kl_by_mu + by_mu
+            by_prior = (-kl_by_mu, -0.5 * (twice_by_l + gu * u))
+        at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
+        if grad_mu is not None:
+            store(grad_mu + at, by_mu, mask)
+        if grad_raw is not None:
+            CLAMPED: tl.constexpr = len(clamp) > 0
+            store(grad_raw + at, _to_raw(by_std, twice_by_l, s, std, outside, SCALE, CLAMPED), mask)
+        outs = (grad_prior_mu, grad_prior_logvar)
+        more = ()
+        for i in tl.static_range(2):
+            if ADDED[i]:
+                more = more + (added[len(more)] + (by_prior[i] if mask is None else tl.where(mask, by_prior[i], 0.0)),)
+            elif outs[i] is not None:
+                store(outs[i] + offsets(r, c, full_strides, inner_rows, inner_cols, VEC), by_prior[i], mask)
+        added = more
+    there = first < row_blocks
+    if ADDED[0]:
+        ONE: tl.constexpr = len(prior_strides[0]) == 0
+        store_partial(grad_prior_mu, added[0], group, first_col, cols, there, ONE, VEC, BLOCK_COLS)
+    if ADDED[1]:
+        LAST: tl.constexpr = len(added) - 1
+        ALSO_ONE: tl.constexpr = len(prior_strides[1]) == 0
+        store_partial(grad_prior_logvar, added[LAST], group, first_col, cols, there, ALSO_ONE, VEC, BLOCK_COLS)

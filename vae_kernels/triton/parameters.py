@@ -1,0 +1,75 @@
+"""Parameters: tensors that all samples share, whose gradients are sums, and Python numbers."""
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import sum_rows
+from .tile import load, offsets
+
+
+@triton.jit
+def load_parameter(
+    pointer, strides, row, col, mask, inner_rows, inner_cols, ONE: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr
+):
+    """Elements [R, C] of a parameter, or the number where it is ONE element."""
+    if ONE:
+        return tl.load(pointer).to(DTYPE)
+    else:
+        return load(pointer + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+
+
+@triton.jit
+def store_partial(
+    out, sums, group, first_col, cols, there, ONE: tl.constexpr, VEC: tl.constexpr, BLOCK_COLS: tl.constexpr
+):
+    """What a program's rows `sums` [R, C] add up to: into out [groups, cols], of ONE element into out [groups, chunks]."""
+    if ONE:
+        at = group * tl.num_programs(0) + tl.program_id(0)
+        tl.store(out + at, tl.sum(tl.sum(sums, 1), 0), mask=there)
+    else:
+        col = first_col + tl.arange(0, BLOCK_COLS)
+        at = group.to(tl.int64) * (cols * VEC) + col
+        tl.store(out + at, tl.sum(sums, 0), mask=there & (col < cols * VEC))
+
+
+class SumOfPartials:
+    """Sums what the programs have found for a parameter that is the same for all samples."""
+
+    def __init__(
+        self, full: Tensor, parameter: Tensor, dtype: torch.dtype, batch_dims: int, order: Sequence[int], count: int
+    ) -> None:
+        self._device, self._dtype, self._count, self._order = full.device, dtype, count, order
+        self._shape = full.shape[batch_dims:]
+        self._cols = 1 if parameter.numel() == 1 else math.prod(self._shape)
+        # Elements that share a value, or stand in another order than columns are counted in, are put right afterwards.
+        self._direct = parameter.numel() == self._cols and (self._cols == 1 or list(order) == sorted(order))
+        self._batch_dims = batch_dims
+        self._sum = sum_rows(full.get_device(), count, self._cols)
+
+    def empty_partials(self) -> Tensor:
+        return torch.empty((self._count, self._cols), dtype=self._dtype, device=self._device)
+
+    def __call__(self, partials: Tensor, grad: Tensor) -> None:
+        if self._direct:
+            self._sum(partials, grad)
+            return
+        sums = partials.new_empty([self._shape[d - self._batch_dims] for d in self._order])
+        self._sum(partials, sums)
+        in_order = sums.permute([self._order.index(d) for d in sorted(self._order)])
+        own = grad.shape[max(grad.dim() - len(self._shape), 0) :]
+        grad.copy_(in_order.sum_to_size(own).view(grad.shape))
+
+
+def float32_parts(number: float) -> tuple[float, float, float]:
+    """Three float32 that add up to the number: Triton takes numbers as float32."""
+    first = ctypes.c_float(number).value
+    if not math.isfinite(first):
+        return first, 0.0, 0.0
+    second = ctypes.c_float(number - first).value
+    return first, second, number - first - second
