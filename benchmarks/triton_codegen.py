@@ -145,6 +145,22 @@ def _backward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], consta
     return call
 
 
+def _categorical(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty(ROWS, COLS, dtype=dtype, device="meta"), torch.empty(ROWS, dtype=torch.int64, device="meta")
+
+
+def _categorical_forward(dtype: torch.dtype) -> object:
+    from vae_kernels.triton import categorical
+
+    return categorical.categorical_forward(*_categorical(dtype), 1)
+
+
+def _categorical_backward(dtype: torch.dtype) -> object:
+    from vae_kernels.triton import categorical
+
+    return categorical.categorical_backward(torch.empty(ROWS, device="meta"), *_categorical(dtype), 1)
+
+
 def _cases() -> dict[str, Case]:
     cases = {}
     for name, variant in LATENT_VARIANTS.items():
@@ -157,6 +173,9 @@ def _cases() -> dict[str, Case]:
         inputs = partial(_full, count=count)
         cases[f"{family} forward"] = Case(_forward(family, inputs, constants), count, 0)
         cases[f"{family} backward"] = Case(_backward(family, inputs, constants), count, count - 1)
+    cases["categorical forward"] = Case(_categorical_forward, 1, 0)
+    # The second time from a cache.
+    cases["categorical backward"] = Case(_categorical_backward, 2, 1)
     two = partial(_full, count=2)
     cases["gaussian, fixed variance, forward"] = Case(_forward("gaussian", two, [0.5]), 2, 0)
     cases["gaussian, fixed variance, backward"] = Case(_backward("gaussian", two, [0.5]), 2, 1)

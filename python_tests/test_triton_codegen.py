@@ -28,21 +28,18 @@ SQUARE = [
 ]
 
 # With 128 registers a multiprocessor holds 512 threads; what needs more is bound by arithmetic.
-REGISTERS = 128
-MANY_REGISTERS = 255
+REGISTERS, MANY_REGISTERS = 128, 255
+MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < tile.HELD]
 
 
 def check(row: dict[str, str | int | float]) -> None:
     assert row["spilled"] == row["local_bytes"] == 0
-    family = row["kernel"].split(" ")[0]
-    simple = row["dtype"] != "float64" and (
-        "latent" in family or likelihood.FAMILIES[family.strip(",")].held == tile.HELD
-    )
-    assert row["registers"] <= (REGISTERS if simple else MANY_REGISTERS)
-    if "sum" not in row["kernel"]:
+    many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
+    assert row["registers"] <= (MANY_REGISTERS if many else REGISTERS)
+    if not row["kernel"].endswith(", sum"):
         assert (row["loaded"], row["stored"]) == (row["ideal_loaded"], row["ideal_stored"])
-        # The seed, one number per row, sums.
-        assert row["other_accesses"] <= 6
+        # Of a thread, whatever it holds: the seed, numbers of a row, sums.
+        assert row["other_accesses"] <= 10
 
 
 @pytest.mark.parametrize(("case", "dtype", "target"), SQUARE)
@@ -57,7 +54,7 @@ def test_the_table_is_whole_and_as_good() -> None:
         rows = [{k: v if k in NAMES else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         check(row)
-    assert {tuple(row[k] for k in NAMES[:3]) for row in rows if ", sum" not in row["kernel"]} == {
+    assert {tuple(row[k] for k in NAMES[:3]) for row in rows if not row["kernel"].endswith(", sum")} == {
         (case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS
     }
 
