@@ -1,6 +1,6 @@
 """The latent step's two ops: from tensors to launches of the kernels in `latent_kernels.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,9 +34,8 @@ class Inputs(NamedTuple):
         return compute_dtype(*(t for t in self[:4] if t is not None))
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        own_seeds = self.seed is not None and self.seed.numel() != 1
-        return self.mu.get_device(), own_seeds, *(signature(t) for t in (*self[:4], self.eps))
+    def own_seeds(self) -> bool:
+        return self.seed is not None and self.seed.numel() != 1
 
 
 class Settings(NamedTuple):
@@ -49,10 +48,6 @@ class Settings(NamedTuple):
     clamp: list[float]
     estimator: str
     reduction: str
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return *self[:4], len(self.clamp), *self[5:]
 
     @property
     def samples(self) -> int:
@@ -82,33 +77,52 @@ def latent_forward(
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """`z` and `kl`, as the schema in `vae_kernels.fakes` says."""
-    given = Settings(*settings)
-    if logvar is None:
-        mu, logvar = mu.chunk(2, given.packed_dim)
-    inputs = Inputs(mu, logvar, prior_mu, prior_logvar, seed, eps)
-    z = empty_samples(mu, given.num_samples)
-    kl = _empty_kl(inputs, given)
-    if mu.numel() == 0:
-        return z, kl.zero_()
-    key = ("latent_forward", given.key, inputs.key)
-    _run(planned(key, lambda: _plan_forward(inputs, given, z, kl)), inputs, given, z, kl)
-    return z, kl
+    inputs = (mu, logvar, prior_mu, prior_logvar, seed, eps)
+    key = ("latent_forward", _key(inputs, settings))
+    return planned(key, lambda: _Forward(inputs, Settings(*settings)))(*inputs, settings[4])
 
 
-def _empty_kl(inputs: Inputs, given: Settings) -> Tensor:
-    mu, dtype = inputs.mu, inputs.dtype
-    if given.reduction == "none":
-        return empty_samples(mu, given.kl_samples, dtype)
-    samples = () if given.kl_samples is None else (given.kl_samples,)
-    return mu.new_empty((*samples, *mu.shape[: given.batch_dims]), dtype=dtype)
+def _key(inputs: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Hashable:
+    """Of all that a plan depends on."""
+    mu, logvar, prior_mu, prior_logvar, seed, eps = inputs
+    batch_dims, packed_dim, num_samples, scale, clamp, estimator, reduction = settings
+    return (
+        mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar),
+        signature(eps), seed is not None and seed.numel(),
+        batch_dims, packed_dim, num_samples, scale, len(clamp), estimator, reduction,
+    )  # fmt: skip
 
 
-def _run(plan: Callable[..., None], inputs: Inputs, given: Settings, *others: Any) -> None:
-    clamp = tuple(map(float32_parts, given.clamp))
-    seed = inputs.seed
-    if seed is not None and not seed.is_contiguous():
-        seed = seed.contiguous()
-    plan(*inputs[:4], seed, inputs.eps, clamp, *others)
+class _Forward:
+    """Allocates z and the KL, and launches."""
+
+    def __init__(self, inputs: tuple[Tensor | None, ...], given: Settings) -> None:
+        mu, *others = inputs
+        self._packed_dim = given.packed_dim
+        inputs = Inputs(*(mu.chunk(2, given.packed_dim) if others[0] is None else (mu, others[0])), *others[1:])
+        self._samples, self._own_seeds = given.num_samples, inputs.own_seeds
+        samples = () if given.kl_samples is None else (given.kl_samples,)
+        self._kl_shape = (*samples, *inputs.mu.shape[: given.batch_dims]) if given.reduction == "sum" else None
+        self._kl_samples, self._kl_dtype = given.kl_samples, inputs.dtype
+        z, kl = self._empty(inputs.mu)
+        self._launch = _plan_forward(inputs, given, z, kl) if z.numel() else None
+
+    def _empty(self, mu: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.empty_like(mu) if self._samples is None else empty_samples(mu, self._samples)
+        if self._kl_shape is None:
+            return z, empty_samples(mu, self._kl_samples, self._kl_dtype)
+        return z, mu.new_empty(self._kl_shape, dtype=self._kl_dtype)
+
+    def __call__(self, mu, logvar, prior_mu, prior_logvar, seed, eps, clamp) -> tuple[Tensor, Tensor]:
+        if logvar is None:
+            mu, logvar = mu.chunk(2, self._packed_dim)
+        if self._own_seeds:
+            seed = seed.contiguous()
+        z, kl = self._empty(mu)
+        if self._launch is None:
+            return z, kl.zero_()
+        self._launch(mu, logvar, prior_mu, prior_logvar, seed, eps, tuple(map(float32_parts, clamp)), z, kl)
+        return z, kl
 
 
 def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Callable[..., None]:
@@ -151,7 +165,7 @@ def _switches(inputs: Inputs, given: Settings) -> dict[str, Any]:
         "SCALE": given.scale,
         "SAMPLED": given.sampled,
         "SAMPLES": given.samples,
-        "OWN_SEEDS": inputs.seed is not None and inputs.seed.numel() != 1,
+        "OWN_SEEDS": inputs.own_seeds,
     }
 
 
@@ -227,54 +241,75 @@ def latent_backward(
     *settings: Any,
 ) -> list[Tensor]:
     """The gradients that are needed, as the schema in `vae_kernels.fakes` says."""
-    given = Settings(*settings)
-    packed = logvar is None
-    mean, raw = mu.chunk(2, given.packed_dim) if packed else (mu, logvar)
-    inputs = Inputs(mean, raw, prior_mu, prior_logvar, seed, eps)
-    grads = [
-        _empty_gradient(t, mu if i < 2 else mean, given.num_samples if i == 4 else None) if need else None
-        for i, (t, need) in enumerate(zip((mu, logvar, prior_mu, prior_logvar, eps), needs, strict=True))
-    ]
-    found = [g for g in grads if g is not None]
-    if packed and grads[0] is not None:
-        grads[:2] = grads[0].chunk(2, given.packed_dim)
-    _backward(grad_z, grad_kl, inputs, given, grads)
-    return found
+    inputs = (mu, logvar, prior_mu, prior_logvar, seed, eps)
+    of_kl = grad_kl is not None and signature(grad_kl)
+    key = ("latent_backward", signature(grad_z), of_kl, *needs, _key(inputs, settings))
+    plan = planned(key, lambda: _Backward(grad_z, grad_kl, inputs, needs, Settings(*settings)))
+    return plan(grad_z, grad_kl, *inputs, settings[4])
 
 
-def _empty_gradient(tensor: Tensor, full: Tensor, num_samples: int | None) -> Tensor:
-    if num_samples is not None:
-        return empty_samples(full, num_samples, tensor.dtype)
-    return torch.empty_like(full, dtype=tensor.dtype) if tensor.shape == full.shape else tensor.new_empty(tensor.shape)
+class _Backward:
+    """Allocates the gradients that are needed, and launches."""
 
+    def __init__(
+        self,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        inputs: tuple[Tensor | None, ...],
+        needs: list[bool],
+        given: Settings,
+    ) -> None:
+        mu, *others = inputs
+        self._packed_dim, self._samples = given.packed_dim, given.num_samples
+        inputs = Inputs(*(mu.chunk(2, given.packed_dim) if others[0] is None else (mu, others[0])), *others[1:])
+        self._own_seeds = inputs.own_seeds
+        if grad_kl is None and given.sampled:
+            given = given._replace(estimator="analytic")
+        by_z, by_kl = grad_z is not None, grad_kl is not None
+        # What depends on no output that was used has no gradient.
+        self._used = [by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled]
+        if inputs.mu.numel() == 0:
+            self._used = [False] * 5
+        # Of those needed: which it is, its dtype, its shape if that is its own.
+        prior = (inputs.prior_mu, inputs.prior_logvar)
+        self._needed = [
+            (i, t.dtype, t.shape if i in (2, 3) and t.shape != inputs.mu.shape else None) if need else None
+            for i, (t, need) in enumerate(zip((mu, others[0], *prior, inputs.eps), needs, strict=True))
+        ]
+        self._launch = None
+        grads = self._empty(mu, inputs.mu)[1]
+        if any(g is not None for g in grads):
+            self._launch = _plan_backward(grad_z, grad_kl, inputs, given, grads)
 
-def _backward(
-    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: Settings, grads: list[Tensor | None]
-) -> None:
-    """Writes the gradients of mu, raw, the prior's parameters and eps that are there."""
-    if grad_kl is None and given.sampled:
-        given = given._replace(estimator="analytic")
-    by_z, by_kl = grad_z is not None, grad_kl is not None
-    # What depends on no output that was used has no gradient.
-    used = [by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled]
-    if inputs.mu.numel() == 0:
-        used = [False] * 5
-    for i, g in enumerate(grads):
-        if g is not None and not used[i]:
-            g.zero_()
-    grads = [g if is_used else None for g, is_used in zip(grads, used, strict=True)]
-    if all(g is None for g in grads):
-        return
-    key = (
-        "latent_backward",
-        given.key,
-        inputs.key,
-        signature(grad_z),
-        grad_kl is not None and (grad_kl.stride(), grad_kl.dtype, grad_kl.data_ptr() % 16 == 0),
-        *(g is not None and g.stride() for g in grads),
-    )
-    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
-    _run(partial(plan, grad_z, grad_kl), inputs, given, grads)
+    def _empty(self, mu: Tensor, mean: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """What the op returns; and the gradients of mu, raw, the prior's parameters and eps that the kernel writes."""
+        found, grads = [], []
+        for needed, used in zip(self._needed, self._used, strict=True):
+            if needed is None:
+                grads.append(None)
+                continue
+            i, dtype, shape = needed
+            if shape is not None:
+                grad = mean.new_empty(shape, dtype=dtype)
+            elif i == 4 and self._samples is not None:
+                grad = empty_samples(mean, self._samples, dtype)
+            else:
+                grad = torch.empty_like(mu if i < 2 else mean, dtype=dtype)
+            found.append(grad if used else grad.zero_())
+            grads.append(grad if used else None)
+        if mu is not mean and grads[0] is not None:
+            grads[:2] = grads[0].chunk(2, self._packed_dim)
+        return found, grads
+
+    def __call__(self, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, clamp) -> list[Tensor]:
+        mean, raw = mu.chunk(2, self._packed_dim) if logvar is None else (mu, logvar)
+        if self._own_seeds:
+            seed = seed.contiguous()
+        found, grads = self._empty(mu, mean)
+        if self._launch is not None:
+            clamp = tuple(map(float32_parts, clamp))
+            self._launch(grad_z, grad_kl, mean, raw, prior_mu, prior_logvar, seed, eps, clamp, grads)
+        return found
 
 
 def _plan_backward(
@@ -343,6 +378,8 @@ def _plan_backward(
         else None
         for t, is_added in zip(prior, added, strict=True)
     ]
+    if not any(added):
+        return lambda *arguments: launch(*arguments[:-1], *arguments[-1])
     return partial(_launch_backward, launch, sums)
 
 
