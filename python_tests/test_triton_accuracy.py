@@ -11,6 +11,16 @@ def test_error_rule_of_the_whole_latent_step() -> None:
     run_in_interpreter("test_latent.py::test_error_rule", "test_latent.py::test_empty")
 
 
+def test_categorical() -> None:
+    run_in_interpreter(
+        "test_categorical.py::test_error_rule",
+        "test_categorical.py::test_empty",
+        "test_categorical.py::test_a_class_that_does_not_exist",
+        "test_categorical.py::test_not_finite",
+        "test_categorical.py::test_opcheck",
+    )
+
+
 def test_edges() -> None:
     run_in_interpreter(
         "test_accuracy.py::test_not_finite",
