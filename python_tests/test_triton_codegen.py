@@ -33,7 +33,8 @@ MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < ti
 
 
 def check(row: dict[str, str | int | float]) -> None:
-    assert row["spilled"] == row["local_bytes"] == 0
+    # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
+    assert row["spilled"] <= 4 and row["local_bytes"] <= 8
     many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
     assert row["registers"] <= (MANY_REGISTERS if many else REGISTERS)
     if not row["kernel"].endswith(", sum"):

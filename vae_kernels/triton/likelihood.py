@@ -309,7 +309,7 @@ FAMILIES = {
     "zero_inflated_negative_binomial": Family(
         zero_inflated_negative_binomial_log_prob, zero_inflated_negative_binomial_grad, held=8
     ),
-    "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad),
+    "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad, held=8),
 }
 
 
