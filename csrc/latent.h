@@ -69,10 +69,10 @@ VK_INLINE Relative<T> relative(T mu, T l, T std) {
 
 // To N(m, e^v). Of a given log-variance e^d is an exponential of its own, of half the error; of a given standard
 // deviation the square of r, because l has been rounded.
-template <class T>
-VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v, bool logarithmic) {
+template <bool kLogarithmic, class T>
+VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
   const T w = exp(T(-0.5) * v), d = l - v, r = std * w;
-  return {(mu - m) * w, d, logarithmic ? exp(d) : r * r, r, w};
+  return {(mu - m) * w, d, kLogarithmic ? exp(d) : r * r, r, w};
 }
 
 template <class T>

@@ -9,16 +9,33 @@ VK_INLINE Tile sample_tile(const LatentInputs& a, Tile tile, int64_t sample) {
   return tile;
 }
 
+// The noise of a tile, whose every row begins a new quad: made with rows padded to quads, which are then moved together
+// quad by quad. `eps` has kQuad elements more than the tile.
+constexpr int kQuad = 4;
+
+template <class Isa, class T>
+VK_INLINE void draw(uint64_t seed, const Tile& tile, T* eps) {
+  if (tile.rows == 1 || tile.cols % kQuad == 0) return Isa::noise(seed, tile, eps);
+  const int pitch = (tile.cols + kQuad - 1) / kQuad * kQuad;
+  T padded[kTile];
+  for (int i = 0; i < tile.rows;) {
+    const int count = std::min(tile.rows - i, kTile / pitch);
+    Isa::noise(seed, Tile{tile.row + i, 0, count, tile.cols}, padded);
+    for (const T* row = padded; row < padded + count * pitch; row += pitch, ++i) {
+      for (int j = 0; j < pitch; j += kQuad) memcpy(eps + i * tile.cols + j, row + j, kQuad * sizeof(T));
+    }
+  }
+}
+
 template <class Isa, class T>
 VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t sample, T* buffer) {
   if (!a.seeds) return load<Isa>(a.eps, sample_tile(a, tile, sample), buffer);
   if (!a.own_seeds) {
-    Isa::noise(uint64_t(*a.seeds), sample_tile(a, tile, sample), buffer);
+    draw<Isa>(uint64_t(*a.seeds), sample_tile(a, tile, sample), buffer);
     return buffer;
   }
   for (int i = 0; i < tile.rows; ++i) {
-    Isa::noise(uint64_t(a.seeds[tile.row + i]), Tile{sample, tile.col, 1, tile.cols, tile.pitch},
-               buffer + i * tile.pitch);
+    draw<Isa>(uint64_t(a.seeds[tile.row + i]), Tile{sample, tile.col, 1, tile.cols}, buffer + i * tile.cols);
   }
   return buffer;
 }
@@ -32,13 +49,13 @@ bool is_plain(const LatentInputs& a) {
 template <class T>
 struct PlainForward {
   const LatentForward& a;
-  Grid grid{a.rows, a.cols, 4, false};
+  Grid grid{a.rows, a.cols, false};
   RowSums<T> kl{grid, static_cast<T*>(a.kl)};
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], z_buffer[kTile], kl_values[kTile + kLanes];
+      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile + kQuad], z_buffer[kTile], kl_values[kTile + kLanes];
       const T* mu = load<Isa>(a.mu, tile, mu_buffer);
       const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
       const T* eps = load_noise<Isa>(a, tile, 0, eps_buffer);
@@ -63,12 +80,12 @@ struct PlainForward {
 template <class T, bool kZ, bool kKl>
 struct PlainBackward {
   const LatentBackward& a;
-  Grid grid{a.rows, a.cols, 4, false};
+  Grid grid{a.rows, a.cols, false};
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t) __attribute__((always_inline)) {
-      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile], grad_z_buffer[kTile], grad_kl_buffer[kTile];
+      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile + kQuad], grad_z_buffer[kTile], grad_kl_buffer[kTile];
       T grad_mu_buffer[kTile], grad_logvar_buffer[kTile], grad_eps_buffer[kTile];
       const T* mu = load<Isa>(a.mu, tile, mu_buffer);
       const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
@@ -98,70 +115,74 @@ struct PlainBackward {
   }
 };
 
-// What was passed for the spread of q, to its log-variance, standard deviation and their derivatives.
-template <class T>
-struct SpreadLoop {
-  Scale scale;
-  Clamp<T> clamp;
-  const T* raw;
-  int n;
-  T *l, *std, *dl, *dstd;
+// Elements of a tile where the formulas need many buffers: all of them fit into L1.
+constexpr int kPart = 256;
 
+// Of one tile, in L1: what was passed for q and for the prior, and what the formulas need of it.
+template <class T>
+struct Moments {
+  T mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart], v_buffer[kPart];
+  T l[kPart], std[kPart], dl[kPart], dstd[kPart];
+  T u_buffer[kPart], d_buffer[kPart], e[kPart], r_buffer[kPart], w[kPart];
+  const T *mu, *raw, *m, *v, *u, *d, *r;
+  const LatentInputs* a;
+  int n;
+
+  template <class Isa>
+  VK_INLINE void load(const LatentInputs& inputs, const Tile& tile) {
+    a = &inputs;
+    n = tile.size();
+    mu = u = cpu::load<Isa>(a->mu, tile, mu_buffer);
+    raw = cpu::load<Isa>(a->raw, tile, raw_buffer);
+    d = l, r = std;
+    if (a->prior()) {
+      m = cpu::load<Isa>(a->prior_mu, tile, m_buffer);
+      v = cpu::load<Isa>(a->prior_logvar, tile, v_buffer);
+      u = u_buffer, d = d_buffer, r = r_buffer;
+    }
+    Isa::template run<Moments>(0, 1, this);  // once for all kernels
+  }
+
+  VK_INLINE Relative<T> relative(int k) const { return {u[k], d[k], e[k], r[k], w[k]}; }
+
+  template <class Isa>
+  VK_INLINE void task(int64_t) const {
+    Moments& self = const_cast<Moments&>(*this);
+    switch (a->scale) {
+      case Scale::kLogvar: return self.fill<Scale::kLogvar>();
+      case Scale::kLogstd: return self.fill<Scale::kLogstd>();
+      case Scale::kStd: return self.fill<Scale::kStd>();
+      case Scale::kVariance: return self.fill<Scale::kVariance>();
+    }
+  }
+
+ private:
   template <Scale kScale>
-  VK_INLINE void loop() const {
+  VK_INLINE void fill() {
+    const Clamp<T> clamp(a->low, a->high);
 #pragma GCC ivdep
     for (int k = 0; k < n; ++k) {
       const Spread<T> s = spread<kScale>(raw[k], clamp);
       l[k] = s.l, std[k] = s.std, dl[k] = s.dl, dstd[k] = s.dstd;
     }
-  }
-
-  template <class Isa>
-  VK_INLINE void task(int64_t) const {
-    switch (scale) {
-      case Scale::kLogvar: return loop<Scale::kLogvar>();
-      case Scale::kLogstd: return loop<Scale::kLogstd>();
-      case Scale::kStd: return loop<Scale::kStd>();
-      case Scale::kVariance: return loop<Scale::kVariance>();
+    if (!a->prior()) {
+#pragma GCC ivdep
+      for (int k = 0; k < n; ++k) e[k] = vk::relative(mu[k], l[k], std[k]).e, w[k] = T(1);
+      return;
+    }
+    constexpr bool kLogarithmic = kScale == Scale::kLogvar || kScale == Scale::kLogstd;
+#pragma GCC ivdep
+    for (int k = 0; k < n; ++k) {
+      const Relative<T> q = vk::relative<kLogarithmic>(mu[k], l[k], std[k], m[k], v[k]);
+      u_buffer[k] = q.u, d_buffer[k] = q.d, e[k] = q.e, r_buffer[k] = q.r, w[k] = q.w;
     }
   }
 };
 
-// Of one tile, in L1: q and the prior.
-template <class T>
-struct Moments {
-  T mu_buffer[kTile], raw_buffer[kTile], m_buffer[kTile], v_buffer[kTile];
-  T l[kTile], std[kTile], dl[kTile], dstd[kTile];
-  const T *mu, *m, *v;
-  bool logarithmic;
-
-  template <class Isa, bool kPrior>
-  VK_INLINE void load(const LatentInputs& a, const Tile& tile) {
-    mu = cpu::load<Isa>(a.mu, tile, mu_buffer);
-    if constexpr (kPrior) {
-      m = cpu::load<Isa>(a.prior_mu, tile, m_buffer);
-      v = cpu::load<Isa>(a.prior_logvar, tile, v_buffer);
-    }
-    logarithmic = a.scale == Scale::kLogvar || a.scale == Scale::kLogstd;
-    SpreadLoop<T> loop{
-        a.scale, Clamp<T>(a.low, a.high), cpu::load<Isa>(a.raw, tile, raw_buffer), tile.size(), l, std, dl, dstd};
-    Isa::template run<SpreadLoop<T>>(0, 1, &loop);
-  }
-
-  template <bool kPrior>
-  VK_INLINE Relative<T> at(int k) const {
-    if constexpr (kPrior) {
-      return relative(mu[k], l[k], std[k], m[k], v[k], logarithmic);
-    } else {
-      return relative(mu[k], l[k], std[k]);
-    }
-  }
-};
-
-template <class T, bool kPrior, bool kSampled>
+template <class T, bool kSampled>
 struct Forward {
   const LatentForward& a;
-  Grid grid{a.rows, a.cols, 4, false};
+  Grid grid{a.rows, a.cols, false, kPart};
   RowSums<T> kl{grid, static_cast<T*>(a.kl), kSampled ? a.samples : 1};
 
   template <class Isa>
@@ -176,13 +197,13 @@ struct Forward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T eps_buffer[kTile], z_buffer[kTile], kl_values[kTile + kLanes];
+      T eps_buffer[kPart + kQuad], z_buffer[kPart], kl_values[kPart + kLanes];
       Moments<T> q;
-      q.template load<Isa, kPrior>(a, tile);
+      q.template load<Isa>(a, tile);
       const int n = tile.size();
       if constexpr (!kSampled) {
 #pragma GCC ivdep
-        for (int k = 0; k < n; ++k) kl_values[k] = analytic_kl(q.template at<kPrior>(k));
+        for (int k = 0; k < n; ++k) kl_values[k] = analytic_kl(q.relative(k));
         put_kl<Isa>(tile, task, 0, kl_values);
       }
       for (int64_t sample = 0; sample < a.samples; ++sample) {
@@ -192,7 +213,7 @@ struct Forward {
 #pragma GCC ivdep
         for (int k = 0; k < n; ++k) {
           z[k] = fused(q.std[k], eps[k], q.mu[k]);
-          if constexpr (kSampled) kl_values[k] = sampled_kl(q.template at<kPrior>(k), eps[k]);
+          if constexpr (kSampled) kl_values[k] = sampled_kl(q.relative(k), eps[k]);
         }
         store<Isa>(a.z, z_tile, z, z_buffer);
         if constexpr (kSampled) put_kl<Isa>(tile, task, sample, kl_values);
@@ -202,15 +223,15 @@ struct Forward {
 };
 
 // A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
-template <class T, bool kPrior, bool kZ, bool kKl, bool kSampled>
+template <class T, bool kZ, bool kKl, bool kSampled>
 struct Backward {
   const LatentBackward& a;
-  Grid grid{a.rows, a.cols, 4, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
+  Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column(), kPart};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
 
   // The sums over the samples.
   struct Sums {
-    T z[kTile], z_eps[kTile], kl[kTile], kl_eps[kTile], kl_eps2[kTile];
+    T z[kPart], z_eps[kPart], kl[kPart], kl_eps[kPart], kl_eps2[kPart];
   };
 
   VK_INLINE void add(Sums& sums, int k, bool first, const Upstream<T>& up) const {
@@ -224,12 +245,12 @@ struct Backward {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       Sums sums;
       Moments<T> q;
-      q.template load<Isa, kPrior>(a, tile);
+      q.template load<Isa>(a, tile);
       const int n = tile.size();
       if (kZ || kSampled || a.grad_eps.data) {
         for (int64_t sample = 0; sample < a.samples; ++sample) add_sample<Isa>(tile, sample, q, sums);
       }
-      T grad_kl_buffer[kTile], mu_buffer[kTile], raw_buffer[kTile], m_buffer[kTile + kLanes], v_buffer[kTile + kLanes];
+      T grad_kl_buffer[kPart], mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart + kLanes], v_buffer[kPart + kLanes];
       const bool path = a.estimator == KlEstimator::kPath;
       const T* grad_kl = sums.kl;
       if constexpr (kKl && !kSampled) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
@@ -243,7 +264,7 @@ struct Backward {
         if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
         if constexpr (kKl) up.kl = grad_kl[k];
         if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
-        const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.template at<kPrior>(k), q.std[k], up, path);
+        const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.relative(k), q.std[k], up, path);
         T raw = T(0);
         if constexpr (kZ) raw = q.dstd[k] * g.std;
         if constexpr (kKl) raw = path ? raw : fused(q.dl[k], g.l, raw);
@@ -261,7 +282,7 @@ struct Backward {
 
   template <class Isa>
   VK_INLINE void add_sample(const Tile& tile, int64_t sample, const Moments<T>& q, Sums& sums) const {
-    T eps_buffer[kTile], grad_z_buffer[kTile], grad_kl_buffer[kTile], grad_eps_buffer[kTile];
+    T eps_buffer[kPart + kQuad], grad_z_buffer[kPart], grad_kl_buffer[kPart], grad_eps_buffer[kPart];
     const Tile z_tile = sample_tile(a, tile, sample);
     const T *eps = q.mu, *grad_z = q.mu, *grad_kl = q.mu;  // what is not used may be anything
     if (kSampled || (kZ && a.grad_raw.data)) eps = load_noise<Isa>(a, tile, sample, eps_buffer);
@@ -287,7 +308,7 @@ struct Backward {
     for (int k = 0; k < n; ++k) {
       T g = T(0);
       if (kZ && a.grad_z.data) g = grad_z[k] * q.std[k];
-      if constexpr (kSampled) g += sampled_kl_gradient_eps(q.template at<kPrior>(k), eps[k], grad_kl[k]);
+      if constexpr (kSampled) g += sampled_kl_gradient_eps(q.relative(k), eps[k], grad_kl[k]);
       grad_eps[k] = g;
     }
     store<Isa>(a.grad_eps, z_tile, grad_eps, grad_eps_buffer);
@@ -310,25 +331,15 @@ template <class T>
 void forward(const LatentForward& a, ParallelFor parallel) {
   const bool sampled = a.estimator != KlEstimator::kAnalytic;
   if (is_plain(a)) return run_forward<PlainForward<T>>(a, parallel);
-  if (sampled && a.prior()) return run_forward<Forward<T, true, true>>(a, parallel);
-  if (sampled) return run_forward<Forward<T, false, true>>(a, parallel);
-  if (a.prior()) return run_forward<Forward<T, true, false>>(a, parallel);
-  run_forward<Forward<T, false, false>>(a, parallel);
+  sampled ? run_forward<Forward<T, true>>(a, parallel) : run_forward<Forward<T, false>>(a, parallel);
 }
 
-template <class T, bool kPrior, bool kZ, bool kKl, bool kSampled>
+template <class T, bool kZ, bool kKl, bool kSampled>
 void run_backward(const LatentBackward& a, ParallelFor parallel) {
-  const Backward<T, kPrior, kZ, kKl, kSampled> kernel{a};
+  const Backward<T, kZ, kKl, kSampled> kernel{a};
   run(kernel, parallel);
   kernel.prior_mu.finish();
   kernel.prior_logvar.finish();
-}
-
-template <class T, bool kPrior>
-void kl_backward(const LatentBackward& a, ParallelFor parallel) {
-  if (a.estimator != KlEstimator::kAnalytic) return run_backward<T, kPrior, true, true, true>(a, parallel);
-  a.grad_z.data ? run_backward<T, kPrior, true, true, false>(a, parallel)
-                : run_backward<T, kPrior, false, true, false>(a, parallel);
 }
 
 template <class T>
@@ -337,9 +348,11 @@ void backward(const LatentBackward& a, ParallelFor parallel) {
   if (is_plain(a) && z && kl) return run(PlainBackward<T, true, true>{a}, parallel);
   if (is_plain(a) && z) return run(PlainBackward<T, true, false>{a}, parallel);
   if (is_plain(a) && kl) return run(PlainBackward<T, false, true>{a}, parallel);
-  if (kl) return a.prior() ? kl_backward<T, true>(a, parallel) : kl_backward<T, false>(a, parallel);
-  z ? run_backward<T, false, true, false, false>(a, parallel)
-    : run_backward<T, false, false, false, false>(a, parallel);
+  if (kl && a.estimator != KlEstimator::kAnalytic) return run_backward<T, true, true, true>(a, parallel);
+  if (z && kl) return run_backward<T, true, true, false>(a, parallel);
+  if (z) return run_backward<T, true, false, false>(a, parallel);
+  if (kl) return run_backward<T, false, true, false>(a, parallel);
+  run_backward<T, false, false, false>(a, parallel);
 }
 
 // Of a prior that is given by half: 0 for the other.

@@ -17,7 +17,7 @@ struct Numbers {
   template <class Arguments>
   Numbers(const Arguments& a, int first, int count) {
     if (a.rows == 0 || a.cols == 0) return;
-    for (int j = first; j < count; ++j) Baseline::gather(a.arguments[j], Tile{0, 0, 1, 1, 1}, &value[j]);
+    for (int j = first; j < count; ++j) Baseline::gather(a.arguments[j], Tile{0, 0, 1, 1}, &value[j]);
   }
 };
 
@@ -48,7 +48,7 @@ template <class Family, class T, bool kNumbers, class S>
 struct Forward {
   static constexpr int kArguments = Family::kArguments, kTensors = kNumbers ? 2 : kArguments - Family::kConstants;
   const LikelihoodForward& a;
-  Grid grid{a.rows, a.cols, 1, false};
+  Grid grid{a.rows, a.cols, false};
   RowSums<T> log_prob{grid, static_cast<T*>(a.log_prob)};
   Numbers<T> numbers{a, kTensors, kArguments};
 
@@ -96,7 +96,7 @@ struct Backward {
   std::optional<ColumnSums<T>> columns[kArguments];
 
   explicit Backward(const LikelihoodBackward& a)
-      : a(a), grid(a.rows, a.cols, 1, sums_columns(a)), numbers(a, kTensors, kArguments) {
+      : a(a), grid(a.rows, a.cols, sums_columns(a)), numbers(a, kTensors, kArguments) {
     for (int j = 0; j < kArguments; ++j) {
       if (a.sums[j] == 1) total[j].emplace(grid);
       if (a.sums[j] > 1) columns[j].emplace(grid);

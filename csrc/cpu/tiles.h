@@ -2,7 +2,7 @@
 // the noise of a tile, and sums whose order depends on the sizes alone.
 //
 // A tile is a block of at most kTile elements that lies in L1 in the arithmetic's type: a piece of one long row, or
-// several short rows, each padded to `pitch`. Where memory already looks like that, the tile is memory itself.
+// several short rows, one behind the other. Where memory already looks like that, the tile is memory itself.
 //
 // Everything here is inlined into, or a member of, one struct per instruction set, which gcc compiles with that
 // instruction set's vectors: see VK_ISAS at the end.
@@ -32,22 +32,21 @@ using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*)
 
 struct Tile {
   int64_t row, col;
-  int rows, cols, pitch;
-  VK_INLINE int size() const { return rows * pitch; }
+  int rows, cols;
+  VK_INLINE int size() const { return rows * cols; }
 };
 
 // Which tiles there are, and which belong to one task. It depends on the sizes alone.
 struct Grid {
   int64_t rows, cols;
-  int pitch;  // of a packed row
   int64_t rows_per_task;
   bool packed;
+  int tile;  // the most elements that one has
 
-  // `align`: the pitch is a multiple of it. `tall`: long rows are taken 32 at a time, for sums over rows.
-  Grid(int64_t rows, int64_t cols, int align, bool tall) : rows(rows), cols(cols) {
-    packed = cols <= kTile / 2;
-    pitch = packed ? int((cols + align - 1) / align * align) : 0;
-    rows_per_task = packed ? kTile / std::max(pitch, 1) : tall ? 32 : 1;
+  // `tall`: long rows are taken 32 at a time, for sums over rows.
+  Grid(int64_t rows, int64_t cols, bool tall, int tile = kTile) : rows(rows), cols(cols), tile(tile) {
+    packed = cols <= tile / 2;
+    rows_per_task = packed ? tile / std::max<int64_t>(cols, 1) : tall ? 32 : 1;
   }
   int64_t row_tasks() const { return (rows + rows_per_task - 1) / rows_per_task; }
   int64_t col_tasks() const { return packed ? 1 : (cols + kBlock - 1) / kBlock; }
@@ -65,9 +64,9 @@ struct Grid {
     const int64_t step = packed ? last - first : 1;
     int64_t col = task % col_tasks() * kBlock;
     do {  // one place from which `visit` is called: it is inlined there
-      const int n = int(std::min<int64_t>(kTile, end - col));
-      for (int64_t row = first; row < last; row += step) visit(Tile{row, col, int(step), n, packed ? pitch : n}, task);
-      col += kTile;
+      const int n = int(std::min<int64_t>(tile, end - col));
+      for (int64_t row = first; row < last; row += step) visit(Tile{row, col, int(step), n}, task);
+      col += tile;
     } while (col < end);
   }
 };
@@ -91,11 +90,11 @@ struct Total {
 template <class F>
 VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
   if (tile.cols == 0) return;
-  if (view.dense && tile.pitch == tile.cols) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
+  if (view.dense) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
   if (tile.col + tile.cols <= view.col_inner) {  // one run a row
     const int64_t col = tile.col * view.stride[3];
     for (int i = 0; i < tile.rows; ++i) {
-      f(i * tile.pitch, view.row_offset(tile.row + i) + col, view.stride[3], tile.cols);
+      f(i * tile.cols, view.row_offset(tile.row + i) + col, view.stride[3], tile.cols);
     }
     return;
   }
@@ -104,19 +103,17 @@ VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
     for (int j = 0; j < tile.cols;) {
       const int64_t col = tile.col + j;
       const int count = int(std::min<int64_t>(tile.cols - j, view.col_inner - col % view.col_inner));
-      f(i * tile.pitch + j, base + view.col_offset(col), view.stride[3], count);
+      f(i * tile.cols + j, base + view.col_offset(col), view.stride[3], count);
       j += count;
     }
   }
 }
 
-// The tile in memory, if it lies there as the kernels want it: element type, unit stride, no padding missing.
+// The tile in memory, if it lies there as the kernels want it: element type, unit stride.
 template <class T>
 VK_INLINE T* in_place(const View& view, const Tile& tile) {
-  const bool one_run = tile.rows == 1 && tile.pitch == tile.cols && view.stride[3] == 1 &&
-                       tile.col % view.col_inner + tile.cols <= view.col_inner;
-  const bool whole_rows = view.dense && tile.pitch == tile.cols;
-  if (view.type != type_of<T> || !(one_run || whole_rows)) return nullptr;
+  const bool one_run = tile.rows == 1 && view.stride[3] == 1 && tile.col % view.col_inner + tile.cols <= view.col_inner;
+  if (view.type != type_of<T> || !(one_run || view.dense)) return nullptr;
   return static_cast<T*>(view.data) + view.row_offset(tile.row) + view.col_offset(tile.col);
 }
 
@@ -137,12 +134,6 @@ VK_INLINE void gather(const View& view, const Tile& tile, T* __restrict buffer) 
       }
     });
   });
-  // Padding takes part in the arithmetic and must be harmless there.
-  if (tile.pitch > tile.cols) {
-    for (int i = 0; i < tile.rows; ++i) {
-      for (int j = tile.cols; j < tile.pitch; ++j) buffer[i * tile.pitch + j] = T(0);
-    }
-  }
 }
 
 template <class T>
@@ -215,12 +206,12 @@ struct Counters {
 };
 #endif
 
-// The noise of a tile whose pitch, or for one long row its buffer, is a multiple of four.
+// The noise of a tile, each row padded to whole quads.
 template <class Counters, class T>
 VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   using Word = typename Counters::Word;
   constexpr int kQuads = kTile / 4, kLanes = sizeof(Word) / sizeof(uint64_t);
-  const uint32_t quads = (tile.pitch + 3) / 4;
+  const uint32_t quads = (tile.cols + 3) / 4;
   const int n = tile.rows * int(quads);
   if (n == 0) return;
   alignas(64) uint64_t offset[kQuads], row[kQuads];
@@ -269,7 +260,7 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
     }                                                                                                                  \
     template <class T>                                                                                                 \
     __VA_ARGS__ __attribute__((noinline)) static void row_sums(const T* values, const Tile& tile, T* sums) {           \
-      for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.pitch, tile.cols);                      \
+      for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.cols, tile.cols);                       \
     }                                                                                                                  \
   };
 
@@ -356,7 +347,7 @@ struct ElementSum {
   template <class Isa>
   VK_INLINE void add(const Tile& tile, int64_t task, const T* values) const {
     T sum;
-    Isa::row_sums(values, Tile{0, 0, 1, tile.size(), tile.size()}, &sum);
+    Isa::row_sums(values, Tile{0, 0, 1, tile.size()}, &sum);
     partial[task].add(double(sum));
   }
 
@@ -379,7 +370,7 @@ struct ColumnSums {
     if (tile.row % grid.rows_per_task == 0) std::fill(sum, sum + tile.cols, T(0));
     for (int i = 0; i < tile.rows; ++i) {
 #pragma GCC ivdep
-      for (int j = 0; j < tile.cols; ++j) sum[j] += values[i * tile.pitch + j];
+      for (int j = 0; j < tile.cols; ++j) sum[j] += values[i * tile.cols + j];
     }
   }
 
