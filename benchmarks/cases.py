@@ -34,7 +34,22 @@ class Op:
     forward: Traffic
     backward: Traffic
     shared: tuple[str, ...] = ()  # inputs that all samples have in common
+    batch_dims: int = 1  # leading dims that the sums keep
+    num_samples: int | None = None  # the first dim of the case's shape, if it can be no other
 
+
+# 45 levels, of as many pixels squared, as of a very deep VAE on 32×32 images (Child 2021).
+HIERARCHY = (1,) * 2 + (4,) * 3 + (8,) * 6 + (16,) * 12 + (32,) * 22
+SAMPLE_COUNTS = (10, 50)
+PRIOR_INPUTS = ("mu", "logvar", "prior_mu", "prior_logvar")
+
+
+def level_names(level: int) -> tuple[str, ...]:
+    return tuple(f"{name}_{level}" for name in PRIOR_INPUTS)
+
+
+_HIERARCHY_INPUTS = tuple(name for level in range(len(HIERARCHY)) for name in level_names(level))
+_HIERARCHY_MEANS = tuple(name for name in _HIERARCHY_INPUTS if name.startswith("mu"))
 
 OPS = {
     "latent": Op(  # 3N, 5N
@@ -50,6 +65,44 @@ OPS = {
         outputs=("z", "kl"),
         forward=Traffic(("moments",), ("z",)),
         backward=Traffic(("grad_z", "moments"), ("grad_moments",)),
+    ),
+    "latent-prior": Op(  # 5N, 9N: a learned prior, as at each level of a hierarchical VAE
+        inputs=lambda s: dict.fromkeys(PRIOR_INPUTS, s),
+        differentiated=PRIOR_INPUTS,
+        outputs=("z", "kl"),
+        forward=Traffic(PRIOR_INPUTS, ("z",)),
+        backward=Traffic(("grad_z", *PRIOR_INPUTS), tuple(f"grad_{name}" for name in PRIOR_INPUTS)),
+    ),
+    "latent-hierarchy": Op(  # the same at 45 levels, the finest of the case's shape
+        inputs=lambda s: {
+            name: (*s[:2], size, size) for (level, size) in enumerate(HIERARCHY) for name in level_names(level)
+        },
+        differentiated=_HIERARCHY_INPUTS,
+        outputs=tuple(f"{name}_{level}" for level in range(len(HIERARCHY)) for name in ("z", "kl")),
+        forward=Traffic(_HIERARCHY_INPUTS, _HIERARCHY_MEANS),  # z is of the size of mu, and so is its gradient
+        backward=Traffic(_HIERARCHY_MEANS + _HIERARCHY_INPUTS, _HIERARCHY_INPUTS),
+    ),
+    **{
+        f"latent-samples-{count}": Op(  # N + 2N/K, N + 4N/K: K samples of z, of the case's shape, and the KL at each
+            inputs=lambda s: {"mu": s[1:], "logvar": s[1:]},
+            differentiated=("mu", "logvar"),
+            outputs=("z", "kl"),
+            forward=Traffic(("mu", "logvar"), ("z",)),
+            backward=Traffic(("grad_z", "mu", "logvar"), ("grad_mu", "grad_logvar")),
+            shared=("mu", "logvar"),
+            batch_dims=2,
+            num_samples=count,
+        )
+        for count in SAMPLE_COUNTS
+    },
+    "bernoulli-samples": Op(  # N + N/K, 2N + N/K: K decoded samples against one x
+        inputs=lambda s: {"logits": s, "x": s[1:]},
+        differentiated=("logits",),
+        outputs=("log_px",),
+        forward=Traffic(("logits", "x"), ()),
+        backward=Traffic(("logits", "x"), ("grad_logits",)),
+        shared=("x",),
+        batch_dims=2,
     ),
     "bernoulli": Op(  # 2N, 3N
         inputs=lambda s: {"logits": s, "x": s},
@@ -128,6 +181,7 @@ def _counts(shape: Shape, generator: torch.Generator) -> Tensor:
 # Of what is not normal.
 DRAWS: dict[tuple[str, str], Draw] = {
     ("bernoulli", "x"): _uniform,
+    ("bernoulli-samples", "x"): _uniform,
     ("negative-binomial", "mu"): _rates,
     ("negative-binomial", "x"): _counts,
     ("negative-binomial", "theta"): _rates,
@@ -209,6 +263,9 @@ LATENT_SHAPES = {
     (8, 786432): "few huge rows",
 }
 PACKED_SHAPES = {(4, 4, 64, 64): "latent-diffusion autoencoder"}
+LEVEL_SHAPES = {(16, 16, 32, 32): "a level of a very deep VAE"}
+HIERARCHY_SHAPES = {(16, 16, 32, 32): "a very deep VAE"}
+DECODED_SHAPES = {(count, 64, 784): f"IWAE, {count} samples" for count in SAMPLE_COUNTS}
 LIKELIHOOD_SHAPES = {
     (128, 784): "MNIST",
     (64, 3, 64, 64): "CelebA 64×64",
@@ -234,6 +291,10 @@ def cases(device: str, everything: bool) -> list[Case]:
     shapes = {
         "latent": LATENT_SHAPES,
         "latent-packed": PACKED_SHAPES,
+        "latent-prior": LEVEL_SHAPES,
+        "latent-hierarchy": HIERARCHY_SHAPES,
+        **{f"latent-samples-{count}": {(count, 64, 10): f"IWAE, {count} samples"} for count in SAMPLE_COUNTS},
+        "bernoulli-samples": DECODED_SHAPES,
         **dict.fromkeys(
             ("bernoulli", "gaussian", "gaussian-fixed", "gaussian-scalar", "gaussian-column"), LIKELIHOOD_SHAPES
         ),

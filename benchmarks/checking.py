@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cases import DTYPES, OPS, Case
+from .cases import DTYPES, HIERARCHY, OPS, PRIOR_INPUTS, SAMPLE_COUNTS, Case
 
 # A kernel errs, in any element, at most twice as much as eager in the same dtype, plus 4 ulp.
 SLACK_ULP = 4
@@ -44,6 +44,38 @@ def _latent_packed(t: dict[str, Tensor]) -> Terms:
     none = torch.zeros_like(mu)
     moments = zip((*halves["grad_mu"], none), halves["grad_logvar"], strict=True)
     return {"kl": halves["kl"], "grad_moments": tuple(torch.cat(pair, dim=1) for pair in moments)}
+
+
+def _latent_prior(t: dict[str, Tensor]) -> Terms:
+    mu, l, m, v = (t[name] for name in PRIOR_INPUTS)
+    z, gz, gkl = t["z"], t["grad_z"], t["grad_kl"]
+    d, u = l - v, (mu - m) * torch.exp(-v)
+    return {
+        "kl": (u * (mu - m) / 2, (d.expm1() - d) / 2),
+        "grad_mu": (gz, gkl * u),
+        "grad_logvar": (gz * z / 2, -gz * mu / 2, gkl * d.expm1() / 2),
+        "grad_prior_mu": (-gkl * u,),
+        "grad_prior_logvar": (-gkl * d.expm1() / 2, -gkl * u * (mu - m) / 2),
+    }
+
+
+def _latent_hierarchy(t: dict[str, Tensor]) -> Terms:
+    found = {}
+    for level in range(len(HIERARCHY)):
+        names = (*PRIOR_INPUTS, "z", "grad_z", "grad_kl")
+        of_level = _latent_prior({name: t[f"{name}_{level}"] for name in names})
+        found |= {f"{name}_{level}": terms for name, terms in of_level.items()}
+    return found
+
+
+def _latent_samples(t: dict[str, Tensor]) -> Terms:
+    mu, l, z, gz, gkl = t["mu"], t["logvar"], t["z"], t["grad_z"], t["grad_kl"]
+    noise = z - mu  # std·eps
+    return {
+        "kl": (z**2 / 2, -(noise**2) * torch.exp(-l) / 2, -l / 2),
+        "grad_mu": (gz, gkl * z),
+        "grad_logvar": (gz * z / 2, -gz * mu / 2, gkl * z * noise / 2, -gkl / 2 * torch.ones_like(z)),
+    }
 
 
 def _bernoulli(t: dict[str, Tensor]) -> Terms:
@@ -99,6 +131,10 @@ def _categorical(t: dict[str, Tensor]) -> Terms:
 _TERMS: dict[str, Callable[[dict[str, Tensor]], Terms]] = {
     "latent": _latent,
     "latent-packed": _latent_packed,
+    "latent-prior": _latent_prior,
+    "latent-hierarchy": _latent_hierarchy,
+    **{f"latent-samples-{count}": _latent_samples for count in SAMPLE_COUNTS},
+    "bernoulli-samples": _bernoulli,
     "bernoulli": _bernoulli,
     "gaussian": _gaussian,
     "gaussian-fixed": _gaussian,
@@ -150,7 +186,7 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
     five standard errors, else infinite."""
     op, full = OPS[case.op], case.shape
     upstream = case.upstream([got[name] for name in op.outputs])
-    sources = {name: t.detach() for name, t in tensors.items()} | {n: got[n] for n in ("z",) if n in got}
+    sources = {name: t.detach() for name, t in tensors.items()} | {n: got[n] for n in op.outputs if n[0] == "z"}
     sources |= dict(zip((f"grad_{name}" for name in op.outputs), upstream, strict=True))
     shared = op.shared
     found = {name: Error() for name in got}
@@ -162,7 +198,7 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
         for name, terms in _TERMS[case.op](part).items():
             value, magnitude = sum(terms), sum(t.abs() for t in terms)
             if name in op.outputs:
-                value, magnitude = (v.sum(dim=tuple(range(1, v.dim()))) for v in (value, magnitude))
+                value, magnitude = (v.sum(dim=tuple(range(op.batch_dims, v.dim()))) for v in (value, magnitude))
             if name.removeprefix("grad_") in shared:
                 value, magnitude = (
                     v.sum_to_size(tensors[name.removeprefix("grad_")].shape) for v in (value, magnitude)
@@ -173,8 +209,9 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
                 found[name].include(got[name][rows], value, magnitude)
     for name, total in totals.items():
         found[name].include(got[name], *total)
-    if "z" in got and not _is_normal(case, tensors, got["z"]):
-        found["z"] = Error(ulp=math.inf, difference=math.inf, magnitude=1.0)
+    for name in op.outputs:
+        if name[0] == "z" and not _is_normal(case, tensors, name.removeprefix("z"), got[name]):
+            found[name] = Error(ulp=math.inf, difference=math.inf, magnitude=1.0)
     return found
 
 
@@ -193,7 +230,7 @@ def verdict(case: Case, got: dict[str, Tensor], found: dict[str, Error], eager: 
 def baseline_bound(case: Case, name: str, dtype: torch.dtype) -> float:
     """In eps of the result's dtype, for arithmetic in the case's dtype."""
     shape = OPS[case.op].inputs(case.shape).get(name.removeprefix("grad_"), case.shape)
-    if name in ("kl", "log_px"):
+    if name.partition("_")[0] == "kl" or name == "log_px":
         terms = math.prod(OPS[case.op].inputs(case.shape).get("x", case.shape)[1:])
     else:
         terms = max(1, math.prod(case.shape) // max(1, math.prod(shape)))
@@ -206,8 +243,9 @@ def _aligned(tensor: Tensor, dims: int) -> Tensor:
     return tensor.double().reshape(tensor.shape + (1,) * (dims - tensor.dim()))
 
 
-def _is_normal(case: Case, tensors: dict[str, Tensor], z: Tensor) -> bool:
-    mu, logvar = tensors["moments"].detach().chunk(2, dim=1) if case.op == "latent-packed" else tensors.values()
+def _is_normal(case: Case, tensors: dict[str, Tensor], level: str, z: Tensor) -> bool:
+    packed = case.op == "latent-packed"
+    mu, logvar = tensors["moments"].chunk(2, dim=1) if packed else (tensors[f"{n}{level}"] for n in ("mu", "logvar"))
     eps = (z - mu.detach()).float() * torch.exp(-0.5 * logvar.detach().float())
     n = eps.numel()
     rounding = torch.finfo(z.dtype).eps

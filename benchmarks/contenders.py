@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 
 import vae_kernels as vk
 
-from .cases import OPS, Case
-from .snippets import DISTRIBUTIONS, EAGER
+from .cases import OPS, SAMPLE_COUNTS, Case
+from .snippets import DISTRIBUTIONS, EAGER, by_levels
 
 COPY = "copy"
 
 
-def _packed(moments: Tensor) -> tuple[Tensor, Tensor]:
-    return vk.reparameterize_kl(*torch.chunk(moments, 2, dim=1))
+def _prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> tuple[Tensor, Tensor]:
+    return vk.reparameterize_kl(mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
 
 
 def _only(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
@@ -27,7 +27,14 @@ def _only(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
 
 KERNELS = {
     "latent": vk.reparameterize_kl,
-    "latent-packed": _packed,
+    "latent-packed": vk.reparameterize_kl_packed,
+    "latent-prior": _prior,
+    "latent-hierarchy": by_levels(_prior),
+    **{
+        f"latent-samples-{count}": partial(vk.reparameterize_kl, num_samples=count, kl_estimator="monte_carlo")
+        for count in SAMPLE_COUNTS
+    },
+    "bernoulli-samples": _only(partial(vk.bernoulli_log_likelihood, batch_dims=2)),
     "bernoulli": _only(vk.bernoulli_log_likelihood),
     "gaussian": _only(vk.gaussian_log_likelihood),
     "gaussian-fixed": _only(vk.gaussian_log_likelihood),

@@ -51,6 +51,9 @@ CPU: dict[tuple[str, str], dict[Shape, AtLeast]] = {
         (128, 784): AtLeast(2, 2),
     },
     ("negative-binomial", "float32"): {(128, 20000): AtLeast(5)},
+    ("latent-packed", "float32"): {(4, 4, 64, 64): AtLeast(3)},
+    ("latent-prior", "float32"): {(16, 16, 32, 32): AtLeast(4)},
+    ("latent-hierarchy", "float32"): {(16, 16, 32, 32): AtLeast(4)},
 }
 
 # GPU, 2²⁶ elements, forward and backward: the fraction of the copy, and how many times faster than torch.compile.

@@ -5,11 +5,15 @@ the Bernoulli, the σ-VAE code of Rybkin et al. 2021 for the Gaussian, diffusers
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, NegativeBinomial, Normal, kl_divergence
+
+from .cases import SAMPLE_COUNTS
 
 
 def _per_sample(elements: Tensor) -> Tensor:
@@ -27,6 +31,33 @@ def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 def latent_packed(moments: Tensor) -> tuple[Tensor, Tensor]:
     mu, logvar = torch.chunk(moments, 2, dim=1)
     return latent(mu, logvar)
+
+
+def latent_prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> tuple[Tensor, Tensor]:
+    z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    kl = 0.5 * (prior_logvar - logvar - 1 + (logvar.exp() + (mu - prior_mu) ** 2) / prior_logvar.exp())
+    return z, _per_sample(kl)
+
+
+def by_levels(level: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Of all levels' inputs, four for each, all levels' outputs."""
+
+    def levels(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t for i in range(0, len(inputs), 4) for t in level(*inputs[i : i + 4]))
+
+    return levels
+
+
+def latent_samples(count: int, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    eps = torch.randn(count, *mu.shape, dtype=mu.dtype, device=mu.device)
+    z = mu + eps * torch.exp(0.5 * logvar)
+    log_q = -0.5 * (math.log(2 * math.pi) + logvar + eps**2).sum(-1)
+    log_p = -0.5 * (math.log(2 * math.pi) + z**2).sum(-1)
+    return z, log_q - log_p
+
+
+def bernoulli_samples(logits: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (-F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1),)
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -63,6 +94,10 @@ def categorical(logits: Tensor, x: Tensor) -> tuple[Tensor]:
 EAGER = {
     "latent": latent,
     "latent-packed": latent_packed,
+    "latent-prior": latent_prior,
+    "latent-hierarchy": by_levels(latent_prior),
+    **{f"latent-samples-{count}": partial(latent_samples, count) for count in SAMPLE_COUNTS},
+    "bernoulli-samples": bernoulli_samples,
     "bernoulli": bernoulli,
     "gaussian": gaussian,
     "gaussian-fixed": gaussian_fixed,
@@ -81,6 +116,24 @@ def distributions_latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 def distributions_latent_packed(moments: Tensor) -> tuple[Tensor, Tensor]:
     return distributions_latent(*torch.chunk(moments, 2, dim=1))
+
+
+def distributions_latent_prior(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor
+) -> tuple[Tensor, Tensor]:
+    q, p = Normal(mu, torch.exp(0.5 * logvar)), Normal(prior_mu, torch.exp(0.5 * prior_logvar))
+    return q.rsample(), _per_sample(kl_divergence(q, p))
+
+
+def distributions_latent_samples(count: int, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    q = Normal(mu, torch.exp(0.5 * logvar))
+    prior = Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    z = q.rsample((count,))
+    return z, (q.log_prob(z) - prior.log_prob(z)).sum(-1)
+
+
+def distributions_bernoulli_samples(logits: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1),)
 
 
 def distributions_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -108,6 +161,10 @@ def distributions_categorical(logits: Tensor, x: Tensor) -> tuple[Tensor]:
 DISTRIBUTIONS = {
     "latent": distributions_latent,
     "latent-packed": distributions_latent_packed,
+    "latent-prior": distributions_latent_prior,
+    "latent-hierarchy": by_levels(distributions_latent_prior),
+    **{f"latent-samples-{count}": partial(distributions_latent_samples, count) for count in SAMPLE_COUNTS},
+    "bernoulli-samples": distributions_bernoulli_samples,
     "bernoulli": distributions_bernoulli,
     "gaussian": distributions_gaussian,
     "gaussian-fixed": distributions_gaussian_fixed,

@@ -5,7 +5,10 @@
 namespace vk::cpu {
 namespace {
 
-constexpr int kAlign = 16;  // classes are padded to whole vectors
+// Classes are padded to whole vectors.
+constexpr int kAlign = 16;
+constexpr int64_t padded(int64_t classes) { return (classes + kAlign - 1) / kAlign * kAlign; }
+VK_INLINE int pitch(const Tile& tile) { return int(padded(tile.cols)); }
 
 // Whole vectors, spelled out for the reason of lane_sum().
 template <class T>
@@ -155,36 +158,35 @@ struct Positions {
   bool by_class = classes <= kFew || (classes <= kApart && logits.stride[3] != 1);
   int64_t per_task = by_class ? kWidth : std::max<int64_t>(1, kTile / padded(classes));
 
-  static int64_t padded(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
   int64_t tasks() const { return (positions + per_task - 1) / per_task; }
   int64_t grain() const { return std::max<int64_t>(1, kGrain / (per_task * classes)); }
 
   VK_INLINE Tile tile(int64_t task) const {
     const int64_t first = task * per_task;
-    return {first, 0, int(std::min(per_task, positions - first)), int(classes), int(padded(classes))};
+    return {first, 0, int(std::min(per_task, positions - first)), int(classes)};
   }
   VK_INLINE bool one_tile() const { return classes <= kTile; }
 
   // A piece of a position with many classes.
   VK_INLINE Tile piece(int64_t position, int64_t col) const {
     const int64_t n = std::min<int64_t>(kTile, classes - col);
-    return {position, col, 1, int(n), int(padded(n))};
+    return {position, col, 1, int(n)};
   }
 
   template <class Isa>
   VK_INLINE const T* load(const Tile& tile, T* buffer) const {
-    if (tile.pitch == tile.cols) return cpu::load<Isa>(logits, tile, buffer);
+    if (pitch(tile) == tile.cols) return cpu::load<Isa>(logits, tile, buffer);
     for (int i = 0; i < tile.rows; ++i) {
-      T* row = buffer + i * tile.pitch;
-      std::fill(row + tile.pitch - kAlign, row + tile.pitch, -T(INFINITY));
-      Isa::gather(logits, Tile{tile.row + i, tile.col, 1, tile.cols, tile.cols}, row);
+      T* row = buffer + i * pitch(tile);
+      std::fill(row + pitch(tile) - kAlign, row + pitch(tile), -T(INFINITY));
+      Isa::gather(logits, Tile{tile.row + i, tile.col, 1, tile.cols}, row);
     }
     return buffer;
   }
 
   template <class Isa>
   VK_INLINE void load_x(const Tile& tile, int64_t* to) const {
-    Isa::gather(x, Tile{tile.row, 0, tile.rows, 1, 1}, to);
+    Isa::gather(x, Tile{tile.row, 0, tile.rows, 1}, to);
   }
   VK_INLINE bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
 
@@ -195,7 +197,7 @@ struct Positions {
     for (int64_t col = 0; col < classes; col += kTile) {
       const Tile part = piece(position, col);
       const T* read = load<Isa>(part, buffer);
-      all.merge(normalizer(read, part.pitch, weights));
+      all.merge(normalizer(read, pitch(part), weights));
       if (k >= col && k < col + part.cols) *logit = read[k - col];
     }
     return all;
@@ -225,8 +227,8 @@ struct Forward {
       T buffer[kTile], weights[kTile];
       const T* logits = all.template load<Isa>(tile, buffer);
       for (int r = 0; r < tile.rows; ++r) {
-        const T* row = logits + r * tile.pitch;
-        found[r] = normalizer(row, tile.pitch, weights);
+        const T* row = logits + r * pitch(tile);
+        found[r] = normalizer(row, pitch(tile), weights);
         logit[r] = all.is_class(k[r]) ? row[k[r]] : T(NAN);
       }
     } else {
@@ -273,7 +275,7 @@ struct Backward {
     int64_t k[P::kMost];
     const Tile tile = all.tile(i);
     all.template load_x<Isa>(tile, k);
-    Isa::gather(grad, Tile{tile.row, 0, tile.rows, 1, 1}, upstream);
+    Isa::gather(grad, Tile{tile.row, 0, tile.rows, 1}, upstream);
     if (all.by_class) {
       by_class(tile, k, upstream);
     } else if (all.one_tile()) {
@@ -306,12 +308,12 @@ struct Backward {
     const T* logits = all.template load<Isa>(tile, buffer);
     T* out = target(a.grad_logits, tile, out_buffer);
     for (int r = 0; r < tile.rows; ++r) {
-      const T* row = logits + r * tile.pitch;
-      T* to = out + r * tile.pitch;
-      const Normalizer<T> n = normalizer(row, tile.pitch, weights);
+      const T* row = logits + r * pitch(tile);
+      T* to = out + r * pitch(tile);
+      const Normalizer<T> n = normalizer(row, pitch(tile), weights);
       const bool is_class = all.is_class(k[r]);
       const T logit = is_class ? row[k[r]] : T(NAN);
-      write(weights, tile.pitch, is_class ? -upstream[r] / n.total() : T(NAN), to);
+      write(weights, pitch(tile), is_class ? -upstream[r] / n.total() : T(NAN), to);
       if (is_class) to[k[r]] = upstream[r] * one_minus_prob(n, logit);
     }
     store<Isa>(a.grad_logits, tile, out, out_buffer);
@@ -327,9 +329,10 @@ struct Backward {
       const Tile tile = all.piece(position, col);
       const T* logits = all.template load<Isa>(tile, buffer);
       T* to = target(a.grad_logits, tile, out_buffer);
+      const int width = pitch(tile);
 #pragma GCC ivdep
-      for (int j = 0; j < tile.pitch; ++j) weights[j] = exp_minus(n.largest - logits[j]);
-      write(weights, tile.pitch, scale, to);
+      for (int j = 0; j < width; ++j) weights[j] = exp_minus(n.largest - logits[j]);
+      write(weights, width, scale, to);
       if (k >= col && k < col + tile.cols) to[k - col] = upstream * one_minus_prob(n, logit);
       store<Isa>(a.grad_logits, tile, to, out_buffer);
     }
