@@ -43,7 +43,7 @@ def _peak_on_cuda(calls: Calls) -> int:
 
 def _peak_on_cpu(calls: Calls) -> int:
     """From the profiler's record of each allocation and release: on a CPU torch keeps no statistics."""
-    with _profiler_silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profiler_silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         calls.backward(calls.forward())
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
@@ -54,7 +54,7 @@ def _peak_on_cpu(calls: Calls) -> int:
 
 
 @contextlib.contextmanager
-def _profiler_silenced() -> Iterator[None]:
+def profiler_silenced() -> Iterator[None]:
     """The profiler of torch 2.13 writes two lines of its own to the standard error each time."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

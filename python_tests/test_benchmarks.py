@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
-
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     compare,
     gradient_variance,
     machine,
@@ -28,9 +25,11 @@ from benchmarks import (  # noqa: E402
     timing,
     training,
 )
-from benchmarks.cases import MODES, OPS, Case, cases  # noqa: E402
-from benchmarks.contenders import Calls, Contender, calls, contenders, copy_calls, named  # noqa: E402
-from benchmarks.results import Row  # noqa: E402
+from benchmarks.cases import MODES, OPS, Case, cases
+from benchmarks.contenders import Calls, Contender, calls, contenders, copy_calls, named
+from benchmarks.results import Row
+
+ROOT = Path(__file__).resolve().parent.parent
 
 COLUMNS = (
     "suite,op,contender,mode,dtype,shape,threads,status,samples,p20_us,median_us,p80_us,ideal_bytes,gb_per_s,"
