@@ -379,6 +379,9 @@ void latent_forward(const LatentForward& arguments, ParallelFor parallel) {
 void latent_backward(const LatentBackward& arguments, ParallelFor parallel) {
   const LatentBackward a = completed(arguments);
   for (const View& view : {a.grad_mu, a.grad_raw}) expect_writes(view, a.rows * a.cols);
+  for (const Gradient* gradient : {&a.grad_prior_mu, &a.grad_prior_logvar}) {
+    if (gradient->sums == 0) expect_writes(gradient->view, a.rows * a.cols);
+  }
   a.arithmetic == Type::kFloat64 ? backward<double>(a, parallel) : backward<float>(a, parallel);
 }
 
