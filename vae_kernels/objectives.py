@@ -56,7 +56,8 @@ def elbo(
         capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the
             gradient at the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
         capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
-        dataset_size: N. The bound is scaled by N/B, so that `reduction="sum"` estimates that of the whole data set.
+        dataset_size: N. Each sample's bound is scaled by N/B, whatever the reduction: `reduction="sum"` then estimates the
+            bound of the whole data set.
         reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch,
             `"none"` gives values whose mean it is.
         process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
@@ -67,8 +68,7 @@ def elbo(
 
     Raises:
         TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, an option is unknown or out of range, both `free_bits` and `capacity` are given,
-            or `dataset_size` with `reduction="mean"`, which leaves no sum to scale.
+        ValueError: shapes do not fit, an option is unknown or out of range, or both `free_bits` and `capacity` are given.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches).
     Higgins et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse
@@ -89,7 +89,7 @@ def elbo(
     _one_of("capacity_per", capacity_per, CAPACITY_PER)
     _one_of("reduction", reduction, REDUCTIONS)
     _check_terms(log_px, kl, free_bits, free_bits_per)
-    scale = _minibatch_scale(log_px.shape[-1], dataset_size, reduction)
+    scale = _minibatch_scale(log_px.shape[-1], dataset_size)
     if free_bits is not None and capacity is not None:
         raise ValueError("give at most one of free_bits and capacity")
     if free_bits is not None:
@@ -286,13 +286,11 @@ def _reduce(value: Tensor, reduction: str) -> Tensor:
     return value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
 
 
-def _minibatch_scale(batch: int, dataset_size: int | None, reduction: str) -> float:
+def _minibatch_scale(batch: int, dataset_size: int | None) -> float:
     if dataset_size is None:
         return 1.0
     if dataset_size < 1:
         raise ValueError(f"dataset_size must be at least 1, got {dataset_size}")
-    if reduction == "mean":
-        raise ValueError('dataset_size scales a sum over the batch: reduction must be "sum" or "none", got "mean"')
     return dataset_size / max(batch, 1)
 
 
