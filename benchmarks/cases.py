@@ -36,6 +36,7 @@ class Op:
     shared: tuple[str, ...] = ()  # inputs that all samples have in common
     batch_dims: int = 1  # leading dims that the sums keep
     num_samples: int | None = None  # the first dim of the case's shape, if it can be no other
+    dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
 # 45 levels, of as many pixels squared, as of a very deep VAE on 32×32 images (Child 2021).
@@ -92,6 +93,7 @@ OPS = {
             shared=("mu", "logvar"),
             batch_dims=2,
             num_samples=count,
+            dtypes=("float32",),  # a rounded z does not tell the noise, from which the expected KL is found
         )
         for count in SAMPLE_COUNTS
     },
@@ -206,7 +208,9 @@ class Case:
         """Parameters that all samples share are float32, as they are beside bfloat16 activations; classes int64."""
         if (self.op, tensor) == ("categorical", "x"):
             return torch.int64
-        return torch.float32 if tensor.removeprefix("grad_") in OPS[self.op].shared else DTYPES[self.dtype]
+        op = OPS[self.op]
+        parameter = op.batch_dims == 1 and tensor.removeprefix("grad_") in op.shared
+        return torch.float32 if parameter else DTYPES[self.dtype]
 
     def size_of(self, tensor: str) -> int:
         """Bytes of one of the tensors that `Traffic` names."""
@@ -306,7 +310,7 @@ def cases(device: str, everything: bool) -> list[Case]:
         Case(op, shape, dtype, about, in_default=_in_default(op, shape, dtype))
         for op, of_op in shapes.items()
         for shape, about in (of_op | (large if op in LARGE_OPS else {})).items()
-        for dtype in DTYPES
+        for dtype in OPS[op].dtypes
     ]
     return found if everything or device == "cuda" else [case for case in found if case.in_default]
 

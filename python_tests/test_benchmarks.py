@@ -132,8 +132,7 @@ def test_copy_moves_the_stated_bytes() -> None:
     assert passes.forward()[-1].item() == n // 8  # the sum of the ones in the N words read beyond those copied
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "dtype"), [(op, dtype) for op in OPS for dtype in OPS[op].dtypes])
 def test_right_contenders_pass(op: str, dtype: str) -> None:
     case = small_case(op, (37, 6, 50), dtype)
     competing = [c for c in contenders("cpu")[0] if c.name != "compile"]
