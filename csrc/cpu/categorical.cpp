@@ -251,7 +251,7 @@ struct Sums {
 
   Sums(const T* log_probs, const CategoricalForward& a)
       : log_probs(log_probs),
-        grid(a.samples, a.samples ? a.positions / a.samples : 0, 1, false),
+        grid(a.samples, a.samples ? a.positions / a.samples : 0, false),
         sums(grid, static_cast<T*>(a.log_prob)) {}
 
   template <class Isa>
