@@ -45,6 +45,10 @@ def find_torch() -> tuple[list[str], list[str]] | None:
 class BuildLibraries(build_ext):
     """Plain shared libraries for `torch.ops.load_library`: no Python module, so no Python version in the name."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or True  # both libraries at once
+
     def get_ext_filename(self, name: str) -> str:
         return str(Path(*name.split(".")).with_suffix(".so"))
 

@@ -153,7 +153,7 @@ struct Backward {
 
   static bool fits(const LikelihoodBackward& a) {
     for (int j = 0; j < kTensors; ++j) {
-      if (!is_dense<S>(a.arguments[j]) || finds(j) && !(a.gradients[j].data && is_dense<S>(a.gradients[j])))
+      if (!is_dense<S>(a.arguments[j]) || (finds(j) && !(a.gradients[j].data && is_dense<S>(a.gradients[j]))))
         return false;
     }
     return true;

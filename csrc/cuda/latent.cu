@@ -227,7 +227,8 @@ struct General {
   __device__ __forceinline__ Relative<T> relative_to_prior(const Moments& q, int k) const {
     const T m = pick(q.mu, k), l = pick(q.l, k), std = pick(q.std, k);
     if (!prior) return relative(m, l, std);
-    return relative(m, l, std, pick(q.prior_mu, k), pick(q.prior_logvar, k), logarithmic);
+    const T prior_m = pick(q.prior_mu, k), v = pick(q.prior_logvar, k);
+    return logarithmic ? relative<true>(m, l, std, prior_m, v) : relative<false>(m, l, std, prior_m, v);
   }
 };
 
