@@ -32,9 +32,21 @@ REGISTERS, MANY_REGISTERS = 128, 255
 MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < tile.HELD]
 
 
+# Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
+SPILLING = {
+    ("latent, one prior for all, backward", "bfloat16", "sm_100"),
+    ("latent, one prior for all, backward", "float16", "sm_100"),
+    ("latent, samples, prior, monte carlo, forward", "bfloat16", "sm_80"),
+    ("latent, samples, prior, monte carlo, forward", "float16", "sm_80"),
+    ("continuous_bernoulli forward", "float16", "sm_90"),
+    ("zero_inflated_negative_binomial forward", "float32", "sm_80"),
+    ("zero_inflated_negative_binomial forward", "float32", "sm_90"),
+}
+
+
 def check(row: dict[str, str | int | float]) -> None:
-    # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
-    assert row["spilled"] <= 4 and row["local_bytes"] <= 8
+    spills = (row["kernel"], row["dtype"], row["target"]) in SPILLING
+    assert (row["spilled"], row["local_bytes"]) <= ((4, 8) if spills else (0, 0))
     many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
     assert row["registers"] <= (MANY_REGISTERS if many else REGISTERS)
     if not row["kernel"].endswith(", sum"):
