@@ -46,7 +46,7 @@ SPILLING = {
 
 def check(row: dict[str, str | int | float]) -> None:
     spills = (row["kernel"], row["dtype"], row["target"]) in SPILLING
-    assert (row["spilled"], row["local_bytes"]) <= ((4, 8) if spills else (0, 0))
+    assert row["spilled"] <= 4 * spills and row["local_bytes"] <= 8 * spills
     many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
     assert row["registers"] <= (MANY_REGISTERS if many else REGISTERS)
     if not row["kernel"].endswith(", sum"):
