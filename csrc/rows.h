@@ -155,7 +155,7 @@ inline bool merge_dims(const Shape& shape, const Dims& order, int64_t* outer_str
   }
   const bool two = levels == 2;  // else the one level is the outer one, around an inner one of one element
   *outer_stride = two ? stride[1] : stride[0];
-  *inner_size = two ? size[0] : 1;
+  *inner_size = two ? std::max<int64_t>(size[0], 1) : 1;  // one that divides, of no elements too
   *inner_stride = two ? stride[0] : 0;
   return true;
 }
