@@ -306,7 +306,7 @@ struct Backward {
   VK_INLINE void one_tile(const Tile& tile, const int64_t* k, const T* upstream) const {
     T buffer[kTile], weights[kTile], out_buffer[kTile];
     const T* logits = all.template load<Isa>(tile, buffer);
-    T* out = target(a.grad_logits, tile, out_buffer);
+    T* out = target_of(tile, out_buffer);
     for (int r = 0; r < tile.rows; ++r) {
       const T* row = logits + r * pitch(tile);
       T* to = out + r * pitch(tile);
@@ -316,7 +316,7 @@ struct Backward {
       write(weights, pitch(tile), is_class ? -upstream[r] / n.total() : T(NAN), to);
       if (is_class) to[k[r]] = upstream[r] * one_minus_prob(n, logit);
     }
-    store<Isa>(a.grad_logits, tile, out, out_buffer);
+    put<Isa>(tile, out, out_buffer);
   }
 
   template <class Isa>
@@ -328,13 +328,25 @@ struct Backward {
     for (int64_t col = 0; col < all.classes; col += kTile) {
       const Tile tile = all.piece(position, col);
       const T* logits = all.template load<Isa>(tile, buffer);
-      T* to = target(a.grad_logits, tile, out_buffer);
+      T* to = target_of(tile, out_buffer);
       const int width = pitch(tile);
 #pragma GCC ivdep
       for (int j = 0; j < width; ++j) weights[j] = exp_minus(n.largest - logits[j]);
       write(weights, width, scale, to);
       if (k >= col && k < col + tile.cols) to[k - col] = upstream * one_minus_prob(n, logit);
-      store<Isa>(a.grad_logits, tile, to, out_buffer);
+      put<Isa>(tile, to, out_buffer);
+    }
+  }
+
+  // Where a tile of padded positions is written: memory has no room for the padding.
+  VK_INLINE T* target_of(const Tile& tile, T* buffer) const {
+    return pitch(tile) == tile.cols ? target(a.grad_logits, tile, buffer) : buffer;
+  }
+  template <class Isa>
+  VK_INLINE void put(const Tile& tile, const T* written, const T* buffer) const {
+    if (written != buffer) return;
+    for (int i = 0; i < tile.rows; ++i) {
+      Isa::scatter(a.grad_logits, Tile{tile.row + i, tile.col, 1, tile.cols}, buffer + i * pitch(tile));
     }
   }
 
