@@ -59,6 +59,7 @@ import torch
 import vae_kernels as vk
 
 sys.path.insert(0, sys.argv[1])
+import test_latent
 from samples import BF16, BROADCAST, F16, F32, F64, LAID_OUT, OPS, SHAPED, VALUES, sample
 
 vk.use_backend("cpp")
@@ -86,6 +87,12 @@ def results(cases):
             yield f"{case} {name}", tensor
 
 
+def latent_forms():
+    for case in test_latent.CASES[::3]:
+        for name, tensor in test_latent.results(case, case.call, case.make()).items():
+            yield f"{case} {name}", tensor
+
+
 large = [sample(op, shape, dtypes=dtype) for op in OPS for dtype in (F64, F32, BF16)
          for shape in ((300, 1000), (3, 100001), (1, 200003), (70001, 3))]
 large += [sample("gaussian", shape, parameter=parameter) for shape in ((300, 1000), (1, 200003), (70001, 3))
@@ -94,7 +101,7 @@ cases = [(case, case.make()) for case in [*VALUES[::3], *SHAPED, *LAID_OUT[::3],
 found = {"isa": torch.ops.vae_kernels_cpp.isa()}
 for threads in (1, 2):
     torch.set_num_threads(threads)
-    found[threads] = {name: digest(tensor) for source in (noise(), results(cases)) for name, tensor in source}
+    found[threads] = {name: digest(tensor) for source in (noise(), results(cases), latent_forms()) for name, tensor in source}
 print(json.dumps(found))
 """
 

@@ -54,7 +54,8 @@ def reparameterize_kl(
             gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
             elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
             the batch. Default: drawn from torch's random state, so that `torch.manual_seed` reproduces.
-        generator: where the seed is drawn from instead of torch's default generator.
+        generator: where the seed is drawn from instead of torch's default generator; not within
+            `torch.compile(fullgraph=True)`, which cannot trace one.
         eps: the noise itself, of the shape of `z`, instead of a seed; it gets a gradient too.
         batch_dims: how many leading dims of `mu` are kept; all others are summed.
 
