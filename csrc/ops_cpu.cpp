@@ -112,17 +112,7 @@ std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, 
   a.grad = rows.row_view(grad);
   std::vector<Tensor> gradients;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!needs.at(i)) continue;
-    gradients.push_back(rows.empty_gradient(inputs[i]));
-    Tensor& gradient = gradients.back();
-    if (rows.same_shape(gradient)) {
-      a.gradients[i] = rows.output(gradient);
-    } else {
-      a.gradients[i].data = gradient.mutable_data_ptr();
-      a.gradients[i].type = type_of_tensor(gradient);
-      a.sums[i] = gradient.numel();
-      if (a.sums[i] > 1) a.cells[i] = rows.column_offsets_of(gradient);
-    }
+    if (needs.at(i)) a.gradients[i] = parameter_gradient(rows, inputs[i], &gradients);
   }
   cpu::likelihood_backward(a, parallel_for);
   rows.finish();

@@ -120,23 +120,23 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
     lf.arguments[1] = memory.view(target, rows, outer, inner, layout);
     lf.log_prob = sums.data();
     for (int i = 0; i < 2; ++i) {
-      lb.gradients[i] = memory.view(i == 0 ? type : Type::kFloat32, rows, outer, inner, dense);
+      lb.gradients[i].view = memory.view(i == 0 ? type : Type::kFloat32, rows, outer, inner, dense);
     }
     if (arguments == 3) {  // one per outer index, the same for all rows
       lf.arguments[2] = memory.view(type, 1, outer, 1, dense);
       lf.arguments[2].stride[0] = lf.arguments[2].stride[1] = 0;
       lf.arguments[2].col_inner = std::max<int64_t>(inner, 1), lf.arguments[2].stride[2] = 1;
       lf.arguments[2].stride[3] = 0, lf.arguments[2].dense = false;
-      lb.gradients[2] = memory.view(type, 1, outer, 1, dense);
-      lb.sums[2] = outer;
-      for (int64_t col = 0; col < cols; ++col) lb.cells[2].push_back(col / inner);
+      lb.gradients[2].view = memory.view(type, 1, outer, 1, dense);
+      lb.gradients[2].sums = outer;
+      for (int64_t col = 0; col < cols; ++col) lb.gradients[2].cells.push_back(col / inner);
     }
     vk::cpu::likelihood_forward(lf, serial);
     for (const T sum : sums) check(std::isfinite(sum));
     lb.grad = b.grad_kl;
     for (int i = 0; i < arguments; ++i) lb.arguments[i] = lf.arguments[i];
     vk::cpu::likelihood_backward(lb, serial);
-    lb.gradients[1].data = nullptr;  // the usual case: nobody differentiates x
+    lb.gradients[1].view.data = nullptr;  // the usual case: nobody differentiates x
     vk::cpu::likelihood_backward(lb, serial);
   }
 }

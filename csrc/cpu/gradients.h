@@ -27,7 +27,8 @@ class GradientWriter {
   }
 
   // Where arithmetic writes a tile; `buffer` has kLanes elements more than a tile.
-  VK_INLINE T* target(const Tile& tile, T* buffer) const {
+  template <class S>
+  VK_INLINE S* target(const Tile& tile, S* buffer) const {
     return gradient_.view.data && gradient_.sums == 0 ? cpu::target(gradient_.view, tile, buffer) : buffer;
   }
 

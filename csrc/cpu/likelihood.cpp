@@ -1,7 +1,7 @@
 #include "../likelihood.h"
 
 #include <cstring>
-#include <optional>
+#include <utility>
 
 #include "likelihood.h"
 #include "tiles.h"
@@ -92,20 +92,15 @@ struct Backward {
   const LikelihoodBackward& a;
   Grid grid;
   Numbers<T> numbers;
-  std::optional<ElementSum<T>> total[kArguments];
-  std::optional<ColumnSums<T>> columns[kArguments];
+  GradientWriter<T> gradients[kTensors];
 
-  explicit Backward(const LikelihoodBackward& a)
-      : a(a), grid(a.rows, a.cols, sums_columns(a)), numbers(a, kTensors, kArguments) {
-    for (int j = 0; j < kArguments; ++j) {
-      if (a.sums[j] == 1) total[j].emplace(grid);
-      if (a.sums[j] > 1) columns[j].emplace(grid);
-    }
-  }
-
-  static bool sums_columns(const LikelihoodBackward& a) {
-    return std::any_of(a.sums, a.sums + kArguments, [](int64_t n) { return n > 1; });
-  }
+  explicit Backward(const LikelihoodBackward& a) : Backward(a, std::make_index_sequence<kTensors>()) {}
+  template <size_t... j>
+  Backward(const LikelihoodBackward& a, std::index_sequence<j...>)
+      : a(a),
+        grid(a.rows, a.cols, (a.gradients[j].by_column() || ...)),
+        numbers(a, kTensors, kArguments),
+        gradients{{a.gradients[j], grid}...} {}
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
@@ -117,8 +112,7 @@ struct Backward {
       const T* grad = load<Isa>(a.grad, tile, grad_buffer);
       for (int j = 0; j < kTensors; ++j) {
         in[j] = load_as<Isa, T>(a.arguments[j], tile, buffer[j]);
-        const bool elementwise = a.gradients[j].data && !total[j] && !columns[j];
-        out[j] = elementwise ? target(a.gradients[j], tile, gradient_buffer[j]) : gradient_buffer[j];
+        out[j] = gradients[j].target(tile, gradient_buffer[j]);
       }
       T number[kArguments];
       for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
@@ -134,47 +128,22 @@ struct Backward {
       }
       if constexpr (std::is_same_v<S, T>) {
         for (int j = 0; j < kTensors; ++j) {
-          if (finds(j)) put<Isa>(j, tile, task, out[j], gradient_buffer[j]);
+          if (finds(j)) gradients[j].template write<Isa>(tile, task, out[j], gradient_buffer[j]);
         }
       }
     });
   }
 
-  template <class Isa>
-  VK_INLINE void put(int j, const Tile& tile, int64_t task, const T* written, const T* buffer) const {
-    if (total[j]) {
-      total[j]->template add<Isa>(tile, task, written);
-    } else if (columns[j]) {
-      columns[j]->add(tile, task, written);
-    } else if (a.gradients[j].data) {
-      store<Isa>(a.gradients[j], tile, written, buffer);
-    }
-  }
-
   static bool fits(const LikelihoodBackward& a) {
     for (int j = 0; j < kTensors; ++j) {
-      if (!is_dense<S>(a.arguments[j]) || (finds(j) && !(a.gradients[j].data && is_dense<S>(a.gradients[j]))))
+      if (!is_dense<S>(a.arguments[j]) || (finds(j) && !(a.gradients[j].view.data && is_dense<S>(a.gradients[j].view))))
         return false;
     }
     return true;
   }
 
   void finish() const {
-    for (int j = 0; j < kArguments; ++j) {
-      if (total[j]) write(a.gradients[j], 0, total[j]->finish());
-      if (columns[j]) finish_columns(j);
-    }
-  }
-
-  void finish_columns(int j) const {
-    const std::vector<double> sums = columns[j]->finish();
-    std::vector<Total> cells(a.sums[j]);
-    for (int64_t col = 0; col < a.cols; ++col) cells[a.cells[j][col]].add(sums[col]);
-    for (int64_t cell = 0; cell < a.sums[j]; ++cell) write(a.gradients[j], cell, cells[cell].value());
-  }
-
-  static void write(const View& view, int64_t at, double value) {
-    with_type(view.type, [&](auto* null) { narrow(value, static_cast<decltype(null)>(view.data) + at); });
+    for (const GradientWriter<T>& gradient : gradients) gradient.finish();
   }
 };
 
@@ -218,16 +187,17 @@ void forward(const LikelihoodForward& a, ParallelFor parallel) {
 
 template <class Family, class T>
 void backward(const LikelihoodBackward& a, ParallelFor parallel) {
-  const View* g = a.gradients;
+  const Gradient* g = a.gradients;
   for (int j = 0; j < Family::kArguments; ++j) {
-    if (a.sums[j] == 0) expect_writes(g[j], a.rows * a.cols);
+    if (g[j].sums == 0) expect_writes(g[j].view, a.rows * a.cols);
   }
-  const bool of_parameters = std::any_of(g + 2, g + Family::kArguments, [](const View& view) { return view.data; });
-  if (!g[1].data && !of_parameters && are_numbers<Family>(a)) {
+  const bool of_parameters =
+      std::any_of(g + 2, g + Family::kArguments, [](const Gradient& of) { return of.view.data; });
+  if (!g[1].view.data && !of_parameters && are_numbers<Family>(a)) {
     return run_converting<Family, T, Backwards<Family, T, Find::kFirst>::template Kernel>(a, parallel);
   }
   if constexpr (Family::kArguments > 2) {
-    if (!g[1].data) {
+    if (!g[1].view.data) {
       return run_converting<Family, T, Backwards<Family, T, Find::kAllButX>::template Kernel>(a, parallel);
     }
   }

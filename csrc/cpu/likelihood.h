@@ -1,9 +1,7 @@
 // The CPU kernels of the likelihoods: what they take. A view without data stands for a tensor that is not there.
 #pragma once
 
-#include <vector>
-
-#include "tiles.h"
+#include "gradients.h"
 
 namespace vk::cpu {
 
@@ -23,11 +21,7 @@ struct LikelihoodBackward {
   int64_t rows, cols;
   View grad;
   View arguments[kMaxArguments];
-  View gradients[kMaxArguments];
-  // Of a gradient that is a sum, how many elements it has, contiguous, and for more than one to which of them each
-  // column is added; else 0.
-  int64_t sums[kMaxArguments];
-  std::vector<int64_t> cells[kMaxArguments];
+  Gradient gradients[kMaxArguments];
 };
 
 // How many arguments a family has; 0 where there is no such family.
