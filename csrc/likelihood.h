@@ -334,4 +334,16 @@ struct DiscretizedLogistic {
   X(NegativeBinomial)                                                                                                  \
   X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs) X(DiscretizedLogistic)
 
+// How many arguments a family has, and how many of the last of them are constants; none where there is no such family.
+struct FamilyArguments {
+  int count = 0, constants = 0;
+};
+inline FamilyArguments arguments_of(const char* family) {
+#define X(FAMILY)                                                                                                      \
+  if (strcmp(family, FAMILY::kName) == 0) return {FAMILY::kArguments, FAMILY::kConstants};
+  VK_FAMILIES(X)
+#undef X
+  return {};
+}
+
 }  // namespace vk

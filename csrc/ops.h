@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "latent.h"
+#include "likelihood.h"
 #include "rows.h"
 
 namespace vk {
@@ -358,6 +359,16 @@ class LatentCall {
   const int64_t packed_dim_;
   std::optional<Tensor> seed_;
 };
+
+// Whether an op was given what a family takes: `inputs` tensors, then `constants` numbers.
+inline void check_family(const std::string& family, size_t inputs, size_t constants) {
+  const FamilyArguments wanted = arguments_of(family.c_str());
+  STD_TORCH_CHECK(wanted.count > 0, "no family is named ", family);
+  STD_TORCH_CHECK(inputs + constants == size_t(wanted.count), family, " takes ", wanted.count, " arguments, got ",
+                  inputs + constants);
+  STD_TORCH_CHECK(constants >= size_t(wanted.constants), family, " needs ", wanted.constants,
+                  " of its arguments in constants, as numbers, got ", constants, " there and ", inputs, " tensors");
+}
 
 // The ops of every kernel backend; fakes.py has the same schemas.
 inline void define_ops(torch::stable::detail::StableLibrary& m) {

@@ -9,6 +9,7 @@
 #include "../csrc/cpu/categorical.h"
 #include "../csrc/cpu/latent.h"
 #include "../csrc/cpu/likelihood.h"
+#include "../csrc/likelihood.h"
 
 namespace {
 
@@ -111,7 +112,7 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
 
   for (const bool broadcast : {false, true}) {
     const char* family = broadcast ? "gaussian" : "bernoulli";
-    const int arguments = vk::cpu::family_arguments(family);
+    const int arguments = vk::arguments_of(family).count;
     vk::cpu::LikelihoodForward lf{};
     lf.family = family, lf.arithmetic = arithmetic, lf.rows = rows, lf.cols = cols;
     vk::cpu::LikelihoodBackward lb{};

@@ -148,6 +148,20 @@ def test_the_best_instruction_set_is_the_default() -> None:
     assert done.stdout.strip() == supported()[0]
 
 
+@pytest.mark.parametrize("bins", [torch.tensor(256.0), torch.full((2, 3), 256.0)], ids=["one", "elements"])
+def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
+    """The kernels read them as one number: of several they would take the first."""
+    inputs = [torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()), bins]
+    ops = torch.ops.vae_kernels_cpp
+    message = "discretized_logistic needs 1 of its arguments in constants, as numbers, got 0 there and 4 tensors"
+    with pytest.raises(RuntimeError, match=message):
+        ops.likelihood_forward("discretized_logistic", inputs, [], 1)
+    with pytest.raises(RuntimeError, match=message):
+        ops.likelihood_backward("discretized_logistic", torch.ones(2), inputs, [], 1, [True] * 4)
+    with pytest.raises(RuntimeError, match="discretized_logistic takes 4 arguments, got 5"):
+        ops.likelihood_forward("discretized_logistic", inputs, [256.0], 1)
+
+
 def test_calls_from_several_threads_at_once() -> None:
     """Each Python thread gets its own right results."""
 

@@ -206,14 +206,6 @@ void backward(const LikelihoodBackward& a, ParallelFor parallel) {
 
 }  // namespace
 
-int family_arguments(const char* family) {
-#define X(FAMILY)                                                                                                      \
-  if (std::strcmp(family, FAMILY::kName) == 0) return FAMILY::kArguments;
-  VK_FAMILIES(X)
-#undef X
-  return 0;
-}
-
 void likelihood_forward(const LikelihoodForward& a, ParallelFor parallel) {
 #define X(FAMILY)                                                                                                      \
   if (std::strcmp(a.family, FAMILY::kName) == 0) {                                                                     \

@@ -24,9 +24,6 @@ struct LikelihoodBackward {
   Gradient gradients[kMaxArguments];
 };
 
-// How many arguments a family has; 0 where there is no such family.
-int family_arguments(const char* family);
-
 void likelihood_forward(const LikelihoodForward& arguments, ParallelFor parallel);
 void likelihood_backward(const LikelihoodBackward& arguments, ParallelFor parallel);
 
