@@ -40,32 +40,71 @@ VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t s
   return buffer;
 }
 
-// The commonest case: one z, the analytic KL to N(0, 1), a log-variance as it is. One loop does it all.
+// The commonest cases: one z, the analytic KL, a log-variance; that as it is, clamped, or beside a prior. One loop does
+// it all.
+enum class Form { kBare, kClamped, kPrior };
+
 bool is_plain(const LatentInputs& a) {
-  return a.samples == 1 && !a.prior() && !a.clamped() && a.scale == Scale::kLogvar &&
-         a.estimator == KlEstimator::kAnalytic;
+  return a.samples == 1 && a.scale == Scale::kLogvar && a.estimator == KlEstimator::kAnalytic &&
+         !(a.prior() && a.clamped());
 }
 
-template <class T>
+// Calls f with the form as a constant.
+template <class F>
+void with_form(const LatentInputs& a, const F& f) {
+  if (a.prior()) return f(std::integral_constant<Form, Form::kPrior>());
+  a.clamped() ? f(std::integral_constant<Form, Form::kClamped>()) : f(std::integral_constant<Form, Form::kBare>());
+}
+
+// A tile of what was passed for q and for the prior.
+template <class T, Form kForm>
+struct PlainInputs {
+  static constexpr int kSize = kForm == Form::kPrior ? kTile : 1;
+  T mu_buffer[kTile], raw_buffer[kTile], m_buffer[kSize], v_buffer[kSize];
+  const T *mu, *raw, *m, *v;
+
+  template <class Isa>
+  VK_INLINE void load(const LatentInputs& a, const Tile& tile) {
+    mu = cpu::load<Isa>(a.mu, tile, mu_buffer);
+    raw = cpu::load<Isa>(a.raw, tile, raw_buffer);
+    if constexpr (kForm == Form::kPrior) {
+      m = cpu::load<Isa>(a.prior_mu, tile, m_buffer);
+      v = cpu::load<Isa>(a.prior_logvar, tile, v_buffer);
+    }
+  }
+
+  VK_INLINE Spread<T> spread(int k, const Clamp<T>& clamp) const {
+    if constexpr (kForm == Form::kClamped) return vk::spread<Scale::kLogvar>(raw[k], clamp);
+    const T std = exp(T(0.5) * raw[k]);
+    return {raw[k], std, T(1), T(0.5) * std};
+  }
+  VK_INLINE Relative<T> relative(int k, const Spread<T>& s) const {
+    if constexpr (kForm == Form::kPrior) return vk::relative(mu[k], s.l, s.std, m[k], v[k]);
+    return vk::relative(mu[k], s.l, s.std);
+  }
+};
+
+template <class T, Form kForm>
 struct PlainForward {
   const LatentForward& a;
   Grid grid{a.rows, a.cols, false};
   RowSums<T> kl{grid, static_cast<T*>(a.kl)};
+  Clamp<T> clamp{a.low, a.high};
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile + kQuad], z_buffer[kTile], kl_values[kTile + kLanes];
-      const T* mu = load<Isa>(a.mu, tile, mu_buffer);
-      const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
+      T eps_buffer[kTile + kQuad], z_buffer[kTile], kl_values[kTile + kLanes];
+      PlainInputs<T, kForm> in;
+      in.template load<Isa>(a, tile);
       const T* eps = load_noise<Isa>(a, tile, 0, eps_buffer);
       T* z = target(a.z, tile, z_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
-        const Latent<T> r = latent(mu[k], logvar[k], eps[k]);
-        z[k] = r.z;
-        kl_values[k] = r.kl;
+        const Spread<T> s = in.spread(k, clamp);
+        z[k] = fused(s.std, eps[k], in.mu[k]);
+        kl_values[k] = analytic_kl(in.relative(k, s));
       }
       store<Isa>(a.z, tile, z, z_buffer);
       if (a.kl) {
@@ -77,40 +116,50 @@ struct PlainForward {
   }
 };
 
-template <class T, bool kZ, bool kKl>
+template <class T, Form kForm, bool kZ, bool kKl>
 struct PlainBackward {
   const LatentBackward& a;
-  Grid grid{a.rows, a.cols, false};
+  Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
+  GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
+  Clamp<T> clamp{a.low, a.high};
 
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
-    grid.visit_tiles(i, [&](const Tile& tile, int64_t) __attribute__((always_inline)) {
-      T mu_buffer[kTile], logvar_buffer[kTile], eps_buffer[kTile + kQuad], grad_z_buffer[kTile], grad_kl_buffer[kTile];
-      T grad_mu_buffer[kTile], grad_logvar_buffer[kTile], grad_eps_buffer[kTile];
-      const T* mu = load<Isa>(a.mu, tile, mu_buffer);
-      const T* logvar = load<Isa>(a.raw, tile, logvar_buffer);
-      const T *eps = mu, *grad_z = mu, *grad_kl = mu;  // what is not used may be anything
+    grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
+      T eps_buffer[kTile + kQuad], grad_z_buffer[kTile], grad_kl_buffer[kTile];
+      T grad_mu_buffer[kTile], grad_raw_buffer[kTile], grad_eps_buffer[kTile];
+      PlainInputs<T, kForm> in;
+      T grad_m_buffer[in.kSize + kLanes], grad_v_buffer[in.kSize + kLanes];
+      in.template load<Isa>(a, tile);
+      const T *eps = in.mu, *grad_z = in.mu, *grad_kl = in.mu;  // what is not used may be anything
       if constexpr (kZ) {
         grad_z = load<Isa>(a.grad_z, tile, grad_z_buffer);
         if (a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
       }
       if constexpr (kKl) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
       T* grad_mu = target(a.grad_mu, tile, grad_mu_buffer);
-      T* grad_logvar = target(a.grad_raw, tile, grad_logvar_buffer);
+      T* grad_raw = target(a.grad_raw, tile, grad_raw_buffer);
       T* grad_eps = target(a.grad_eps, tile, grad_eps_buffer);
+      T* grad_m = prior_mu.target(tile, grad_m_buffer);
+      T* grad_v = prior_logvar.target(tile, grad_v_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
-        const T std = exp(T(0.5) * logvar[k]);
+        const Spread<T> s = in.spread(k, clamp);
         const Upstream<T> up{grad_z[k], grad_z[k] * eps[k], grad_kl[k], T(0), T(0)};
-        const LatentGradient<T> g = latent_gradient<kZ, kKl, false>(relative(mu[k], logvar[k], std), std, up);
+        const LatentGradient<T> g = latent_gradient<kZ, kKl, false>(in.relative(k, s), s.std, up);
         grad_mu[k] = g.mu;
-        grad_logvar[k] = kZ ? fused(T(0.5) * std, g.std, g.l) : g.l;
-        grad_eps[k] = kZ ? grad_z[k] * std : T(0);
+        grad_raw[k] = kZ ? fused(s.dstd, g.std, s.dl * g.l) : s.dl * g.l;
+        grad_eps[k] = kZ ? grad_z[k] * s.std : T(0);
+        if constexpr (kForm == Form::kPrior) grad_m[k] = g.prior_mu, grad_v[k] = g.prior_logvar;
       }
       if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, grad_mu_buffer);
-      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_logvar, grad_logvar_buffer);
+      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, grad_raw_buffer);
       if (a.grad_eps.data) store<Isa>(a.grad_eps, tile, grad_eps, grad_eps_buffer);
+      if constexpr (kForm == Form::kPrior) {
+        prior_mu.template write<Isa>(tile, task, grad_m, grad_m_buffer);
+        prior_logvar.template write<Isa>(tile, task, grad_v, grad_v_buffer);
+      }
     });
   }
 };
@@ -170,10 +219,9 @@ struct Moments {
       for (int k = 0; k < n; ++k) e[k] = vk::relative(mu[k], l[k], std[k]).e, w[k] = T(1);
       return;
     }
-    constexpr bool kLogarithmic = kScale == Scale::kLogvar || kScale == Scale::kLogstd;
 #pragma GCC ivdep
     for (int k = 0; k < n; ++k) {
-      const Relative<T> q = vk::relative<kLogarithmic>(mu[k], l[k], std[k], m[k], v[k]);
+      const Relative<T> q = vk::relative(mu[k], l[k], std[k], m[k], v[k]);
       u_buffer[k] = q.u, d_buffer[k] = q.d, e[k] = q.e, r_buffer[k] = q.r, w[k] = q.w;
     }
   }
@@ -330,13 +378,15 @@ void run_forward(const LatentForward& a, ParallelFor parallel) {
 template <class T>
 void forward(const LatentForward& a, ParallelFor parallel) {
   const bool sampled = a.estimator != KlEstimator::kAnalytic;
-  if (is_plain(a)) return run_forward<PlainForward<T>>(a, parallel);
+  if (is_plain(a)) {
+    return with_form(a, [&](auto form) { run_forward<PlainForward<T, form()>>(a, parallel); });
+  }
   sampled ? run_forward<Forward<T, true>>(a, parallel) : run_forward<Forward<T, false>>(a, parallel);
 }
 
-template <class T, bool kZ, bool kKl, bool kSampled>
+template <class Kernel>
 void run_backward(const LatentBackward& a, ParallelFor parallel) {
-  const Backward<T, kZ, kKl, kSampled> kernel{a};
+  const Kernel kernel{a};
   run(kernel, parallel);
   kernel.prior_mu.finish();
   kernel.prior_logvar.finish();
@@ -345,14 +395,18 @@ void run_backward(const LatentBackward& a, ParallelFor parallel) {
 template <class T>
 void backward(const LatentBackward& a, ParallelFor parallel) {
   const bool z = a.grad_z.data, kl = a.grad_kl.data;
-  if (is_plain(a) && z && kl) return run(PlainBackward<T, true, true>{a}, parallel);
-  if (is_plain(a) && z) return run(PlainBackward<T, true, false>{a}, parallel);
-  if (is_plain(a) && kl) return run(PlainBackward<T, false, true>{a}, parallel);
-  if (kl && a.estimator != KlEstimator::kAnalytic) return run_backward<T, true, true, true>(a, parallel);
-  if (z && kl) return run_backward<T, true, true, false>(a, parallel);
-  if (z) return run_backward<T, true, false, false>(a, parallel);
-  if (kl) return run_backward<T, false, true, false>(a, parallel);
-  run_backward<T, false, false, false>(a, parallel);
+  if (is_plain(a) && (z || kl)) {
+    return with_form(a, [&](auto form) {
+      if (z && kl) return run_backward<PlainBackward<T, form(), true, true>>(a, parallel);
+      z ? run_backward<PlainBackward<T, form(), true, false>>(a, parallel)
+        : run_backward<PlainBackward<T, form(), false, true>>(a, parallel);
+    });
+  }
+  if (kl && a.estimator != KlEstimator::kAnalytic) return run_backward<Backward<T, true, true, true>>(a, parallel);
+  if (z && kl) return run_backward<Backward<T, true, true, false>>(a, parallel);
+  if (z) return run_backward<Backward<T, true, false, false>>(a, parallel);
+  if (kl) return run_backward<Backward<T, false, true, false>>(a, parallel);
+  run_backward<Backward<T, false, false, false>>(a, parallel);
 }
 
 // Of a prior that is given by half: 0 for the other.

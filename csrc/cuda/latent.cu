@@ -146,7 +146,7 @@ struct General {
   static constexpr bool kLoop = !is_float<T>;
   int64_t rows, cols, samples;
   const int64_t* seeds;
-  bool own_seeds, prior, sampled, path, logarithmic;
+  bool own_seeds, prior, sampled, path;
   Operand mu, raw, prior_mu, prior_logvar, eps;
   Scale scale;
   Clamp<T> clamp;
@@ -160,7 +160,6 @@ struct General {
         prior(a.prior()),
         sampled(a.sampled()),
         path(a.estimator == KlEstimator::kPath),
-        logarithmic(a.scale == Scale::kLogvar || a.scale == Scale::kLogstd),
         mu(a.mu, cols, kWidth),
         raw(a.raw, cols, kWidth),
         prior_mu(a.prior_mu, cols, kWidth),
@@ -228,7 +227,7 @@ struct General {
     const T m = pick(q.mu, k), l = pick(q.l, k), std = pick(q.std, k);
     if (!prior) return relative(m, l, std);
     const T prior_m = pick(q.prior_mu, k), v = pick(q.prior_logvar, k);
-    return logarithmic ? relative<true>(m, l, std, prior_m, v) : relative<false>(m, l, std, prior_m, v);
+    return relative(m, l, std, prior_m, v);
   }
 };
 
