@@ -67,8 +67,8 @@ VK_INLINE Relative<T> relative(T mu, T l, T std) {
   return {mu, l, std * std, std, T(1)};
 }
 
-// To N(m, e^v). e^d is the square of r, within 6 ulp: an exponential of its own would be nearer by half, but only |d| > 3/2
-// needs it, and it would take a fifth of the time of a forward pass.
+// To N(m, e^v). e^d is the square of r, within 6 ulp: an exponential of its own would be nearer by half, but only
+// |d| > 3/2 needs it, and it would take a fifth of the time of a forward pass.
 template <class T>
 VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
   const T w = exp(T(-0.5) * v), r = std * w;

@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -370,6 +371,21 @@ inline void check_family(const std::string& family, size_t inputs, size_t consta
                   " of its arguments in constants, as numbers, got ", constants, " there and ", inputs, " tensors");
 }
 
+// The commonest latent step, as an op of few arguments: each costs host time on its way here.
+template <auto kLatentForward>
+std::tuple<Tensor, Tensor> latent_plain_forward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
+                                                int64_t batch_dims) {
+  return kLatentForward(mu, logvar, {}, {}, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+}
+template <auto kLatentBackward>
+std::tuple<Tensor, Tensor> latent_plain_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
+                                                 const Tensor& logvar, const Tensor& seed, int64_t batch_dims) {
+  const std::vector<Tensor> gradients =
+      kLatentBackward(grad_z, grad_kl, mu, logvar, {}, {}, seed, {}, {true, true, false, false, false}, batch_dims, 0,
+                      {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+  return {gradients[0], gradients[1]};
+}
+
 // The ops of every kernel backend; fakes.py has the same schemas.
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
@@ -380,6 +396,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "latent_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu,"
       " Tensor? prior_logvar, Tensor? seed, Tensor? eps, bool[] needs, int batch_dims, int packed_dim,"
       " int? num_samples, str scale, float[] logvar_clamp, str kl_estimator, str kl_reduction) -> Tensor[]");
+  m.def("latent_plain_forward(Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)");
+  m.def(
+      "latent_plain_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims)"
+      " -> (Tensor, Tensor)");
   m.def("likelihood_forward(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor");
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"

@@ -228,6 +228,8 @@ STABLE_TORCH_LIBRARY(vae_kernels_cuda, m) { vk::define_ops(m); }
 STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, VK_DEVICE, m) {
   m.impl("latent_forward", TORCH_BOX(&vk::latent_forward));
   m.impl("latent_backward", TORCH_BOX(&vk::latent_backward));
+  m.impl("latent_plain_forward", TORCH_BOX((&vk::latent_plain_forward<&vk::latent_forward>)));
+  m.impl("latent_plain_backward", TORCH_BOX((&vk::latent_plain_backward<&vk::latent_backward>)));
   m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
   m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
 }

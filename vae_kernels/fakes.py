@@ -15,6 +15,9 @@ _SETTINGS = (
     " str kl_reduction"
 )
 
+# Those that the plain ops stand for, behind batch_dims.
+PLAIN_SETTINGS = (0, None, "logvar", [], "analytic", "sum")
+
 SCHEMAS = {
     "latent_forward": (
         "(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps,"
@@ -23,6 +26,11 @@ SCHEMAS = {
     "latent_backward": (
         "(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar,"
         f" Tensor? seed, Tensor? eps, bool[] needs, {_SETTINGS}) -> Tensor[]"
+    ),
+    # The commonest latent step, with few arguments.
+    "latent_plain_forward": "(Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)",
+    "latent_plain_backward": (
+        "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)"
     ),
     "likelihood_forward": "(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor",
     "likelihood_backward": (
@@ -92,6 +100,16 @@ def _latent_backward(
 
     inputs = (mu, logvar, prior_mu, prior_logvar, eps)
     return [gradient(t) for t, need in zip(inputs, needs, strict=True) if need]
+
+
+def _latent_plain_forward(mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mu), mu.new_empty(mu.shape[:batch_dims], dtype=compute_dtype(mu, logvar))
+
+
+def _latent_plain_backward(
+    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mu), torch.empty_like(mu, dtype=logvar.dtype)
 
 
 def _empty_gradient(tensor: Tensor, full: Tensor) -> Tensor:

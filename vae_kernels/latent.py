@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import checks, eager, noise, transforms
 from .backends import current_backend
+from .fakes import PLAIN_SETTINGS
 from .rows import empty_samples, expand_parameter
 
 KL_ESTIMATORS = ("analytic", "monte_carlo", "path")
@@ -92,7 +93,7 @@ def reparameterize_kl(
     checks.same_shape("logvar", logvar, "mu", mu)
     checks.same_device("logvar", logvar, "mu", mu)
     checks.batch_dims(batch_dims, "mu", mu)
-    settings = (batch_dims, 0, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    settings = (batch_dims, 0, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
 
 
@@ -143,16 +144,24 @@ def reparameterize_kl_packed(
     checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
-    settings = (batch_dims, dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    settings = (batch_dims, dim, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
 
 
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, like, settings) -> tuple[Tensor, Tensor]:
     """`like` is the tensor whose shape and strides mu has: itself, or the first half of the moments."""
     batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
-    _check_names(num_samples, scale, kl_estimator, kl_reduction)
-    logvar_clamp = _check_clamp(logvar_clamp)
-    _check_noise(seed, generator, eps, like, batch_dims, num_samples)
+    plain = (
+        prior_mu is None
+        and prior_logvar is None
+        and eps is None
+        and logvar is not None
+        and settings[1:] == PLAIN_SETTINGS
+    )
+    if not plain:
+        _check_names(num_samples, scale, kl_estimator, kl_reduction)
+    if seed is not None or generator is not None or eps is not None:
+        _check_noise(seed, generator, eps, like, batch_dims, num_samples)
     if prior_mu is not None:
         prior_mu = _check_prior("prior_mu", prior_mu, like, batch_dims)
     if prior_logvar is not None:
@@ -174,8 +183,11 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, like,
         return z, kl
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
+    namespace = f"vae_kernels_{backend}"
+    if plain:
+        return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
     return LatentStep.apply(
-        mu, logvar, prior_mu, prior_logvar, seed, eps, f"vae_kernels_{backend}",
+        mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
         batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction,
     )  # fmt: skip
 
@@ -202,20 +214,50 @@ class LatentStep(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx, grad_z, grad_kl):
-        mu, logvar, prior_mu, prior_logvar, seed, eps = ctx.saved_tensors
+    def backward(ctx, *upstream):
         needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
-        if torch.is_grad_enabled() or transforms.batched(grad_kl if grad_z is None else grad_z):
-            grads = _differentiable_backward(
-                (grad_z, grad_kl), mu, logvar, prior_mu, prior_logvar, seed, eps, needs, *ctx.settings
-            )
-        else:
-            grads = getattr(torch.ops, ctx.namespace).latent_backward.default(
-                grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, needs, *ctx.settings
-            )
-        grads = iter(grads)
-        grads = [next(grads) if need else None for need in needs]
+        grads = _gradients(ctx, upstream, ctx.saved_tensors, needs)
         return *grads[:4], None, grads[4], None, *(None for _ in ctx.settings)
+
+
+class PlainLatentStep(torch.autograd.Function):
+    """`LatentStep` of mu, logvar and a seed alone. The time of a small one is that of its arguments on their way: at
+    128×20 those left out here were a fifth of forward and backward."""
+
+    @staticmethod
+    def forward(ctx, mu, logvar, seed, namespace, batch_dims):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mu, logvar, seed)
+        ctx.namespace, ctx.settings = namespace, (batch_dims, *PLAIN_SETTINGS)
+        return getattr(torch.ops, namespace).latent_plain_forward.default(mu, logvar, seed, batch_dims)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        mu, logvar, seed = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        if all(needs) and grad_z is not None and grad_kl is not None and not _differentiated_again(grad_z):
+            op = getattr(torch.ops, ctx.namespace).latent_plain_backward.default
+            grads = op(grad_z, grad_kl, mu, logvar, seed, ctx.settings[0])
+        else:
+            inputs = (mu, logvar, None, None, seed, None)
+            grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False, False, False])
+        return grads[0], grads[1], None, None, None
+
+
+def _gradients(ctx, upstream, inputs, needs: list[bool]) -> list[Tensor | None]:
+    """Of mu, logvar, prior_mu, prior_logvar and eps, those needed."""
+    if _differentiated_again(upstream[1] if upstream[0] is None else upstream[0]):
+        grads = _differentiable_backward(upstream, *inputs, needs, *ctx.settings)
+    else:
+        op = getattr(torch.ops, ctx.namespace).latent_backward.default
+        grads = op(*upstream, *inputs, needs, *ctx.settings)
+    grads = iter(grads)
+    return [next(grads) if need else None for need in needs]
+
+
+def _differentiated_again(upstream: Tensor | None) -> bool:
+    """Whether only the eager formulas give what is asked for: gradients of gradients, or many at once."""
+    return torch.is_grad_enabled() or transforms.batched(upstream)
 
 
 def _differentiable_backward(

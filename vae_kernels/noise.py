@@ -23,7 +23,7 @@ _WORD = 0xFFFFFFFF
 
 def draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """A seed as an int64 tensor of one element: drawing never leaves the device."""
-    return torch.randint(0, SEED_LIMIT, (1,), dtype=torch.int64, device=device, generator=generator)
+    return torch.randint(SEED_LIMIT, (1,), device=device, generator=generator)
 
 
 def philox(seed: Tensor, subsequence: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import compute_dtype
+from ..fakes import PLAIN_SETTINGS
 from ..rows import column_dims, empty_samples
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
@@ -246,6 +247,18 @@ def latent_backward(
     key = ("latent_backward", signature(grad_z), of_kl, *needs, _key(inputs, settings))
     plan = planned(key, lambda: _Backward(grad_z, grad_kl, inputs, needs, Settings(*settings)))
     return plan(grad_z, grad_kl, *inputs, settings[4])
+
+
+def latent_plain_forward(mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
+    return latent_forward(mu, logvar, None, None, seed, None, batch_dims, *PLAIN_SETTINGS)
+
+
+def latent_plain_backward(
+    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    needs = [True, True, False, False, False]
+    inputs = (mu, logvar, None, None, seed, None)
+    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, batch_dims, *PLAIN_SETTINGS))
 
 
 class _Backward:
