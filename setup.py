@@ -138,7 +138,13 @@ def cuda_library() -> list[Extension]:
     return [
         Extension(
             "vae_kernels._cuda",
-            ["csrc/ops_cuda.cpp", "csrc/cuda/latent.cu", "csrc/cuda/likelihood.cu", "csrc/cuda/sums.cu"],
+            [
+                "csrc/ops_cuda.cpp",
+                "csrc/cuda/categorical.cu",
+                "csrc/cuda/latent.cu",
+                "csrc/cuda/likelihood.cu",
+                "csrc/cuda/sums.cu",
+            ],
             depends=HEADERS,
             include_dirs=include,
             library_dirs=library,

@@ -54,7 +54,7 @@ def sanitizers() -> bool:
 
 def _only_own_kernels(tool: str) -> list[str]:
     """torch's own kernels may read what nobody wrote."""
-    names = ("latent", "likelihood", "sum_kernel", "sum_rows")
+    names = ("latent", "likelihood", "categorical", "sum_kernel", "sum_rows", "sum_positions")
     return [part for name in names for part in ("--kernel-name", f"kns={name}")] if tool != "memcheck" else []
 
 

@@ -17,18 +17,29 @@ struct Normalizer {
   VK_INLINE T total() const { return sum() + (largest - largest); }
   VK_INLINE T total_minus_1() const { return (ties - T(1)) + rest; }
 
+  // Adds a class whose logit is not above the largest.
+  VK_INLINE void add(T logit) {
+    const bool tie = logit == largest;
+    const T weight = exp_minus(largest - logit);  // outside the condition: inside it makes a branch of it
+    ties += tie ? T(1) : T(0);
+    rest += tie ? T(0) : weight;
+  }
+
+  // Counts from a larger largest logit, if `to` is one.
+  VK_INLINE void raise(T to) {
+    const bool more = to > largest;
+    const T below = sum() * exp_minus(to - largest);
+    rest = more ? below : rest;
+    ties = more ? T(0) : ties;
+    largest = more ? to : largest;
+  }
+
   // Adds other classes.
-  VK_INLINE void merge(const Normalizer& other) {
-    if (other.largest == largest) {
-      ties += other.ties;
-      rest += other.rest;
-    } else if (other.largest > largest) {
-      rest = fused(sum(), exp(largest - other.largest), other.rest);
-      ties = other.ties;
-      largest = other.largest;
-    } else {
-      rest = fused(other.sum(), exp(other.largest - largest), rest);
-    }
+  VK_INLINE void merge(Normalizer other) {
+    other.raise(largest);
+    raise(other.largest);
+    ties += other.ties;
+    rest += other.rest;
   }
 
  private:

@@ -113,15 +113,20 @@ VK_INLINE void with_float_type(Type type, const F& f) {
   }
 }
 template <class F>
-VK_INLINE void with_type(Type type, const F& f) {
+VK_INLINE void with_integer_type(Type type, const F& f) {
   switch (type) {
-    default: return with_float_type(type, f);
     case Type::kUInt8: return f((uint8_t*)nullptr);
     case Type::kInt8: return f((int8_t*)nullptr);
     case Type::kInt16: return f((int16_t*)nullptr);
     case Type::kInt32: return f((int32_t*)nullptr);
     case Type::kInt64: return f((int64_t*)nullptr);
+    default: return;
   }
+}
+template <class F>
+VK_INLINE void with_type(Type type, const F& f) {
+  with_float_type(type, f);
+  with_integer_type(type, f);
 }
 
 }  // namespace vk

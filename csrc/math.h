@@ -34,6 +34,8 @@ VK_INLINE float fused(float a, float b, float c) { return ::fmaf(a, b, c); }
 VK_INLINE double fused(double a, double b, double c) { return ::fma(a, b, c); }
 VK_INLINE float absolute(float x) { return ::fabsf(x); }
 VK_INLINE double absolute(double x) { return ::fabs(x); }
+VK_INLINE float larger(float a, float b) { return ::fmaxf(a, b); }  // NaN does not count
+VK_INLINE double larger(double a, double b) { return ::fmax(a, b); }
 
 // c0 + x c1 + x^2 c2 + …
 template <class T>

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "dtypes.h"
 #include "latent.h"
 #include "likelihood.h"
 #include "rows.h"
@@ -385,6 +386,38 @@ std::tuple<Tensor, Tensor> latent_plain_backward(const Tensor& grad_z, const Ten
                       {}, {"logvar"}, {}, {"analytic"}, {"sum"});
   return {gradients[0], gradients[1]};
 }
+
+// A call of the categorical likelihood, but for its results. Logits are (positions, classes) to the kernels; the
+// positions are the elements of x.
+class CategoricalCall {
+ public:
+  Rows rows, samples;
+
+  template <class Inputs>
+  CategoricalCall(Inputs& a, const Tensor& logits, const Tensor& x, int64_t batch_dims)
+      : rows(logits, logits.dim() - 1), samples(logits, batch_dims) {
+    STD_TORCH_CHECK(rows.cols > 0, "logits must have at least one class");
+    STD_TORCH_CHECK(x.dim() == logits.dim() - 1 && x.numel() == rows.rows, "x must have one element for each position");
+    bool integers = false;
+    with_integer_type(type_of_tensor(x), [&](auto*) { integers = true; });
+    STD_TORCH_CHECK(integers, "x must be an integer or bool tensor");
+    a.logits = rows.argument(logits);
+    a.x = rows.row_view(x);
+    a.arithmetic = samples.arithmetic = rows.arithmetic;
+    a.positions = rows.rows, a.classes = rows.cols;
+  }
+
+  // The gradient of a position's sample.
+  View upstream(const Tensor& grad) {
+    dense_grad_ = torch::stable::contiguous(grad);
+    View view = samples.row_view(*dense_grad_);
+    view.row_inner = samples.rows > 0 ? std::max<int64_t>(rows.rows / samples.rows, 1) : 1;
+    return view;
+  }
+
+ private:
+  std::optional<Tensor> dense_grad_;
+};
 
 // The ops of every kernel backend; fakes.py has the same schemas.
 inline void define_ops(torch::stable::detail::StableLibrary& m) {

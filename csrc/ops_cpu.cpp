@@ -116,41 +116,24 @@ std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, 
   return gradients;
 }
 
-// Logits are (positions, classes) to the kernels; the positions are the elements of x.
-void check_positions(const Rows& rows, const Tensor& logits, const Tensor& x) {
-  STD_TORCH_CHECK(rows.cols > 0, "logits must have at least one class");
-  STD_TORCH_CHECK(x.dim() == logits.dim() - 1 && x.numel() == rows.rows, "x must have one element for each position");
-}
-
 Tensor categorical_forward(const Tensor& logits, const Tensor& x, int64_t batch_dims) {
-  Rows rows(logits, logits.dim() - 1), samples(logits, batch_dims);
-  check_positions(rows, logits, x);
   cpu::CategoricalForward a{};
-  a.logits = rows.argument(logits);
-  a.x = rows.row_view(x);
-  a.arithmetic = samples.arithmetic = rows.arithmetic;
-  a.positions = rows.rows, a.classes = rows.cols, a.samples = samples.rows;
-  Tensor log_prob = samples.empty_sums();
+  CategoricalCall call(a, logits, x, batch_dims);
+  a.samples = call.samples.rows;
+  Tensor log_prob = call.samples.empty_sums();
   a.log_prob = log_prob.mutable_data_ptr();
   cpu::categorical_forward(a, parallel_for);
   return log_prob;
 }
 
 Tensor categorical_backward(const Tensor& grad, const Tensor& logits, const Tensor& x, int64_t batch_dims) {
-  Rows rows(logits, logits.dim() - 1), samples(logits, batch_dims);
-  check_positions(rows, logits, x);
   cpu::CategoricalBackward a{};
-  a.logits = rows.argument(logits);
-  a.x = rows.row_view(x);
-  const Tensor dense = torch::stable::contiguous(grad);
-  a.grad = samples.row_view(dense);
-  a.grad.row_inner = samples.rows > 0 ? std::max<int64_t>(rows.rows / samples.rows, 1) : 1;
-  a.arithmetic = rows.arithmetic;
-  a.positions = rows.rows, a.classes = rows.cols;
-  Tensor grad_logits = rows.empty_gradient(logits);
-  a.grad_logits = rows.output(grad_logits);
+  CategoricalCall call(a, logits, x, batch_dims);
+  a.grad = call.upstream(grad);
+  Tensor grad_logits = call.rows.empty_gradient(logits);
+  a.grad_logits = call.rows.output(grad_logits);
   cpu::categorical_backward(a, parallel_for);
-  rows.finish();
+  call.rows.finish();
   return grad_logits;
 }
 

@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "cuda/categorical.h"
 #include "cuda/latent.h"
 #include "cuda/likelihood.h"
 #include "dtypes.h"
@@ -220,6 +221,31 @@ std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, 
   return gradients;
 }
 
+Tensor categorical_forward(const Tensor& logits, const Tensor& x, int64_t batch_dims) {
+  check_floating({logits});
+  const Device device(logits);
+  cuda::CategoricalForward a{};
+  CategoricalCall call(a, logits, x, batch_dims);
+  a.samples = call.samples.rows;
+  Tensor log_prob = call.samples.empty_sums();
+  a.log_prob = log_prob.mutable_data_ptr();
+  cuda::categorical_forward(a, device.queue);
+  return log_prob;
+}
+
+Tensor categorical_backward(const Tensor& grad, const Tensor& logits, const Tensor& x, int64_t batch_dims) {
+  check_floating({grad, logits});
+  const Device device(logits);
+  cuda::CategoricalBackward a{};
+  CategoricalCall call(a, logits, x, batch_dims);
+  a.grad = call.upstream(grad);
+  Tensor grad_logits = call.rows.empty_gradient(logits);
+  a.grad_logits = call.rows.output(grad_logits);
+  cuda::categorical_backward(a, device.queue);
+  call.rows.finish();
+  return grad_logits;
+}
+
 }  // namespace
 }  // namespace vk
 
@@ -232,4 +258,6 @@ STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, VK_DEVICE, m) {
   m.impl("latent_plain_backward", TORCH_BOX((&vk::latent_plain_backward<&vk::latent_backward>)));
   m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
   m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
+  m.impl("categorical_forward", TORCH_BOX(&vk::categorical_forward));
+  m.impl("categorical_backward", TORCH_BOX(&vk::categorical_backward));
 }

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from samples import BF16, DEVICE, F16, F32, F64, U8, Sample, sample
-from test_distributions import check_error_rule
+from test_categorical import Case as Classes
+from test_distributions import SLACK_ULP, Expected, check_error_rule, error
 from test_latent import Case, check
 from torch import Tensor
+from torch.distributions import Categorical
 
 import vae_kernels as vk
 
@@ -89,6 +91,71 @@ def test_error_rule_of_the_latent_step(case: Case) -> None:
 def inputs(rows: int, cols: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(rows * cols)
     return [torch.randn(rows, cols, generator=generator).to(dtype).to(DEVICE) for _ in range(2)]
+
+
+# Around a pack, what 1, 2, … 32 lanes take at a time, a warp's most, a block's steps, a larger block, parts.
+FEW_CLASSES = [1, 2, 4, 5, 8, 9, 31, 32, 33, 64, 65, 128, 129, 256, 257, 512, 520, 1020, 1024]
+MANY_CLASSES = [1025, 1032, 4104, 8192, 8193, 8200, 16384, 65536, 65537, 65544, 98304, 98311]
+CLASSES = [
+    Classes((rows_of(classes), classes), dtype, layout=layout)
+    for dtype in (F32, BF16)
+    for classes, layout in (
+        *((classes, layout) for classes in FEW_CLASSES for layout in ("contiguous", "transposed")),
+        *((classes, "contiguous") for classes in MANY_CLASSES),
+        (1032, "transposed"),
+        (8200, "sliced"),
+        (65544, "offset"),
+    )
+] + [
+    *(Classes((3, 30, classes), dtype, layout="transposed") for dtype in (F64, BF16) for classes in (7, 100, 300)),
+    *(Classes((rows_of(classes), classes), F64) for classes in (2, 33, 256, 257, 1028, 8196, 65540)),
+    *(Classes((2, 3, 70, classes), F16, batch_dims=2) for classes in (2, 8, 256)),
+]
+
+
+@pytest.mark.parametrize("case", CLASSES, ids=str)
+def test_error_rule_of_classes(case: Classes) -> None:
+    logits, x = case.make()
+    wide = logits.detach().double().requires_grad_()
+    log_p = Categorical(logits=wide, validate_args=False).log_prob(x)
+    log_px = log_p.flatten(case.batch_dims).sum(-1) if x.dim() > case.batch_dims else log_p
+    gradient = torch.autograd.grad(log_px, wide, case.upstream().double())[0]
+    want = {"log_px": Expected(log_px.detach(), log_px.detach().abs()), "grad logits": Expected(gradient, gradient)}
+    got = case.results()
+    with vk.use_backend("eager"):
+        yardstick = case.results()
+    for name, value in got.items():
+        assert error(value, want[name]) <= 2 * error(yardstick[name], want[name]) + SLACK_ULP, name
+
+
+def log_probs_and_gradients(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits = logits.detach().requires_grad_()
+    log_px = vk.categorical_log_likelihood(logits, x)
+    return log_px.detach(), torch.autograd.grad(log_px.sum() * 0.7, logits)[0]
+
+
+@pytest.mark.parametrize("classes", [2, 8, 10, 20, 40, 100, 256, 784, 1000, 2000, 9000, 65544])
+def test_a_position_has_the_same_bits_in_any_batch_layout_and_dtype(classes: int) -> None:
+    a, b = inputs(5, classes, BF16)
+    a, x = 3 * a, torch.arange(5, device=DEVICE) * 7919 % classes
+    log_px, gradient = log_probs_and_gradients(a, x)
+    wide, wide_gradient = log_probs_and_gradients(a.float(), x)
+    assert torch.equal(wide, log_px)
+    assert torch.equal(wide_gradient.to(BF16), gradient)
+    shifted = torch.cat((a.flatten()[:1], a.flatten()))[1:].view(5, classes)
+    for rows, other in ((1, a[:1]), (5, torch.stack((a, b), -1)[..., 0]), (5, a.t().contiguous().t()), (5, shifted)):
+        other_log_px, other_gradient = log_probs_and_gradients(other, x[:rows])
+        assert torch.equal(other_log_px, log_px[:rows])
+        assert torch.equal(other_gradient, gradient[:rows])
+
+
+def test_many_positions_of_many_classes_have_the_bits_of_few() -> None:
+    """In the backward pass a block takes a whole position then, one part after the other."""
+    backward = torch.ops.vae_kernels_cuda.categorical_backward.default
+    logits, x = inputs(2, 65544, BF16)[0], torch.tensor([5, 65543], device=DEVICE)
+    gradient = backward(torch.ones(2, device=DEVICE), logits, x, 1)
+    many = backward(torch.ones(128, device=DEVICE), logits.repeat(64, 1), x.repeat(64), 1)
+    assert torch.equal(many, gradient.repeat(64, 1))
 
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -21,6 +21,9 @@ def calls() -> None:
             for spread in (torch.zeros((), device="cuda"), torch.zeros(shape[-1], device="cuda")):
                 both_ways(vk.gaussian_log_likelihood(mu, x, spread.requires_grad_()))
             counts = torch.randint(5, shape, device="cuda")
+            classes = torch.randint(shape[-1], shape[:-1], device="cuda")
+            both_ways(vk.categorical_log_likelihood(mu, classes))
+            both_ways(vk.categorical_log_likelihood(mu.transpose(0, -1).contiguous().transpose(0, -1), classes))
             both_ways(vk.negative_binomial_log_likelihood(mu.abs() + 1, counts, logvar.abs() + 1))
     torch.cuda.synchronize()
 

@@ -375,21 +375,6 @@ def test_compiled(backend: str, case: Case) -> None:
         torch.testing.assert_close(value, case.results()[name])
 
 
-def test_a_backend_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` goes on to the next; who names the backend is told."""
-    backends = sys.modules["vae_kernels.backends"]  # `vk.backends` is the function
-    library = torch.library.Library("vae_kernels_partial", "DEF")
-    library.define("categorical_forward(Tensor logits, Tensor x, int batch_dims) -> Tensor")
-    why_not = backends._why_not
-    monkeypatch.setitem(backends.AUTO, DEVICE, ("partial", *backends.AUTO[DEVICE]))
-    monkeypatch.setattr(backends, "NAMES", (*backends.NAMES, "partial"))
-    monkeypatch.setattr(backends, "_why_not", lambda name, device: "" if name == "partial" else why_not(name, device))
-    resolve = backends._resolve.__wrapped__
-    assert resolve(DEVICE, "categorical", "auto") == backends.current_backend(DEVICE, "categorical")
-    with pytest.raises(RuntimeError, match=r"'partial'.*no categorical kernel"):
-        resolve(DEVICE, "categorical", "partial")
-
-
 DIGESTS = """
 import hashlib, json, sys
 import torch

@@ -26,6 +26,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SELECTED = [
     "cuda_grids.py",
     "test_accuracy.py::test_error_rule",
+    "test_categorical.py::test_error_rule",
+    "test_categorical.py::test_any_upstream",
+    "test_categorical.py::test_empty",
+    "test_categorical.py::test_several_samples_against_one_x",
+    "test_categorical.py::test_a_class_that_does_not_exist",
+    "test_categorical.py::test_not_finite",
+    "test_categorical.py::test_opcheck",
     "test_gradients.py::test_strided_upstream",
     "test_gradients.py::test_expanded_upstream",
     "test_gradients.py::test_unused_output",

@@ -26,7 +26,7 @@ def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
-    return (vk.bernoulli_log_likelihood(logits, x.detach().sigmoid()),)
+    return (vk.bernoulli_log_likelihood(logits, x.sigmoid()),)
 
 
 def gaussian(mean: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -61,6 +61,31 @@ def test_shapes(kernel: str, function: Callable, shape: tuple[int, ...], dtype: 
     with vk.use_backend("eager"):
         eager = outcome(function, inputs, upstream)
         want = outcome(function, [t.double() for t in inputs], upstream)
+    for mine, yardstick, true in zip(got, eager, want, strict=True):
+        assert error(mine, true) <= 2 * error(yardstick, true) + 4
+
+
+CLASSES = [(64, 784, 2), (16, 3072, 256), (16, 50, 10000), (4, 50, 50257), (4, 128256), (300, 128256)]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["contiguous", "classes apart"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("shape", CLASSES, ids=str)
+def test_classes(kernel: str, shape: tuple[int, ...], dtype: torch.dtype, apart: bool) -> None:
+    """The error rule against eager in float64."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    logits = 3 * torch.randn(shape, generator=generator, device="cuda").to(dtype)
+    logits = logits.transpose(-1, -2).contiguous().transpose(-1, -2) if apart else logits
+    x = torch.randint(shape[-1], shape[:-1], generator=generator, device="cuda")
+    upstream = [torch.randn(shape[0], generator=generator, device="cuda")]
+
+    def function(logits: Tensor) -> tuple[Tensor]:
+        return (vk.categorical_log_likelihood(logits, x),)
+
+    got = outcome(function, [logits], upstream)
+    with vk.use_backend("eager"):
+        eager = outcome(function, [logits], upstream)
+        want = outcome(function, [logits.double()], upstream)
     for mine, yardstick, true in zip(got, eager, want, strict=True):
         assert error(mine, true) <= 2 * error(yardstick, true) + 4
 

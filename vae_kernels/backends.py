@@ -66,14 +66,13 @@ def backends() -> dict[str, dict[str, str]]:
     }
 
 
-def current_backend(device_type: str, kernel: str = "latent") -> str:
-    """The backend that serves tensors on this type of device now. `kernel` is the stem of the ops that are wanted: a
-    backend may lack some."""
-    return _select(device_type, kernel, _requested)
+def current_backend(device_type: str) -> str:
+    """The backend that serves tensors on this type of device now."""
+    return _select(device_type, _requested)
 
 
-def _select(device_type: str, kernel: str, requested: str) -> str:
-    return _resolve(device_type, kernel, requested)
+def _select(device_type: str, requested: str) -> str:
+    return _resolve(device_type, requested)
 
 
 # `torch.compiler.assume_constant_result`, spelt out: calling it imports torch._dynamo and triton, a second at import.
@@ -81,25 +80,14 @@ _select._dynamo_marked_constant = True
 
 
 @cache
-def _resolve(device_type: str, kernel: str, requested: str) -> str:
+def _resolve(device_type: str, requested: str) -> str:
     if requested not in NAMES:
         raise ValueError(f"VAE_KERNELS_BACKEND must be one of {', '.join(NAMES)}, got {requested!r}")
     if requested == "auto":
-        return next(
-            (name for name in AUTO.get(device_type, ()) if not _why_no_kernel(name, device_type, kernel)), "eager"
-        )
-    if requested != "eager" and (reason := _why_no_kernel(requested, device_type, kernel)):
+        return next((name for name in AUTO.get(device_type, ()) if not _why_not(name, device_type)), "eager")
+    if requested != "eager" and (reason := _why_not(requested, device_type)):
         raise RuntimeError(f"backend {requested!r} cannot serve {device_type} tensors: {reason}")
     return requested
-
-
-def _why_no_kernel(name: str, device_type: str, kernel: str) -> str:
-    """As `_why_not`, and the reason if it is this kernel that is missing."""
-    if reason := _why_not(name, device_type):
-        return reason
-    op = f"vae_kernels_{name}::{kernel}_forward"
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(op, device_type.upper())
-    return "" if has_kernel else f"{name} has no {kernel} kernel"
 
 
 @cache

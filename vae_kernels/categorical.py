@@ -40,7 +40,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     tensor([-6.9078, -6.9078])
     """
     x = _check(logits, x, batch_dims)
-    backend = "eager" if transforms.active() else current_backend(logits.device.type, "categorical")
+    backend = "eager" if transforms.active() else current_backend(logits.device.type)
     if backend == "eager":
         return _eager(logits, x, batch_dims)
     return CategoricalLogLikelihood.apply(logits, x, batch_dims, f"vae_kernels_{backend}")

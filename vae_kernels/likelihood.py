@@ -326,7 +326,7 @@ def discretized_logistic_log_likelihood(
 
 def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int) -> Tensor:
     inputs, constants = _check(family, arguments, batch_dims)
-    backend = "eager" if transforms.active() else current_backend(inputs[0].device.type, "likelihood")
+    backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
     if backend == "eager":
         return _eager(family, inputs, constants, batch_dims)
     return LogLikelihood.apply(family, constants, batch_dims, f"vae_kernels_{backend}", *inputs)

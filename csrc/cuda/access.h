@@ -125,8 +125,9 @@ __device__ __forceinline__ void for_each(const F& f) {
 struct Operand {
   void* data = nullptr;
   Type type = Type::kFloat32;
-  bool packs = false;  // every whole pack lies in one piece, aligned for its moves
-  bool plain = false;  // all rows are evenly spaced, and so are the elements of a row
+  bool packs = false;      // every whole pack lies in one piece, aligned for its moves
+  bool even_rows = false;  // all rows are evenly spaced,
+  bool even_cols = false;  // and the elements of a row
   int64_t stride[4] = {};
   Divisor row_inner, col_inner;
 
@@ -139,11 +140,12 @@ struct Operand {
     const bool one_run = view.col_inner >= cols, whole_packs = view.col_inner % width == 0 && aligned(stride[2]);
     packs = stride[3] == 1 && (one_run || whole_packs) && uintptr_t(data) % move == 0 && aligned(stride[0]) &&
             (view.row_inner == 1 || aligned(stride[1]));
-    plain = view.row_inner == 1 && one_run;
+    even_rows = view.row_inner == 1;
+    even_cols = one_run;
   }
 
   __device__ __forceinline__ int64_t row_offset(int64_t row) const {
-    if (plain) return row * stride[0];
+    if (even_rows) return row * stride[0];
     int64_t inner;
     const int64_t outer = row_inner.quotient(row, inner);
     return outer * stride[0] + inner * stride[1];
@@ -166,7 +168,7 @@ struct Vectors {
   static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // of a thread, at most
 
   static bool serves(const Operand& x, int64_t cols) {
-    return x.type == type_of<S> && x.packs && x.plain && cols % kWidth == 0;
+    return x.type == type_of<S> && x.packs && x.even_rows && x.even_cols && cols % kWidth == 0;
   }
 
   // How many columns of a pack there are.
@@ -211,7 +213,7 @@ struct Elements {
   __device__ __forceinline__ static void offsets(const Operand& x, Run run, int pack, int64_t (&at)[kWidth]) {
     const int64_t col = run.col + int64_t(pack) * kWidth;
     int64_t inner = col;
-    const int64_t outer = x.plain ? 0 : x.col_inner.quotient(col, inner);
+    const int64_t outer = x.even_cols ? 0 : x.col_inner.quotient(col, inner);
     const int64_t wrap = x.stride[2] - int64_t(x.col_inner.number) * x.stride[3];
     int64_t offset = run.offset + outer * x.stride[2] + inner * x.stride[3];
 #pragma unroll

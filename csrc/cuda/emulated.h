@@ -123,6 +123,16 @@ T __shfl_down_sync(unsigned, T value, int delta, int width) {
 }
 
 template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask, int) {
+  emulated::Fiber& fiber = emulated::current();
+  const int turn = fiber.waits % 2, source = int(threadIdx.x) ^ mask;
+  memcpy(&fiber.handed[turn], &value, sizeof value);
+  emulated::wait();
+  memcpy(&value, &emulated::block.fibers[source].handed[turn], sizeof value);
+  return value;
+}
+
+template <class T>
 T __ldg(const T* from) {
   return *from;
 }

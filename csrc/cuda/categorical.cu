@@ -1,0 +1,346 @@
+#include "../categorical.h"
+#include "access.h"
+#include "categorical.h"
+#include "sums.h"
+
+namespace vk::cuda {
+namespace {
+
+// How lanes share the quads of a position's classes, or of one of the equal parts of very many: each lane every
+// lanes-th quad, `kBatch` of them at a time. The number of classes alone decides, so that neither the other positions,
+// nor their layout, nor the device change a normalizer.
+template <class T>
+struct ClassGrid {
+  static constexpr int kMostLanes = is_float<T> ? 1024 : 256;
+  static constexpr int kBatch = is_float<T> ? 4 : 1;
+  static constexpr int64_t kPart = 8192;  // quads of a part; up to twice as many stay whole
+
+  int64_t quads;
+  int parts = 1, lanes;
+
+  explicit ClassGrid(int64_t classes) : quads((classes + 3) / 4), lanes(quads > 1 ? 2 : 1) {
+    while (lanes < 32 && 4 * lanes < quads) lanes *= 2;
+    if (quads > 8 * 32) lanes = 256;
+    if (quads > 8 * 256) lanes = kMostLanes;
+    if (quads > 2 * kPart) parts = int((quads + kPart - 1) / kPart);
+  }
+};
+
+// The threads of a block as groups, each for one position: either neighbouring threads, or, where the classes lie apart
+// in memory and positions side by side (`across`), with neighbouring threads for neighbouring positions. Both numbers
+// are powers of two.
+struct Groups {
+  int threads, count;  // of a group; of the block
+  bool across;
+
+  __device__ __forceinline__ int lane() const {
+    return across ? int(threadIdx.x) / count : int(threadIdx.x) & (threads - 1);
+  }
+  __device__ __forceinline__ int64_t task() const {
+    const int index = across ? int(threadIdx.x) & (count - 1) : int(threadIdx.x) / threads;
+    return int64_t(blockIdx.x) * count + index;
+  }
+
+  // f over the values of a group, for all of its threads: neighbours first, then neighbours of these. Every thread of
+  // the block must call it.
+  template <int kMost, class T, class F>
+  __device__ __forceinline__ T fold(T value, const F& f) const {
+    __shared__ T shared[kMost];
+    const int me = int(threadIdx.x);
+    if (across) {
+      for (int step = 1; step < threads; step *= 2) {
+        shared[me] = value;
+        __syncthreads();
+        value = f(value, shared[me ^ step * count]);
+        __syncthreads();
+      }
+      return value;
+    }
+    for (int step = 1; step < threads && step < 32; step *= 2) value = f(value, __shfl_xor_sync(~0u, value, step, 32));
+    if (threads > 32) {
+      const int warps = threads / 32;
+      if (me % 32 == 0) shared[me / 32] = value;
+      __syncthreads();
+      value = shared[me & (warps - 1)];
+      for (int step = 1; step < warps; step *= 2) value = f(value, __shfl_xor_sync(~0u, value, step, 32));
+      __syncthreads();
+    }
+    return value;
+  }
+};
+
+// Which class each position has.
+template <class T>
+struct Classes {
+  int64_t positions, classes;
+  Operand logits, x;
+
+  template <class A>
+  Classes(const A& a, int width)
+      : positions(a.positions), classes(a.classes), logits(a.logits, classes, width), x(a.x, 1, width) {}
+
+  __device__ __forceinline__ int64_t class_of(int64_t row) const {
+    int64_t k = -1;
+    const int64_t at = x.row_offset(row);
+    with_integer_type(x.type, [&](auto* null) { k = int64_t(static_cast<decltype(null)>(x.data)[at]); });
+    return k;
+  }
+  __device__ __forceinline__ bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
+
+  // Not a number where there is no such class.
+  __device__ __forceinline__ T logit(int64_t row, int64_t k) const {
+    return is_class(k) ? load_element<T>(logits, logits.row_offset(row) + k * logits.stride[3]) : T(NAN);
+  }
+};
+
+template <class Access>
+struct Positions : Classes<typename Access::T> {
+  using T = typename Access::T;
+  using Grid = ClassGrid<T>;
+  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kBatch = Grid::kBatch;
+  static constexpr int kMostThreads = Grid::kMostLanes / kQuads;
+  static constexpr int kBlocks = Access::kAny ? 1 : 1024 / kMostThreads;  // on a multiprocessor, of 64 registers
+  Grid grid;
+  Groups groups;
+
+  template <class A>
+  explicit Positions(const A& a) : Classes<T>(a, kWidth), grid(a.classes) {
+    const Operand& l = this->logits;
+    groups.threads = std::max(1, grid.lanes / kQuads);
+    groups.count = std::max(1, kBlockQuads / kQuads / groups.threads);
+    groups.across = groups.count > 1 && l.stride[3] > 1 && l.stride[3] > l.stride[l.even_rows ? 0 : 1];
+  }
+
+  int threads() const { return groups.threads * groups.count; }
+  int64_t blocks(int64_t tasks) const { return (tasks + groups.count - 1) / groups.count; }
+
+  // Of a position's part.
+  __device__ __forceinline__ Packs packs(int64_t row, int part) const {
+    const int64_t first = part * Grid::kPart, left = grid.quads - first;
+    const int quads = int(grid.parts == 1 || left < Grid::kPart ? left : Grid::kPart);
+    return {row, first / kQuads, groups.lane(), (quads + kQuads - 1) / kQuads, groups.threads};
+  }
+
+  // Calls f(i, pack, n) for the next kCount packs of a thread, as far as there are any.
+  template <int kCount, class F>
+  __device__ __forceinline__ void for_packs(const Packs& packs, int pack, const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i * packs.step < packs.end - pack) {
+        f(i, pack + i * packs.step, Access::count(packs, pack + i * packs.step, this->classes));
+      }
+    }
+  }
+
+  // Their logits, -inf where there is no class. Without a condition all are on their way before the first is used:
+  // packs beyond the end are the thread's first.
+  template <int kCount>
+  __device__ __forceinline__ void load(const Packs& packs, typename Access::Run run, int pack,
+                                       T (&values)[kCount][kWidth]) const {
+    if constexpr (Access::kAny) {
+      for_packs<kCount>(packs, pack, [&](int i, int at, int n) {
+        Access::load(this->logits, run, at, n, values[i]);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) values[i][k] = k < n ? values[i][k] : -T(INFINITY);
+      });
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int beyond = i * packs.step < packs.end - pack ? i * packs.step : 0;
+        Access::load(this->logits, run, pack + beyond, kWidth, values[i]);
+      }
+    }
+  }
+
+  // The normalizer of a part, for all threads of a group.
+  __device__ __forceinline__ Normalizer<T> normalize(int64_t row, int part) const {
+    Normalizer<T> found[kQuads];
+    if (row < this->positions) {
+      const Packs packs = this->packs(row, part);
+      const auto run = Access::run(this->logits, packs);
+      for (int pack = packs.begin; pack < packs.end; pack += kBatch * packs.step) {
+        T values[kBatch][kWidth], largest[kQuads];
+        load(packs, run, pack, values);
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) largest[q] = found[q].largest;
+        for_packs<kBatch>(packs, pack, [&](int i, int, int) {
+#pragma unroll
+          for (int k = 0; k < kWidth; ++k) largest[k / 4] = larger(largest[k / 4], values[i][k]);
+        });
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) found[q].raise(largest[q]);
+        for_packs<kBatch>(packs, pack, [&](int i, int, int) {
+#pragma unroll
+          for (int k = 0; k < kWidth; ++k) found[k / 4].add(values[i][k]);
+        });
+      }
+    }
+    const auto largest_of = [](T a, T b) { return larger(a, b); };
+    const auto sum_of = [](T a, T b) { return a + b; };
+    Normalizer<T> all;
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) all.largest = larger(all.largest, found[q].largest);
+    all.largest = groups.template fold<kMostThreads>(all.largest, largest_of);
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      found[q].raise(all.largest);
+      all.ties += found[q].ties;
+      all.rest += found[q].rest;
+    }
+    all.ties = groups.template fold<kMostThreads>(all.ties, sum_of);
+    all.rest = groups.template fold<kMostThreads>(all.rest, sum_of);
+    return all;
+  }
+};
+
+// Of each part of each position; where there is but one part, the log-probability instead.
+template <class Access>
+__global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
+    normalize_kernel(const __grid_constant__ Positions<Access> all, Normalizer<typename Access::T>* parts,
+                     typename Access::T* log_probs) {
+  const int64_t task = all.groups.task(), row = all.grid.parts == 1 ? task : task / all.grid.parts;
+  const Normalizer<typename Access::T> n = all.normalize(row, int(task - row * all.grid.parts));
+  if (all.groups.lane() != 0 || row >= all.positions) return;
+  if (parts) {
+    parts[task] = n;
+  } else {
+    log_probs[row] = log_prob(n, all.logit(row, all.class_of(row)));
+  }
+}
+
+// Merges the parts of each position: into its normalizer, or its log-probability.
+template <class T>
+__global__ void __launch_bounds__(kBlockQuads)
+    merge_kernel(const __grid_constant__ Classes<T> all, const Normalizer<T>* parts, int count, Normalizer<T>* whole,
+                 T* log_probs) {
+  const int64_t row = int64_t(blockIdx.x) * kBlockQuads + int(threadIdx.x);
+  if (row >= all.positions) return;
+  Normalizer<T> n;
+  for (int part = 0; part < count; ++part) n.merge(parts[row * count + part]);
+  if (whole) {
+    whole[row] = n;
+  } else {
+    log_probs[row] = log_prob(n, all.logit(row, all.class_of(row)));
+  }
+}
+
+// The gradients of a part of a position with this normalizer.
+template <class Access, class T = typename Access::T>
+__device__ __forceinline__ void store_gradients(const Positions<Access>& all, const Operand& grad,
+                                                const Operand& grad_logits, int64_t row, int begin, int end,
+                                                const Normalizer<T>& n) {
+  constexpr int kWidth = Access::kWidth, kAhead = 2;  // with 4, registers do not suffice
+  const int64_t x = all.class_of(row);
+  const T upstream = load_element<T>(grad, grad.row_offset(row));
+  const T scale = all.is_class(x) ? -upstream / n.total() : T(NAN);
+  const T of_x = upstream * one_minus_prob(n, all.logit(row, x));
+  for (int part = begin; part < end; ++part) {
+    const Packs packs = all.packs(row, part);
+    const auto run = Access::run(all.logits, packs), grad_run = Access::run(grad_logits, packs);
+    for (int pack = packs.begin; pack < packs.end; pack += kAhead * packs.step) {
+      T values[kAhead][kWidth];
+      all.load(packs, run, pack, values);
+      all.template for_packs<kAhead>(packs, pack, [&](int i, int at, int count) {
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) values[i][k] = scale * exp_minus(n.largest - values[i][k]);
+        const int64_t k = x - (packs.first + at) * kWidth;
+        if (uint64_t(k) < uint64_t(kWidth)) put(values[i], int(k), of_x);
+        Access::store(grad_logits, grad_run, at, count, values[i]);
+      });
+    }
+  }
+}
+
+// A group makes the normalizer of a position and reads the logits again, from a cache.
+template <class Access>
+__global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
+    gradient_kernel(const __grid_constant__ Positions<Access> all, const __grid_constant__ Operand grad,
+                    const __grid_constant__ Operand grad_logits) {
+  const int64_t row = all.groups.task();
+  Normalizer<typename Access::T> n;
+  for (int part = 0; part < all.grid.parts; ++part) {
+    const Normalizer<typename Access::T> found = all.normalize(row, part);
+    part == 0 ? void(n = found) : n.merge(found);
+  }
+  if (row < all.positions) store_gradients(all, grad, grad_logits, row, 0, all.grid.parts, n);
+}
+
+// A group has one part of a position whose normalizer is known.
+template <class Access>
+__global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
+    part_gradient_kernel(const __grid_constant__ Positions<Access> all, const __grid_constant__ Operand grad,
+                         const __grid_constant__ Operand grad_logits, const Normalizer<typename Access::T>* known) {
+  const int64_t task = all.groups.task(), row = task / all.grid.parts;
+  const int part = int(task - row * all.grid.parts);
+  if (row < all.positions) store_gradients(all, grad, grad_logits, row, part, part + 1, known[row]);
+}
+
+constexpr const char* kForward = "vae_kernels_cuda::categorical_forward";
+constexpr const char* kBackward = "vae_kernels_cuda::categorical_backward";
+
+// The normalizers of all parts of all positions, merged: into normalizers, or log-probabilities.
+template <class Access, class T = typename Access::T>
+void launch_parts(const char* op, const Positions<Access>& all, Normalizer<T>* whole, T* log_probs,
+                  const Queue& queue) {
+  const int64_t tasks = all.positions * all.grid.parts;
+  auto* parts = static_cast<Normalizer<T>*>(queue.scratch(tasks * sizeof(Normalizer<T>)));
+  launch(op, normalize_kernel<Access>, all.blocks(tasks), all.threads(), queue, all, parts, static_cast<T*>(nullptr));
+  const int64_t blocks = (all.positions + kBlockQuads - 1) / kBlockQuads;
+  launch(op, merge_kernel<T>, blocks, kBlockQuads, queue, all, parts, all.grid.parts, whole, log_probs);
+}
+
+template <class Access>
+bool forward(const CategoricalForward& a, const Queue& queue) {
+  using T = typename Access::T;
+  const Positions<Access> all(a);
+  if (!Access::serves(all.logits, a.classes)) return false;
+  auto* sums = static_cast<T*>(a.log_prob);
+  const bool summed = a.positions != a.samples;
+  T* log_probs = summed ? static_cast<T*>(queue.scratch(a.positions * sizeof(T))) : sums;
+  if (all.grid.parts > 1) {
+    launch_parts(kForward, all, static_cast<Normalizer<T>*>(nullptr), log_probs, queue);
+  } else {
+    launch(kForward, normalize_kernel<Access>, all.blocks(a.positions), all.threads(), queue, all,
+           static_cast<Normalizer<T>*>(nullptr), log_probs);
+  }
+  if (summed && a.samples > 0) {
+    sum_axis<T>(kForward, log_probs, a.samples, a.positions / a.samples, 1, sums, type_of<T>, queue);
+  }
+  return true;
+}
+
+// With many positions a block takes all parts of one, one after the other, so that it finds them in a cache when it
+// reads them again; with few there would not be enough blocks.
+template <class Access>
+bool backward(const CategoricalBackward& a, const Queue& queue) {
+  using T = typename Access::T;
+  constexpr int64_t kMany = 128;  // about as many as there are multiprocessors
+  const Positions<Access> all(a);
+  const Operand grad(a.grad, 1, 4), grad_logits(a.grad_logits, a.classes, Access::kWidth);
+  if (!Access::serves(all.logits, a.classes) || !Access::serves(grad_logits, a.classes)) return false;
+  if (all.grid.parts > 1 && a.positions < kMany) {
+    auto* known = static_cast<Normalizer<T>*>(queue.scratch(a.positions * sizeof(Normalizer<T>)));
+    launch_parts(kBackward, all, known, static_cast<T*>(nullptr), queue);
+    launch(kBackward, part_gradient_kernel<Access>, all.blocks(a.positions * all.grid.parts), all.threads(), queue, all,
+           grad, grad_logits, known);
+  } else {
+    launch(kBackward, gradient_kernel<Access>, all.blocks(a.positions), all.threads(), queue, all, grad, grad_logits);
+  }
+  return true;
+}
+
+}  // namespace
+
+void categorical_forward(const CategoricalForward& a, const Queue& queue) {
+  if (a.arithmetic == Type::kFloat64) return void(forward<Elements<double, 4>>(a, queue));
+  forward<Vectors<float>>(a, queue) || forward<Vectors<BFloat16>>(a, queue) || forward<Vectors<Float16>>(a, queue) ||
+      forward<Elements<float, 8>>(a, queue);
+}
+
+void categorical_backward(const CategoricalBackward& a, const Queue& queue) {
+  if (a.arithmetic == Type::kFloat64) return void(backward<Elements<double, 4>>(a, queue));
+  backward<Vectors<float>>(a, queue) || backward<Vectors<BFloat16>>(a, queue) || backward<Vectors<Float16>>(a, queue) ||
+      backward<Elements<float, 8>>(a, queue);
+}
+
+}  // namespace vk::cuda
