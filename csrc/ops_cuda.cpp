@@ -176,10 +176,7 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
 template <class Arguments>
 void set_arguments(Arguments& a, Rows& rows, const std::string& family, const std::vector<Tensor>& inputs,
                    const std::vector<double>& constants) {
-  const int count = cuda::family_arguments(family.c_str());
-  STD_TORCH_CHECK(count > 0, "no family is named ", family);
-  STD_TORCH_CHECK(inputs.size() + constants.size() == size_t(count), family, " takes ", count, " arguments, got ",
-                  inputs.size() + constants.size());
+  check_family(family, inputs.size(), constants.size());
   a.family = family.c_str();
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (i != 1) check_floating({inputs[i]});

@@ -235,12 +235,6 @@ void with_family(const char* name, const F& f) {
 
 }  // namespace
 
-int family_arguments(const char* family) {
-  int count = 0;
-  with_family(family, [&](auto f) { count = f.kArguments; });
-  return count;
-}
-
 void likelihood_forward(const LikelihoodForward& a, const Queue& queue) {
   with_family(a.family, [&](auto family) {
     with_access(a.arguments[0].type, a.arithmetic,

@@ -28,9 +28,6 @@ struct LikelihoodBackward {
   Sum sums[kMaxArguments];
 };
 
-// How many arguments a family has; 0 where there is no such family.
-int family_arguments(const char* family);
-
 void likelihood_forward(const LikelihoodForward& arguments, const Queue& queue);
 void likelihood_backward(const LikelihoodBackward& arguments, const Queue& queue);
 
