@@ -150,15 +150,16 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr bool kShort = false;
 
   // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
-  // - ln(1 + e^-z) with the larger of the two terms taken out of both.
+  // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[4]) {
     const T l = NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob(), z = v[3], b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool zero = v[1] < NegativeBinomialTerms<T>::kEps, small = zero && l > T(-1);
-    const T t = small ? sigmoid(-z, unit_z) * exp_minus_1(l, exp(l)) : zero ? unit_b - unit_z : unit_z;
-    const T below = zero && !small ? T(1) + unit_z : T(1);
-    const T log = log_ratio((below + t) / below, t / below).value;
+    const T of_small = (z > T(0) ? unit_z : T(1)) * (l + exp_minus_1_minus_near_0(l));
+    const T t = small ? of_small : zero ? unit_b - unit_z : unit_z;
+    const T f = divide(t, zero ? T(1) + unit_z : T(1));
+    const T log = log_ratio(T(1) + f, f).value;
     const T positive = z > T(0) ? z : T(0), negative = z > T(0) ? T(0) : z;
     return zero ? (small ? log : log + (b > T(0) ? l : negative)) : (l - positive) - log;
   }
@@ -171,12 +172,14 @@ struct ZeroInflatedNegativeBinomial {
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
     const T undefined = z == z ? terms.undefined() : z;
-    const T weight = (zero ? sigmoid(b, unit_b) : T(1)) + undefined;
+    const T of_z = divide(T(1), T(1) + unit_z), of_b = divide(T(1), T(1) + unit_b);
+    const T weight = (zero ? (b > T(0) ? T(1) : unit_b) * of_b : T(1)) + undefined;
     g[0] = weight * terms.gradient_mu();
     g[1] = weight * terms.gradient_x();
     g[2] = weight * terms.gradient_theta(dispersion.beyond);
-    const T dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -exp_minus_1(l, exp(l));
-    g[3] = (zero ? dropped : -sigmoid(z, unit_z)) + undefined;
+    const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b : T(1)) * of_b;
+    const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
+    g[3] = (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined;
   }
 };
 

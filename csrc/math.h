@@ -190,9 +190,9 @@ VK_INLINE double log1p_unit(double u) {
   return fused(-s, u, u) + 2.0 * s * (t * q);
 }
 
-// e^l - 1 - l for every l, without cancellation near 0; 3 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
+// e^l - 1 - l for |l| <= 3/2; 3 ulp.
 template <class T>
-VK_INLINE T exp_minus_1_minus(T l, T e) {
+VK_INLINE T exp_minus_1_minus_near_0(T l) {
   T p;
   if constexpr (is_float<T>) {
     p = polynomial(l, 0.5f, 0.166666641831398f, 0.04166668653488159f, 0.008333463221788406f, 0.0013888550456613302f,
@@ -203,7 +203,13 @@ VK_INLINE T exp_minus_1_minus(T l, T e) {
                    2.5052110267121737e-08, 2.0876853952281936e-09, 1.6058953619852038e-10, 1.1465604841783501e-11,
                    7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
   }
-  return absolute(l) <= T(1.5) ? p * (l * l) : (e - T(1)) - l;
+  return p * (l * l);
+}
+
+// e^l - 1 - l for every l, without cancellation near 0; 3 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
+template <class T>
+VK_INLINE T exp_minus_1_minus(T l, T e) {
+  return absolute(l) <= T(1.5) ? exp_minus_1_minus_near_0(l) : (e - T(1)) - l;
 }
 
 // ln r for every r, and ln r - f with it, where f is r - 1: next to r = 1 the logarithm is that of 1 + f, so that an f
@@ -318,7 +324,7 @@ VK_INLINE T digamma_tail(T u) {
 // e^l - 1 for every l; 2 ulp where |l| <= 1, elsewhere 1.5 ulp of the larger of it and 1. `e` is e^l.
 template <class T>
 VK_INLINE T exp_minus_1(T l, T e) {
-  return absolute(l) <= T(1) ? l + exp_minus_1_minus(l, e) : e - T(1);
+  return absolute(l) <= T(1) ? l + exp_minus_1_minus_near_0(l) : e - T(1);
 }
 
 // 1 / (1 + e^-y); 2 ulp. `u` is e^-|y|.
