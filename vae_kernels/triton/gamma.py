@@ -6,7 +6,7 @@ Bounds are in units in the last place (ulp), in float32 as in float64.
 import triton
 import triton.language as tl
 
-from .math import exp
+from .math import exp, polynomial
 
 
 @triton.jit
@@ -25,7 +25,8 @@ def _log_parts(r):
 
 @triton.jit
 def log_ratio(r, f):
-    """log r, and log r − f with it, where f is r − 1 and may be known better than r next to 1; error below 2 ulp."""
+    """log r, and log r − f with it, where f is r − 1 and may be known better than r next to 1; error below 2 and
+    4 ulp."""
     tiny = r < 2.2250738585072014e-308 if r.dtype == tl.float64 else r < 1.1754943508222875e-38
     n, m = _log_parts(tl.where(tiny, r * 18014398509481984.0, r))
     near = n == 0.0
@@ -33,16 +34,12 @@ def log_ratio(r, f):
     s = g / (2.0 + g)
     z = s * s
     if r.dtype == tl.float64:
-        p = z * 0.14616449685043406 + 0.15331721600556042
-        p = p * z + 0.18182889125261723
-        p = p * z + 0.2222221113479508
-        p = p * z + 0.28571428625975487
-        p = p * z + 0.39999999999899505
-        p = p * z + 0.666666666666667
+        p = polynomial(z, (
+            0.666666666666667, 0.39999999999899505, 0.28571428625975487, 0.2222221113479508, 0.18182889125261723,
+            0.15331721600556042, 0.14616449685043406,
+        ))  # fmt: skip
     else:
-        p = z * 0.23330467216303835 + 0.28550820815960665
-        p = p * z + 0.40000121839806124
-        p = p * z + 0.6666666655449709
+        p = polynomial(z, (0.6666666655449709, 0.40000121839806124, 0.28550820815960665, 0.23330467216303835))
     h = 0.5 * g * g
     # log(1 + g) - g
     tail = s * (z * p + h) - h
@@ -75,21 +72,19 @@ def expm1_negative(x):
             excess += term
     else:
         # (e^x - 1 - x) / x²
-        q = inside * 2.790293365251273e-07 + 2.8835620469180867e-06
-        q = q * inside + 2.481590854586102e-05
-        q = q * inside + 0.00019819945737253875
-        q = q * inside + 0.0013888550456613302
-        q = q * inside + 0.008333463221788406
-        q = q * inside + 0.04166668653488159
-        q = q * inside + 0.166666641831398
-        excess = (q * inside + 0.5) * (inside * inside)
+        q = polynomial(inside, (
+            0.5, 0.166666641831398, 0.04166668653488159, 0.008333463221788406, 0.0013888550456613302,
+            0.00019819945737253875, 2.481590854586102e-05, 2.8835620469180867e-06, 2.790293365251273e-07,
+        ))  # fmt: skip
+        excess = q * (inside * inside)
     return tl.where(x >= -1.0, x + excess, exp(x) - 1.0)
 
 
 @triton.jit
 def gamma_terms(a, DTYPE: tl.constexpr):
     """What log Γ(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or a + n for a < n: z − a, z,
-    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted."""
+    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative (error below n + 1 ulp), and z^n (2 n − 1 ulp), each 1 or 0
+    where nothing is shifted."""
     STEPS: tl.constexpr = 8 if tl.float64 == DTYPE else 2
     product = a
     slope = a * 0.0 + 1.0
@@ -113,7 +108,7 @@ def gamma_terms(a, DTYPE: tl.constexpr):
 def slope_difference(of_a, of_b, a, b, difference):
     """The derivative of log b (b + 1) … less that of log a (a + 1) …, as `gamma_terms` gives both; difference is a − b.
 
-    In float64, where eight terms cancel, from Σ 1/(b + k) − 1/(a + k) = (a − b) Σ 1/((a + k)(b + k)).
+    In float64, where eight terms cancel, from Σ 1/(b + k) − 1/(a + k) = (a − b) Σ 1/((a + k)(b + k)): error below 9 ulp.
     """
     direct = of_b[4] - of_a[4]
     if a.dtype == tl.float64:
@@ -129,37 +124,30 @@ def slope_difference(of_a, of_b, a, b, difference):
 
 @triton.jit
 def lgamma_tail(u):
-    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), u = 1/z at most 1/2, in float64 1/8."""
+    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), u = 1/z at most 1/2, in float64 1/8; error below 1 ulp of 1."""
     y = u * u
     if u.dtype == tl.float64:
-        p = y * 0.005065905360156132 - 0.001890382993887715
-        p = p * y + 0.0008414700852503147
-        p = p * y - 0.0005952365845057049
-        p = p * y + 0.0007936507897524059
-        p = p * y - 0.002777777777773988
-        p = p * y + 0.08333333333333333
+        p = polynomial(y, (
+            0.08333333333333333, -0.002777777777773988, 0.0007936507897524059, -0.0005952365845057049,
+            0.0008414700852503147, -0.001890382993887715, 0.005065905360156132,
+        ))  # fmt: skip
     else:
-        p = y * -0.00034972389564190425 + 0.0007615399684259511
-        p = p * y - 0.0027762802492264666
-        p = p * y + 0.08333332178671254
+        p = polynomial(y, (0.08333332178671254, -0.0027762802492264666, 0.0007615399684259511, -0.00034972389564190425))
     return u * p
 
 
 @triton.jit
 def digamma_tail(u):
-    """ψ(z) − log z, u = 1/z at most 1/2, in float64 1/8."""
+    """ψ(z) − log z, u = 1/z at most 1/2, in float64 1/8; error below 1 ulp of 1."""
     y = u * u
     if u.dtype == tl.float64:
-        p = y * -0.29942537062673501 + 0.08002337465397756
-        p = p * y - 0.02105106090804774
-        p = p * y + 0.007575459920369176
-        p = p * y - 0.004166665501516725
-        p = p * y + 0.003968253965999701
-        p = p * y - 0.008333333333331664
-        p = p * y + 0.08333333333333333
+        p = polynomial(y, (
+            0.08333333333333333, -0.008333333333331664, 0.003968253965999701, -0.004166665501516725,
+            0.007575459920369176, -0.02105106090804774, 0.08002337465397756, -0.29942537062673501,
+        ))  # fmt: skip
     else:
-        p = y * 0.0024051080762988396 - 0.003369202911177285
-        p = p * y + 0.003907189544334103
-        p = p * y - 0.00833155071868131
-        p = p * y + 0.08333332453745723
+        p = polynomial(y, (
+            0.08333332453745723, -0.00833155071868131, 0.003907189544334103, -0.003369202911177285,
+            0.0024051080762988396,
+        ))  # fmt: skip
     return u * (-0.5 - u * p)

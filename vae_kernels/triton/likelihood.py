@@ -14,7 +14,7 @@ from ..rows import column_dims
 from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio, slope_difference
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
-from .math import exp, exp_minus_abs, log1p_unit
+from .math import exp, exp_minus_abs, log1p_unit, polynomial
 from .parameters import SumOfPartials, float32_parts, load_parameter, store_partial
 from .tile import (
     HELD,
@@ -99,20 +99,16 @@ def continuous_bernoulli_log_prob(x, params):
     y = a * a
     # log(sinh(a/2) / (a/2)) / a²
     if x.dtype == tl.float64:
-        p = y * -6.972042082143168e-18 + 4.466450757756472e-16
-        p = p * y - 2.1048763241763512e-14
-        p = p * y + 9.555163766073461e-13
-        p = p * y - 4.403426126342947e-11
-        p = p * y + 2.0876750027486815e-09
-        p = p * y - 1.0333994666461168e-07
-        p = p * y + 5.511463844664847e-06
-        p = p * y - 0.00034722222222220624
-        p = p * y + 0.041666666666666664
+        p = polynomial(y, (
+            0.041666666666666664, -0.00034722222222220624, 5.511463844664847e-06, -1.0333994666461168e-07,
+            2.0876750027486815e-09, -4.403426126342947e-11, 9.555163766073461e-13, -2.1048763241763512e-14,
+            4.466450757756472e-16, -6.972042082143168e-18,
+        ))  # fmt: skip
     else:
-        p = y * 1.702779136817845e-09 - 1.0205134121730446e-07
-        p = p * y + 5.509659380392218e-06
-        p = p * y - 0.0003472213281091202
-        p = p * y + 0.04166666659526108
+        p = polynomial(y, (
+            0.04166666659526108, -0.0003472213281091202, 5.509659380392218e-06, -1.0205134121730446e-07,
+            1.702779136817845e-09,
+        ))  # fmt: skip
     far = tl.where(a > 0, x - 1.0, x) * a - log((1.0 - exp_minus_abs(a)) / size)
     return tl.where(size <= 2.0, (x - 0.5) * a - p * y, far)
 
@@ -126,22 +122,16 @@ def continuous_bernoulli_grad(x, params):
     y = a * a
     # (coth(a/2)/2 - 1/a) / a
     if x.dtype == tl.float64:
-        p = y * -7.765969416069672e-20 + 4.929715344504075e-18
-        p = p * y - 2.1418775817833587e-16
-        p = p * y + 8.573861074517476e-15
-        p = p * y - 3.3893786760928355e-13
-        p = p * y + 1.338248644725405e-11
-        p = p * y - 5.28418958886776e-10
-        p = p * y + 2.087675694949121e-08
-        p = p * y - 8.267195767037382e-07
-        p = p * y + 3.306878306877968e-05
-        p = p * y - 0.0013888888888888885
-        p = p * y + 0.08333333333333333
+        p = polynomial(y, (
+            0.08333333333333333, -0.0013888888888888885, 3.306878306877968e-05, -8.267195767037382e-07,
+            2.087675694949121e-08, -5.28418958886776e-10, 1.338248644725405e-11, -3.3893786760928355e-13,
+            8.573861074517476e-15, -2.1418775817833587e-16, 4.929715344504075e-18, -7.765969416069672e-20,
+        ))  # fmt: skip
     else:
-        p = y * 1.6356871898348408e-08 - 8.117004179946352e-07
-        p = p * y + 3.304782282007058e-05
-        p = p * y - 0.0013888785191038882
-        p = p * y + 0.08333333250542785
+        p = polynomial(y, (
+            0.08333333250542785, -0.0013888785191038882, 3.304782282007058e-05, -8.117004179946352e-07,
+            1.6356871898348408e-08,
+        ))  # fmt: skip
     # (a - a) is NaN for an infinite a.
     tail = (1.0 / size - u / (1.0 - u)) + (a - a)
     far = tl.where(a > 0, (x - 1.0) + tail, x - tail)

@@ -12,16 +12,22 @@ import triton.language as tl
 
 
 @triton.jit
+def polynomial(x, coefficients):
+    """c₀ + x c₁ + x² c₂ + …, by Horner's rule."""
+    n: tl.constexpr = len(coefficients)
+    value = x * coefficients[n - 1] + coefficients[n - 2]
+    for i in tl.static_range(n - 2):
+        value = value * x + coefficients[n - 3 - i]
+    return value
+
+
+@triton.jit
 def _exp_reduced(x, n):
     """e^(x - n ln 2), n the integer nearest to x / ln 2, |n| <= 151."""
     # The first part of ln 2 has 15 bits: its product with n is exact.
     r = (x - n * 0.693145751953125) - n * 1.4286068203094172e-06
     # (e^r - 1 - r) / r², |r| <= ½ ln 2
-    y = r * 0.001381431781 + 0.008368850965
-    y = y * r + 0.04166840112
-    y = y * r + 0.1666651953
-    y = y * r + 0.4999999337
-    return (y * r + 1.0) * r + 1.0
+    return polynomial(r, (1.0, 1.0, 0.4999999337, 0.1666651953, 0.04166840112, 0.008368850965, 0.001381431781))
 
 
 @triton.jit
@@ -77,14 +83,10 @@ def log1p_unit(u):
         return tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
     else:
         # (log(1 + u) - u) / u²
-        q = u * -0.003318472229 + 0.02020458178
-        q = q * u - 0.05766443472
-        q = q * u + 0.1068055414
-        q = q * u - 0.1535539521
-        q = q * u + 0.1969540005
-        q = q * u - 0.249585873
-        q = q * u + 0.333305113
-        q = q * u - 0.4999993276
+        q = polynomial(u, (
+            -0.4999993276, 0.333305113, -0.249585873, 0.1969540005, -0.1535539521, 0.1068055414, -0.05766443472,
+            0.02020458178, -0.003318472229,
+        ))  # fmt: skip
         return u * u * q + u
 
 
@@ -96,13 +98,10 @@ def minus_2_log(u):
     exponent = (bits - 0x3F2AAAAB) & -0x800000
     g = (bits - exponent).to(tl.float32, bitcast=True) * -2.0 + 2.0
     # In g = -2f: (-2 log(1 + f) - g) / g²
-    q = g * 0.0005479049363 + 0.001202229544
-    q = q * g + 0.002186844634
-    q = q * g + 0.005129987831
-    q = q * g + 0.01250698045
-    q = q * g + 0.0312597736
-    q = q * g + 0.08333299535
-    q = q * g + 0.2499996804
+    q = polynomial(g, (
+        0.2499996804, 0.08333299535, 0.0312597736, 0.01250698045, 0.005129987831, 0.002186844634, 0.001202229544,
+        0.0005479049363,
+    ))  # fmt: skip
     return exponent.to(tl.float32) * -1.6525917e-07 + (g * g * q + g)
 
 
@@ -116,11 +115,10 @@ def sin_cos_turns(word):
     x = ((word << 2) | 2).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10
     t = x * x
     # (sin(x pi/4) - x pi/4) / x³ and (cos(x pi/4) - 1 + ½ (x pi/4)²) / x⁴
-    s = (t * -3.597892390e-05 + 0.002490049277) * t - 0.08074545538
+    s = polynomial(t, (-0.08074545538, 0.002490049277, -3.597892390e-05))
     # pi / 4 in two parts, the larger one times x in the last, fused operation: one rounding instead of two.
     s = x * 0.7853981852531433 + x * (s * t - 2.1855695e-08)
-    c = (t * 3.537512454e-06 - 0.0003259549676) * t + 0.01585433626
-    c = (c * t - 0.3084251375) * t + 1.0
+    c = polynomial(t, (1.0, -0.3084251375, 0.01585433626, -0.0003259549676, 3.537512454e-06))
     quadrant = tl.add(word, 0x20000000, sanitize_overflow=False)
     odd = (quadrant & 0x40000000) != 0
     sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
@@ -145,12 +143,9 @@ def _excess_series(l):
 def _half_terms(r):
     """e^(r/2) - 1 and e^(r/2) - 1 - r/2 for -1 <= r <= 2."""
     # (e^(r/2) - 1 - r/2) / r², within 2e-8
-    q = r * 1.177049351e-07 + 1.542778959e-06
-    q = q * r + 2.166980372e-05
-    q = q * r + 0.0002604325787
-    q = q * r + 0.002604178868
-    q = q * r + 0.02083332972
-    q = q * r + 0.125
+    q = polynomial(r, (
+        0.125, 0.02083332972, 0.002604178868, 0.0002604325787, 2.166980372e-05, 1.542778959e-06, 1.177049351e-07,
+    ))  # fmt: skip
     excess = r * r * q
     return r * 0.5 + excess, excess
 
