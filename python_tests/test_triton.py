@@ -45,7 +45,7 @@ def run_in_interpreter(*tests: str) -> None:
 
 
 def test_from_inside() -> None:
-    run_in_interpreter("triton_under_interpreter.py")
+    run_in_interpreter("triton_under_interpreter.py", "triton_functions_under_interpreter.py")
 
 
 def test_gradients() -> None:
