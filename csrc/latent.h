@@ -26,7 +26,7 @@ struct Clamp {
 };
 
 template <Scale kScale, class T>
-VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
+VK_INLINE Spread<T> spread(T raw) {
   Spread<T> s;
   if constexpr (kScale == Scale::kLogvar) {
     s.std = exp(T(0.5) * raw);
@@ -41,6 +41,12 @@ VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
     s.std = root(raw), s.l = log(raw);
     s.dl = T(1) / raw, s.dstd = T(0.5) / s.std;
   }
+  return s;
+}
+
+template <Scale kScale, class T>
+VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
+  Spread<T> s = spread<kScale>(raw);
   const bool below = s.l<clamp.low, above = s.l> clamp.high, outside = below | above;
   s.l = below ? clamp.low : above ? clamp.high : s.l;
   s.std = below ? clamp.std_low : above ? clamp.std_high : s.std;
@@ -91,9 +97,8 @@ struct Latent {
 };
 
 template <class T>
-VK_INLINE Latent<T> latent(T mu, T l, T eps) {
-  const T std = exp(T(0.5) * l);
-  return {fused(std, eps, mu), analytic_kl(relative(mu, l, std))};
+VK_INLINE Latent<T> latent(T mu, const Spread<T>& s, T eps) {
+  return {fused(s.std, eps, mu), analytic_kl(relative(mu, s.l, s.std))};
 }
 
 // What the gradients are made of, summed over the samples of z: of the gradient of z, alone and times eps, and of the

@@ -80,6 +80,19 @@ LATENT = [
     for cols in (1, 5, 33, 64, 1025, 16384, 16385, 20000)
     for prior in ((None, None), ((cols,), ()))
     for count, estimator in ((None, "monte_carlo"), (3, "path"), (2, "analytic"))
+] + [
+    # A clamped log-variance: whole packs, and other layouts.
+    *(
+        Case(shape, packed_dim=1, clamp=clamp, layout=layout, dtypes=(dtype,) * 5)
+        for shape, layout in (
+            ((4, 4, 8, 8), "contiguous"),
+            ((4, 4, 3, 5), "contiguous"),
+            ((4, 4, 8, 8), "channels_last"),
+        )
+        for clamp in ((-30.0, 20.0), (-0.5, 0.5))
+        for dtype in (F32, BF16, F16)
+    ),
+    *(Case((rows_of(cols), cols), clamp=(-0.5, 0.5), dtypes=(BF16,) * 5) for cols in (8, 1032, 16392, 20000)),
 ]
 
 
@@ -160,6 +173,7 @@ def test_many_positions_of_many_classes_have_the_bits_of_few() -> None:
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "latent": lambda a, b: vk.reparameterize_kl(a, b, seed=7)[1],
+    "clamped": lambda a, b: vk.reparameterize_kl(a, b, seed=7, logvar_clamp=(-0.5, 0.5))[1],
     "sampled": lambda a, b: vk.reparameterize_kl(a, b, prior_mu=b, seed=7, kl_estimator="monte_carlo")[1],
     "bernoulli": vk.bernoulli_log_likelihood,
     "gaussian": lambda a, b: vk.gaussian_log_likelihood(a, b, b),

@@ -75,8 +75,7 @@ struct PlainInputs {
 
   VK_INLINE Spread<T> spread(int k, const Clamp<T>& clamp) const {
     if constexpr (kForm == Form::kClamped) return vk::spread<Scale::kLogvar>(raw[k], clamp);
-    const T std = exp(T(0.5) * raw[k]);
-    return {raw[k], std, T(1), T(0.5) * std};
+    return vk::spread<Scale::kLogvar>(raw[k]);
   }
   VK_INLINE Relative<T> relative(int k, const Spread<T>& s) const {
     if constexpr (kForm == Form::kPrior) return vk::relative(mu[k], s.l, s.std, m[k], v[k]);

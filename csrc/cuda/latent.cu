@@ -39,7 +39,20 @@ struct Stream {
 template <class Access>
 constexpr int kPlainRegisters = Access::kQuads == 1 ? 64 : 72;
 
-template <class Access>
+// What the plain kernels do with a log-variance: as it is, or clamped.
+template <class T, bool kClamped>
+struct PlainSpread {
+  Clamp<T> clamp;
+
+  explicit PlainSpread(const LatentInputs& a) : clamp(a.low, a.high) {}
+
+  __device__ __forceinline__ Spread<T> operator()(T logvar) const {
+    if constexpr (kClamped) return spread<Scale::kLogvar>(logvar, clamp);
+    return spread<Scale::kLogvar>(logvar);
+  }
+};
+
+template <class Access, bool kClamped>
 struct PlainForward {
   using T = typename Access::T;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
@@ -47,10 +60,16 @@ struct PlainForward {
   static constexpr bool kSums = true;
   int64_t cols;
   const int64_t* seed;
+  PlainSpread<T, kClamped> spread_of;
   Operand mu, logvar, z;
 
   explicit PlainForward(const LatentForward& a)
-      : cols(a.cols), seed(a.seeds), mu(a.mu, cols, kWidth), logvar(a.raw, cols, kWidth), z(a.z, cols, kWidth) {}
+      : cols(a.cols),
+        seed(a.seeds),
+        spread_of(a),
+        mu(a.mu, cols, kWidth),
+        logvar(a.raw, cols, kWidth),
+        z(a.z, cols, kWidth) {}
 
   static bool serves(const LatentForward& a) {
     const PlainForward body(a);
@@ -70,7 +89,7 @@ struct PlainForward {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
-        const Latent<T> r = latent(m[k], l[k], e[k]);
+        const Latent<T> r = latent(m[k], spread_of(l[k]), e[k]);
         m[k] = r.z;
         sums[k / 4] += r.kl;
       }
@@ -79,7 +98,7 @@ struct PlainForward {
   }
 };
 
-template <class Access>
+template <class Access, bool kClamped>
 struct PlainBackward {
   using T = typename Access::T;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
@@ -87,11 +106,13 @@ struct PlainBackward {
   static constexpr bool kSums = false;
   int64_t cols;
   const int64_t* seed;
+  PlainSpread<T, kClamped> spread_of;
   Operand grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar;
 
   explicit PlainBackward(const LatentBackward& a)
       : cols(a.cols),
         seed(a.seeds),
+        spread_of(a),
         grad_z(a.grad_z, cols, kWidth),
         grad_kl(a.grad_kl, cols, kWidth),
         mu(a.mu, cols, kWidth),
@@ -124,11 +145,11 @@ struct PlainBackward {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
-        const T std = exp(T(0.5) * l[k]);
+        const Spread<T> s = spread_of(l[k]);
         const Upstream<T> up{gz[k], gz[k] * e[k], gkl, T(0), T(0)};
-        const LatentGradient<T> g = latent_gradient<true, true, false>(relative(m[k], l[k], std), std, up);
+        const LatentGradient<T> g = latent_gradient<true, true, false>(relative(m[k], s.l, s.std), s.std, up);
         m[k] = g.mu;
-        l[k] = fused(T(0.5) * std, g.std, g.l);
+        l[k] = fused(s.dstd, g.std, s.dl * g.l);
       }
       Access::store(grad_mu, grad_mu_run, pack, kWidth, m);
       Access::store(grad_logvar, grad_logvar_run, pack, kWidth, l);
@@ -444,20 +465,28 @@ void general_backward(const LatentBackward& a, const Queue& queue) {
   }
 }
 
-template <class S>
+template <class S, bool kClamped>
 bool plain_forward(const LatentForward& a, const Queue& queue) {
-  using Body = PlainForward<Vectors<S>>;
+  using Body = PlainForward<Vectors<S>, kClamped>;
   if (!Body::serves(a)) return false;
   launch_rows(kForward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(a.kl), queue);
   return true;
 }
-
 template <class S>
+bool plain_forward(const LatentForward& a, const Queue& queue) {
+  return a.clamped() ? plain_forward<S, true>(a, queue) : plain_forward<S, false>(a, queue);
+}
+
+template <class S, bool kClamped>
 bool plain_backward(const LatentBackward& a, const Queue& queue) {
-  using Body = PlainBackward<Vectors<S>>;
+  using Body = PlainBackward<Vectors<S>, kClamped>;
   if (!Body::serves(a)) return false;
   launch_rows(kBackward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(nullptr), queue);
   return true;
+}
+template <class S>
+bool plain_backward(const LatentBackward& a, const Queue& queue) {
+  return a.clamped() ? plain_backward<S, true>(a, queue) : plain_backward<S, false>(a, queue);
 }
 
 }  // namespace

@@ -21,10 +21,10 @@ struct LatentInputs {
 
   bool sampled() const { return estimator != KlEstimator::kAnalytic; }
   bool prior() const { return prior_mu.data || prior_logvar.data; }
-  // The commonest case: one z of one seed, the analytic KL to N(0, 1), a log-variance as it is.
+  bool clamped() const { return low > -INFINITY || high < INFINITY; }
+  // The commonest case: one z of one seed, the analytic KL to N(0, 1), a log-variance.
   bool plain() const {
-    return seeds && !own_seeds && samples == 1 && !sampled() && !prior() && scale == Scale::kLogvar &&
-           low == -INFINITY && high == INFINITY;
+    return seeds && !own_seeds && samples == 1 && !sampled() && !prior() && scale == Scale::kLogvar;
   }
 };
 
