@@ -57,33 +57,46 @@ void with_form(const LatentInputs& a, const F& f) {
 }
 
 // A tile of what was passed for q and for the prior.
-template <class T, Form kForm>
+template <class T, Form kForm, class S>
 struct PlainInputs {
-  static constexpr int kSize = kForm == Form::kPrior ? kTile : 1;
-  T mu_buffer[kTile], raw_buffer[kTile], m_buffer[kSize], v_buffer[kSize];
-  const T *mu, *raw, *m, *v;
+  static constexpr int kSize = buffered<T, S>, kPriorSize = kForm == Form::kPrior ? kSize : 1;
+  S mu_buffer[kSize], raw_buffer[kSize], m_buffer[kPriorSize], v_buffer[kPriorSize];
+  const S *mu, *raw, *m, *v;
 
   template <class Isa>
   VK_INLINE void load(const LatentInputs& a, const Tile& tile) {
-    mu = cpu::load<Isa>(a.mu, tile, mu_buffer);
-    raw = cpu::load<Isa>(a.raw, tile, raw_buffer);
+    mu = load_as<Isa, T>(a.mu, tile, mu_buffer);
+    raw = load_as<Isa, T>(a.raw, tile, raw_buffer);
     if constexpr (kForm == Form::kPrior) {
-      m = cpu::load<Isa>(a.prior_mu, tile, m_buffer);
-      v = cpu::load<Isa>(a.prior_logvar, tile, v_buffer);
+      m = load_as<Isa, T>(a.prior_mu, tile, m_buffer);
+      v = load_as<Isa, T>(a.prior_logvar, tile, v_buffer);
     }
   }
 
+  VK_INLINE T mean(int k) const { return widen<T>(mu[k]); }
   VK_INLINE Spread<T> spread(int k, const Clamp<T>& clamp) const {
-    if constexpr (kForm == Form::kClamped) return vk::spread<Scale::kLogvar>(raw[k], clamp);
-    return vk::spread<Scale::kLogvar>(raw[k]);
+    const T l = widen<T>(raw[k]);
+    if constexpr (kForm == Form::kClamped) return vk::spread<Scale::kLogvar>(l, clamp);
+    return vk::spread<Scale::kLogvar>(l);
   }
   VK_INLINE Relative<T> relative(int k, const Spread<T>& s) const {
-    if constexpr (kForm == Form::kPrior) return vk::relative(mu[k], s.l, s.std, m[k], v[k]);
-    return vk::relative(mu[k], s.l, s.std);
+    if constexpr (kForm == Form::kPrior) return vk::relative(mean(k), s.l, s.std, widen<T>(m[k]), widen<T>(v[k]));
+    return vk::relative(mean(k), s.l, s.std);
+  }
+
+  // Whether S is how the tensors lie.
+  static bool fit(const LatentInputs& a) {
+    const bool prior = kForm != Form::kPrior || (is_dense<S>(a.prior_mu) && is_dense<S>(a.prior_logvar));
+    return is_dense<S>(a.mu) && is_dense<S>(a.raw) && prior;
   }
 };
 
-template <class T, Form kForm>
+// While the noise of a tile is made, what is read beside it comes from memory.
+VK_INLINE void prefetch_inputs(const LatentInputs& a, const Tile& tile) {
+  for (const View* view : {&a.mu, &a.raw, &a.prior_mu, &a.prior_logvar}) prefetch(*view, tile);
+}
+
+template <class T, Form kForm, class S>
 struct PlainForward {
   const LatentForward& a;
   Grid grid{a.rows, a.cols, false};
@@ -93,19 +106,21 @@ struct PlainForward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T eps_buffer[kTile + kQuad], z_buffer[kTile], kl_values[kTile + kLanes];
-      PlainInputs<T, kForm> in;
-      in.template load<Isa>(a, tile);
+      T eps_buffer[kTile + kQuad], kl_values[kTile + kLanes];
+      PlainInputs<T, kForm, S> in;
+      S z_buffer[in.kSize];
+      prefetch_inputs(a, tile);
       const T* eps = load_noise<Isa>(a, tile, 0, eps_buffer);
-      T* z = target(a.z, tile, z_buffer);
+      in.template load<Isa>(a, tile);
+      S* z = target(a.z, tile, z_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         const Spread<T> s = in.spread(k, clamp);
-        z[k] = fused(s.std, eps[k], in.mu[k]);
+        narrow(fused(s.std, eps[k], in.mean(k)), z + k);
         kl_values[k] = analytic_kl(in.relative(k, s));
       }
-      store<Isa>(a.z, tile, z, z_buffer);
+      if constexpr (std::is_same_v<S, T>) store<Isa>(a.z, tile, z, z_buffer);
       if (a.kl) {
         kl.template add<Isa>(tile, task, kl_values);
       } else {
@@ -113,9 +128,11 @@ struct PlainForward {
       }
     });
   }
+
+  static bool fits(const LatentForward& a) { return PlainInputs<T, kForm, S>::fit(a) && is_dense<S>(a.z); }
 };
 
-template <class T, Form kForm, bool kZ, bool kKl>
+template <class T, Form kForm, bool kZ, bool kKl, class S>
 struct PlainBackward {
   const LatentBackward& a;
   Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
@@ -125,41 +142,55 @@ struct PlainBackward {
   template <class Isa>
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
-      T eps_buffer[kTile + kQuad], grad_z_buffer[kTile], grad_kl_buffer[kTile];
-      T grad_mu_buffer[kTile], grad_raw_buffer[kTile], grad_eps_buffer[kTile];
-      PlainInputs<T, kForm> in;
-      T grad_m_buffer[in.kSize + kLanes], grad_v_buffer[in.kSize + kLanes];
+      T eps_buffer[kTile + kQuad], grad_kl_buffer[kTile];
+      PlainInputs<T, kForm, S> in;
+      S grad_z_buffer[in.kSize], grad_mu_buffer[in.kSize], grad_raw_buffer[in.kSize], grad_eps_buffer[in.kSize];
+      S grad_m_buffer[in.kPriorSize], grad_v_buffer[in.kPriorSize];
+      prefetch_inputs(a, tile);
+      prefetch(a.grad_z, tile);
+      const T* eps = eps_buffer;
+      if (kZ && a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
       in.template load<Isa>(a, tile);
-      const T *eps = in.mu, *grad_z = in.mu, *grad_kl = in.mu;  // what is not used may be anything
-      if constexpr (kZ) {
-        grad_z = load<Isa>(a.grad_z, tile, grad_z_buffer);
-        if (a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
-      }
+      const S* grad_z = in.mu;  // what is not used may be anything
+      const T* grad_kl = eps_buffer;
+      if constexpr (kZ) grad_z = load_as<Isa, T>(a.grad_z, tile, grad_z_buffer);
       if constexpr (kKl) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
-      T* grad_mu = target(a.grad_mu, tile, grad_mu_buffer);
-      T* grad_raw = target(a.grad_raw, tile, grad_raw_buffer);
-      T* grad_eps = target(a.grad_eps, tile, grad_eps_buffer);
-      T* grad_m = prior_mu.target(tile, grad_m_buffer);
-      T* grad_v = prior_logvar.target(tile, grad_v_buffer);
+      S* grad_mu = target(a.grad_mu, tile, grad_mu_buffer);
+      S* grad_raw = target(a.grad_raw, tile, grad_raw_buffer);
+      S* grad_eps = target(a.grad_eps, tile, grad_eps_buffer);
+      S* grad_m = prior_mu.target(tile, grad_m_buffer);
+      S* grad_v = prior_logvar.target(tile, grad_v_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         const Spread<T> s = in.spread(k, clamp);
-        const Upstream<T> up{grad_z[k], grad_z[k] * eps[k], grad_kl[k], T(0), T(0)};
+        const T gz = widen<T>(grad_z[k]);
+        const Upstream<T> up{gz, gz * eps[k], grad_kl[k], T(0), T(0)};
         const LatentGradient<T> g = latent_gradient<kZ, kKl, false>(in.relative(k, s), s.std, up);
-        grad_mu[k] = g.mu;
-        grad_raw[k] = kZ ? fused(s.dstd, g.std, s.dl * g.l) : s.dl * g.l;
-        grad_eps[k] = kZ ? grad_z[k] * s.std : T(0);
-        if constexpr (kForm == Form::kPrior) grad_m[k] = g.prior_mu, grad_v[k] = g.prior_logvar;
+        narrow(g.mu, grad_mu + k);
+        narrow(kZ ? fused(s.dstd, g.std, s.dl * g.l) : s.dl * g.l, grad_raw + k);
+        if constexpr (std::is_same_v<S, T>) grad_eps[k] = kZ ? gz * s.std : T(0);
+        if constexpr (kForm == Form::kPrior) narrow(g.prior_mu, grad_m + k), narrow(g.prior_logvar, grad_v + k);
       }
-      if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, grad_mu_buffer);
-      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, grad_raw_buffer);
-      if (a.grad_eps.data) store<Isa>(a.grad_eps, tile, grad_eps, grad_eps_buffer);
-      if constexpr (kForm == Form::kPrior) {
-        prior_mu.template write<Isa>(tile, task, grad_m, grad_m_buffer);
-        prior_logvar.template write<Isa>(tile, task, grad_v, grad_v_buffer);
+      if constexpr (std::is_same_v<S, T>) {
+        if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, grad_mu_buffer);
+        if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, grad_raw_buffer);
+        if (a.grad_eps.data) store<Isa>(a.grad_eps, tile, grad_eps, grad_eps_buffer);
+        if constexpr (kForm == Form::kPrior) {
+          prior_mu.template write<Isa>(tile, task, grad_m, grad_m_buffer);
+          prior_logvar.template write<Isa>(tile, task, grad_v, grad_v_buffer);
+        }
       }
     });
+  }
+
+  static bool fits(const LatentBackward& a) {
+    const auto is_written = [](const Gradient& gradient) {
+      return gradient.sums == 0 && gradient.view.data && is_dense<S>(gradient.view);
+    };
+    const bool prior = kForm != Form::kPrior || (is_written(a.grad_prior_mu) && is_written(a.grad_prior_logvar));
+    return PlainInputs<T, kForm, S>::fit(a) && (!kZ || is_dense<S>(a.grad_z)) && prior && !a.grad_eps.data &&
+           a.grad_mu.data && is_dense<S>(a.grad_mu) && a.grad_raw.data && is_dense<S>(a.grad_raw);
   }
 };
 
@@ -378,7 +409,13 @@ template <class T>
 void forward(const LatentForward& a, ParallelFor parallel) {
   const bool sampled = a.estimator != KlEstimator::kAnalytic;
   if (is_plain(a)) {
-    return with_form(a, [&](auto form) { run_forward<PlainForward<T, form()>>(a, parallel); });
+    return with_form(a, [&](auto form) {
+      if constexpr (is_float<T>) {
+        using Converting = PlainForward<T, form(), BFloat16>;
+        if (Converting::fits(a)) return run_forward<Converting>(a, parallel);
+      }
+      run_forward<PlainForward<T, form(), T>>(a, parallel);
+    });
   }
   sampled ? run_forward<Forward<T, true>>(a, parallel) : run_forward<Forward<T, false>>(a, parallel);
 }
@@ -396,9 +433,13 @@ void backward(const LatentBackward& a, ParallelFor parallel) {
   const bool z = a.grad_z.data, kl = a.grad_kl.data;
   if (is_plain(a) && (z || kl)) {
     return with_form(a, [&](auto form) {
-      if (z && kl) return run_backward<PlainBackward<T, form(), true, true>>(a, parallel);
-      z ? run_backward<PlainBackward<T, form(), true, false>>(a, parallel)
-        : run_backward<PlainBackward<T, form(), false, true>>(a, parallel);
+      if constexpr (is_float<T>) {
+        using Converting = PlainBackward<T, form(), true, true, BFloat16>;
+        if (z && kl && Converting::fits(a)) return run_backward<Converting>(a, parallel);
+      }
+      if (z && kl) return run_backward<PlainBackward<T, form(), true, true, T>>(a, parallel);
+      z ? run_backward<PlainBackward<T, form(), true, false, T>>(a, parallel)
+        : run_backward<PlainBackward<T, form(), false, true, T>>(a, parallel);
     });
   }
   if (kl && a.estimator != KlEstimator::kAnalytic) return run_backward<Backward<T, true, true, true>>(a, parallel);

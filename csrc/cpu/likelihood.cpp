@@ -30,20 +30,6 @@ bool are_numbers(const Arguments& a) {
   return std::all_of(a.arguments + 2, a.arguments + Family::kArguments, is_number);
 }
 
-template <class S>
-bool is_dense(const View& view) {
-  return view.dense && view.type == type_of<S>;
-}
-
-// S is T, or the type of all tensors, which are dense: then the loop converts between memory and registers itself.
-template <class Isa, class T, class S>
-VK_INLINE const S* load_as(const View& view, const Tile& tile, S* buffer) {
-  if constexpr (std::is_same_v<S, T>) return load<Isa>(view, tile, buffer);
-  return in_place<S>(view, tile);
-}
-template <class T, class S>
-constexpr int buffered = std::is_same_v<S, T> ? kTile + kLanes : 1;
-
 template <class Family, class T, bool kNumbers, class S>
 struct Forward {
   static constexpr int kArguments = Family::kArguments, kTensors = kNumbers ? 2 : kArguments - Family::kConstants;

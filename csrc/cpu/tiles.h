@@ -109,12 +109,27 @@ VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
   }
 }
 
+// Whether a tile's elements follow one another in memory.
+VK_INLINE bool in_one_run(const View& view, const Tile& tile) {
+  return view.dense ||
+         (tile.rows == 1 && view.stride[3] == 1 && tile.col % view.col_inner + tile.cols <= view.col_inner);
+}
+
 // The tile in memory, if it lies there as the kernels want it: element type, unit stride.
 template <class T>
 VK_INLINE T* in_place(const View& view, const Tile& tile) {
-  const bool one_run = tile.rows == 1 && view.stride[3] == 1 && tile.col % view.col_inner + tile.cols <= view.col_inner;
-  if (view.type != type_of<T> || !(one_run || view.dense)) return nullptr;
+  if (view.type != type_of<T> || !in_one_run(view, tile)) return nullptr;
   return static_cast<T*>(view.data) + view.row_offset(tile.row) + view.col_offset(tile.col);
+}
+
+// Has a tile brought near that will be read soon. A tile is as long as a page, beyond which a processor by itself does
+// not look ahead.
+VK_INLINE void prefetch(const View& view, const Tile& tile) {
+  if (!view.data || !in_one_run(view, tile)) return;
+  const int64_t size = size_of(view.type);
+  const char* data = static_cast<const char*>(view.data);
+  data += (view.row_offset(tile.row) + view.col_offset(tile.col)) * size;
+  for (int64_t at = 0; at < tile.size() * size; at += 64) __builtin_prefetch(data + at, 0, 2);
 }
 
 template <class T>
@@ -300,6 +315,20 @@ VK_INLINE T* target(const View& view, const Tile& tile, T* buffer) {
 template <class Isa, class T>
 VK_INLINE void store(const View& view, const Tile& tile, const T* written, const T* buffer) {
   if (written == buffer) Isa::scatter(view, tile, buffer);
+}
+
+template <class S>
+bool is_dense(const View& view) {
+  return view.dense && view.type == type_of<S>;
+}
+
+// S is T, or the type of all tensors, which are dense: then the loop converts between memory and registers itself.
+template <class T, class S>
+constexpr int buffered = std::is_same_v<S, T> ? kTile + kLanes : 1;
+template <class Isa, class T, class S>
+VK_INLINE const S* load_as(const View& view, const Tile& tile, S* buffer) {
+  if constexpr (std::is_same_v<S, T>) return load<Isa>(view, tile, buffer);
+  return in_place<S>(view, tile);
 }
 
 // What a kernel is about to write: `elements` without a gap, in whatever order.
