@@ -194,7 +194,9 @@ def negative_binomial_log_prob(x, params):
 
 
 @triton.jit
-def _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, minus_1):
+def _negative_binomial_grad(x, mu, theta):
+    """The gradients to mu, x and theta, and log(c (θ + ε) / (θ' e)), which is log NB(0) / θ at x = 0."""
+    c, t, b, inverse_e, counts, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
     inverse_m = 1.0 / (mu + 1e-8)
     finite = tl.abs(x) + tl.abs(mu) < float("inf")
     to_mu = tl.where(
@@ -206,14 +208,13 @@ def _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, 
     to_x = counts + (of_c - digamma_tail(b[2])) + slope_difference(c, b, x + theta, x + 1.0, theta - 1.0)
     remainder = (theta * (c[0] - t[0]) - t[0] * x) * (inverse_e * t[2])
     to_theta = ((beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1) + (of_c - digamma_tail(t[2])) + (t[4] - c[4])
-    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta)
+    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta), dispersion
 
 
 @triton.jit
 def negative_binomial_grad(x, params):
-    mu, theta = params[0], params[1]
-    c, t, b, inverse_e, counts, _, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
-    return _negative_binomial_slopes(x, mu, theta, c, t, b, inverse_e, counts, beyond, minus_1)
+    to_mu, to_x, to_theta, _ = _negative_binomial_grad(x, params[0], params[1])
+    return to_mu, to_x, to_theta
 
 
 @triton.jit
@@ -235,8 +236,7 @@ def zero_inflated_negative_binomial_log_prob(x, params):
 @triton.jit
 def zero_inflated_negative_binomial_grad(x, params):
     mu, theta = params[0], params[1]
-    c, t, nb, inverse_e, counts, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
-    to_mu, to_x, to_theta = _negative_binomial_slopes(x, mu, theta, c, t, nb, inverse_e, counts, beyond, minus_1)
+    to_mu, to_x, to_theta, dispersion = _negative_binomial_grad(x, mu, theta)
     undefined = ((mu - mu) + (x - x)) + (theta - theta)
     z = tl.where(undefined == 0.0, params[2], float("nan"))
     l = theta * dispersion
