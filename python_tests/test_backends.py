@@ -1,15 +1,14 @@
 """Which backend serves a call, what a process loads and when, and the ops that a kernel backend registers."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import BACKENDS
+from fresh_process import python
 from samples import BROADCAST, DEVICE, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,20 +17,6 @@ import vae_kernels as vk
 from vae_kernels.backends import NAMES, current_backend
 
 PACKAGE = Path(vk.__file__).parent
-
-
-def python(code: str, path: Path = PACKAGE.parent, **environment: str) -> str:
-    """What a fresh process prints."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("VAE_KERNELS_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean | {"PYTHONPATH": str(path)} | environment,
-        capture_output=True,
-        text=True,
-        cwd=path,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def unavailable() -> list[str]:
@@ -143,14 +128,14 @@ STATE = "print(vk.backends()['cpu']['cpp'])"
 
 
 def test_without_the_library_eager_serves(copied: Path) -> None:
-    assert python(SERVE, copied).split("\n") == ["eager", "[0.0, 0.0]"]
-    assert "compiler" in python(f"import vae_kernels as vk\n{STATE}", copied)
+    assert python(SERVE, path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
+    assert "compiler" in python(f"import vae_kernels as vk\n{STATE}", path=copied)
 
 
 def test_with_a_broken_library_eager_serves_and_says_why(copied: Path) -> None:
     (copied / "vae_kernels" / "_cpp.so").write_bytes(b"not a library")
-    assert python(SERVE, copied).split("\n") == ["eager", "[0.0, 0.0]"]
-    assert "load" in python(f"import vae_kernels as vk\n{STATE}", copied)
+    assert python(SERVE, path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
+    assert "load" in python(f"import vae_kernels as vk\n{STATE}", path=copied)
 
 
 IMPORT = """

@@ -3,10 +3,7 @@ exist."""
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from error_rule import Expected, check
+from fresh_process import python
 from samples import BF16, BOOL, DEVICE, F16, F32, F64, I64, LAYOUTS, U8
 from test_backends import Recorder
 from torch import Tensor
@@ -401,15 +399,8 @@ def test_threads_and_instruction_sets_change_no_bit() -> None:
     found = []
     best = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
     for isa in ("baseline", "avx2", "avx512")[:best]:
-        environment = {"VAE_KERNELS_ISA": isa, "PYTHONPATH": str(Path(vk.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
-        done = subprocess.run(
-            [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        digests = json.loads(done.stdout)
+        here = str(Path(__file__).parent)
+        digests = json.loads(python(DIGESTS, here, VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
         assert digests["isa"] == isa
         found += [digests["1"], digests["2"]]
     assert all(digests == found[0] for digests in found)

@@ -1,15 +1,13 @@
 """torch.compile without graph breaks: cold, with dynamic shapes, with every way of giving the noise."""
 
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from error_rule import check, expected, results
+from fresh_process import python
 from samples import BF16, DEVICE, F32, F64, OPS, U8, Sample, sample
 from torch import Tensor
 
@@ -213,7 +211,5 @@ print("compiled")
 
 def test_cold(backend: str, tmp_path: Path) -> None:
     """The first thing a process does is to compile a loss; nothing is cached, no backend has been loaded."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
-    done = subprocess.run([sys.executable, "-c", COLD, backend], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "compiled"
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+    assert python(COLD, backend, **environment) == "compiled"

@@ -1,11 +1,9 @@
 """The C++ library: what it needs from torch, and that threads and instruction sets change no bit of a result."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BACKENDS
+from fresh_process import python
 
 import vae_kernels as vk
 
@@ -109,15 +108,8 @@ print(json.dumps(found))
 @cache
 def digests(isa: str) -> dict[str, str | dict[str, str]]:
     """Of every result of a process with that instruction set, for one thread and for two."""
-    environment = {"VAE_KERNELS_ISA": isa, "PYTHONPATH": str(LIBRARY.parents[1]), "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    here = str(Path(__file__).parent)
+    return json.loads(python(DIGESTS, here, VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
 
 
 def supported() -> list[str]:
@@ -137,15 +129,7 @@ def test_threads_and_instruction_sets_change_no_bit(isa: str, threads: str) -> N
 
 def test_the_best_instruction_set_is_the_default() -> None:
     code = "import torch, vae_kernels as vk; vk.use_backend('cpp'); print(torch.ops.vae_kernels_cpp.isa())"
-    environment = {k: v for k, v in os.environ.items() if k != "VAE_KERNELS_ISA"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"PYTHONPATH": str(LIBRARY.parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == supported()[0]
+    assert python(code) == supported()[0]
 
 
 @pytest.mark.parametrize("bins", [torch.tensor(256.0), torch.full((2, 3), 256.0)], ids=["one", "elements"])

@@ -1,12 +1,11 @@
 """The reference VAEs: shapes, terms against torch.distributions, and what they refuse."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
 import torch
+from fresh_process import python
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from vae_kernels.models import LIKELIHOODS, MLPVAE, MODELS, ConvVAE, GaussianPerElement, VAESettings
@@ -205,5 +204,4 @@ def test_refused(build, message):
 def test_import_takes_torch_only():
     heavy = ["triton", "matplotlib", "sklearn", "PIL", "safetensors"]
     code = f"import sys, vae_kernels.models; print([m for m in {heavy} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert python(code) == "[]"

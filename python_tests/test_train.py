@@ -3,12 +3,11 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from fresh_process import python
 from PIL import Image
 
 import vae_kernels as vk
@@ -368,8 +367,7 @@ def test_missing_packages_are_named():
 def test_importing_the_trainer_imports_nothing_heavy():
     heavy = ["triton", "matplotlib", "sklearn", "PIL", "safetensors"]
     code = f"import sys, vae_kernels.train; print([m for m in {heavy} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert python(code) == "[]"
 
 
 def test_picture_grid():
