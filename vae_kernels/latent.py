@@ -94,7 +94,7 @@ def reparameterize_kl(
     checks.same_device("logvar", logvar, "mu", mu)
     checks.batch_dims(batch_dims, "mu", mu)
     settings = (batch_dims, 0, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
-    return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
+    return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings)
 
 
 def reparameterize_kl_packed(
@@ -143,23 +143,19 @@ def reparameterize_kl_packed(
     checks.tensor("moments", moments, checks.FLOATS)
     checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
-    mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
     settings = (batch_dims, dim, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
-    return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, mu, settings)
+    return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, settings)
 
 
-def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, like, settings) -> tuple[Tensor, Tensor]:
-    """`like` is the tensor whose shape and strides mu has: itself, or the first half of the moments."""
+def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings) -> tuple[Tensor, Tensor]:
+    """Of mu and logvar, or of the moments and None."""
     batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
-    plain = (
-        prior_mu is None
-        and prior_logvar is None
-        and eps is None
-        and logvar is not None
-        and settings[1:] == PLAIN_SETTINGS
-    )
+    only_q = prior_mu is None and prior_logvar is None and eps is None
+    plain = only_q and logvar is not None and settings[1:] == PLAIN_SETTINGS
     if not plain:
         _check_names(num_samples, scale, kl_estimator, kl_reduction)
+    # What has the shape of mu, where that is asked.
+    like = mu if logvar is not None or only_q else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
     if seed is not None or generator is not None or eps is not None:
         _check_noise(seed, generator, eps, like, batch_dims, num_samples)
     if prior_mu is not None:
