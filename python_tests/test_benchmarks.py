@@ -19,6 +19,7 @@ from benchmarks import (
     machine,
     markdown,
     memory,
+    profile,
     required,
     results,
     suites,
@@ -318,6 +319,30 @@ def test_required_ratios_are_judged() -> None:
     assert found["latent", "float32", (128, 20), "compile"].verdict == "missed"
     assert found["gaussian", "float32", (128, 784), "eager"].verdict == "not measured"
     assert "1 met, 1 missed, 42 not measured" in required.report(rows)
+
+
+def test_profile_tells_whose_the_samples_are() -> None:
+    report = """# Overhead  Shared Object  Symbol
+    40.00%\t_cpp.so\t[.] vk::cpu::Avx512::noise<float>
+    10.00%\t_cpp.so\t[.] void vk::cpu::Avx512::run<vk::cpu::(anonymous namespace)::PlainForward<float, (vk::cpu::(anonymous namespace)::Form)0, float> >
+    15.50%\tlibtorch_cpu.so\t[.] at::detail::empty_generic(c10::ArrayRef<long>)
+     4.50%\tlibtorch_python.so\t[.] THPVariable_clear
+    12.00%\tlibpython3.11.so.1.0\t[.] _PyEval_EvalFrameDefault
+     8.00%\t[kernel.kallsyms]\t[k] clear_page_erms
+     5.00%\tlibgomp.so.1\t[.] 0x000000000001de62
+     5.00%\tlibc.so.6\t[.] malloc
+"""
+    parts, functions = profile.shares(report)
+    expected = {"kernels": 50, "torch": 20, "Python": 12, "system": 8, "waiting": 5, "C library": 5}
+    assert parts == expected
+    assert functions == {"noise": 40, "PlainForward": 10}
+    cells = profile.line("a case", 2.25, 91.4, report).split(" | ")
+    assert cells == ["| a case", "91", "2.2", "50", "5", "8", "20", "12", "5", "noise 40, PlainForward 10 |"]
+
+
+def test_cases_far_from_their_floor() -> None:
+    rows = [_row("cpp", 10, "4×4", fraction_of_copy=0.5), _row("cpp", 10, "5×5", fraction_of_copy=0.8)]
+    assert profile.far([*rows, _row("eager", 10, "4×4", fraction_of_copy=0.1)]) == {"latent 4×4 float32": 2.0}
 
 
 def test_required_ratios_on_a_gpu() -> None:
