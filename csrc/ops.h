@@ -326,8 +326,25 @@ class LatentCall {
     return seed_->const_data_ptr<int64_t>();
   }
 
-  // Of the rows that the KL has.
-  Rows& kl_rows() { return sampled ? z_rows : rows; }
+  // Memory for what the forward kernels write.
+  std::tuple<Tensor, Tensor> results(const Name& kl_reduction) {
+    const Tensor z = z_rows.empty_like_first(dtype_of(mean));
+    a.z = z_rows.output(z);
+    if (kl_reduction.text != "none") {
+      const Tensor kl = kl_rows().empty_sums();
+      a.kl = kl.mutable_data_ptr();
+      return {z, kl};
+    }
+    const Tensor kl = kl_rows().empty_elements();
+    a.kl_elements = kl_rows().output(kl);
+    return {z, kl};
+  }
+
+  void set_upstream(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
+                    const Name& kl_reduction) {
+    if (grad_z) a.grad_z = z_rows.view(*grad_z);
+    if (grad_kl) a.grad_kl = kl_reduction.text == "none" ? kl_rows().view(*grad_kl) : kl_rows().row_view(*grad_kl);
+  }
 
   // The gradients of mu and of what was passed for its spread, in one tensor if they came in one.
   void add_gradients(const Tensor& mu, const std::vector<bool>& needs, std::vector<Tensor>* gradients, View* to_mu,
@@ -352,6 +369,9 @@ class LatentCall {
   }
 
  private:
+  // Of the rows that the KL has.
+  Rows& kl_rows() { return sampled ? z_rows : rows; }
+
   static int index_of(const Name& name, std::initializer_list<const char*> names) {
     const auto found = std::find(names.begin(), names.end(), name.text);
     STD_TORCH_CHECK(found != names.end(), "no scale or estimator is named ", name.text);
@@ -372,7 +392,7 @@ inline void check_family(const std::string& family, size_t inputs, size_t consta
                   " of its arguments in constants, as numbers, got ", constants, " there and ", inputs, " tensors");
 }
 
-// The commonest latent step, as an op of few arguments: each costs host time on its way here.
+// The commonest latent steps, as ops of few arguments: each costs host time on its way here.
 template <auto kLatentForward>
 std::tuple<Tensor, Tensor> latent_plain_forward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                                                 int64_t batch_dims) {
@@ -385,6 +405,20 @@ std::tuple<Tensor, Tensor> latent_plain_backward(const Tensor& grad_z, const Ten
       kLatentBackward(grad_z, grad_kl, mu, logvar, {}, {}, seed, {}, {true, true, false, false, false}, batch_dims, 0,
                       {}, {"logvar"}, {}, {"analytic"}, {"sum"});
   return {gradients[0], gradients[1]};
+}
+template <auto kLatentForward>
+std::tuple<Tensor, Tensor> latent_packed_forward(const Tensor& moments, const Tensor& seed, int64_t batch_dims,
+                                                 int64_t dim, double low, double high) {
+  return kLatentForward(moments, {}, {}, {}, seed, {}, batch_dims, dim, {}, {"logvar"}, {low, high}, {"analytic"},
+                        {"sum"});
+}
+template <auto kLatentBackward>
+Tensor latent_packed_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& moments, const Tensor& seed,
+                              int64_t batch_dims, int64_t dim, double low, double high) {
+  const std::vector<Tensor> gradients =
+      kLatentBackward(grad_z, grad_kl, moments, {}, {}, {}, seed, {}, {true, false, false, false, false}, batch_dims,
+                      dim, {}, {"logvar"}, {low, high}, {"analytic"}, {"sum"});
+  return gradients[0];
 }
 
 // A call of the categorical likelihood, but for its results. Logits are (positions, classes) to the kernels; the
@@ -433,6 +467,12 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "latent_plain_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims)"
       " -> (Tensor, Tensor)");
+  m.def(
+      "latent_packed_forward(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "latent_packed_backward(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int batch_dims, int dim,"
+      " float low, float high) -> Tensor");
   m.def("likelihood_forward(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor");
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"

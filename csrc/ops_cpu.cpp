@@ -22,14 +22,10 @@ std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const std::optional<
   LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
                   kl_estimator);
   a.seeds = call.seeds(seed, eps);
-  const Tensor z = call.z_rows.empty_like_first(dtype_of(mu));
-  a.z = call.z_rows.output(z);
-  const bool elements = kl_reduction.text == "none";
-  const Tensor kl = elements ? call.kl_rows().empty_elements() : call.kl_rows().empty_sums();
-  elements ? void(a.kl_elements = call.kl_rows().output(kl)) : void(a.kl = kl.mutable_data_ptr());
+  const std::tuple<Tensor, Tensor> results = call.results(kl_reduction);
   cpu::latent_forward(a, parallel_for);
   call.finish();
-  return {z, kl};
+  return results;
 }
 
 // Where the kernels put the gradient of a parameter that may be broadcast.
@@ -60,9 +56,7 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
   LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
                   kl_estimator);
   a.seeds = call.seeds(seed, eps);
-  if (grad_z) a.grad_z = call.z_rows.view(*grad_z);
-  if (grad_kl)
-    a.grad_kl = kl_reduction.text == "none" ? call.kl_rows().view(*grad_kl) : call.kl_rows().row_view(*grad_kl);
+  call.set_upstream(grad_z, grad_kl, kl_reduction);
   std::vector<Tensor> gradients;
   call.add_gradients(mu, needs, &gradients, &a.grad_mu, &a.grad_raw);
   if (needs.at(2)) a.grad_prior_mu = parameter_gradient(call.rows, *prior_mu, &gradients);
@@ -152,6 +146,8 @@ STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cpp, CPU, m) {
   m.impl("latent_backward", TORCH_BOX(&vk::latent_backward));
   m.impl("latent_plain_forward", TORCH_BOX((&vk::latent_plain_forward<&vk::latent_forward>)));
   m.impl("latent_plain_backward", TORCH_BOX((&vk::latent_plain_backward<&vk::latent_backward>)));
+  m.impl("latent_packed_forward", TORCH_BOX((&vk::latent_packed_forward<&vk::latent_forward>)));
+  m.impl("latent_packed_backward", TORCH_BOX((&vk::latent_packed_backward<&vk::latent_backward>)));
   m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
   m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
   m.impl("categorical_forward", TORCH_BOX(&vk::categorical_forward));

@@ -4,6 +4,8 @@
 floats follow in `constants`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,6 @@ _SETTINGS = (
     " str kl_reduction"
 )
 
-# Those that the plain ops stand for, behind batch_dims.
-PLAIN_SETTINGS = (0, None, "logvar", [], "analytic", "sum")
-
 SCHEMAS = {
     "latent_forward": (
         "(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps,"
@@ -27,10 +26,17 @@ SCHEMAS = {
         "(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar,"
         f" Tensor? seed, Tensor? eps, bool[] needs, {_SETTINGS}) -> Tensor[]"
     ),
-    # The commonest latent step, with few arguments.
+    # The commonest latent steps, with few arguments.
     "latent_plain_forward": "(Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)",
     "latent_plain_backward": (
         "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)"
+    ),
+    "latent_packed_forward": (
+        "(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high) -> (Tensor, Tensor)"
+    ),
+    "latent_packed_backward": (
+        "(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high)"
+        " -> Tensor"
     ),
     "likelihood_forward": "(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor",
     "likelihood_backward": (
@@ -39,6 +45,13 @@ SCHEMAS = {
     "categorical_forward": "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
     "categorical_backward": "(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor",
 }
+
+
+def plain_settings(
+    batch_dims: int, packed_dim: int = 0, clamp: Sequence[float] = ()
+) -> tuple[int, int, None, str, list[float], str, str]:
+    """The settings of the ops with few arguments."""
+    return batch_dims, packed_dim, None, "logvar", list(clamp), "analytic", "sum"
 
 
 def register(namespace: str) -> None:
@@ -110,6 +123,25 @@ def _latent_plain_backward(
     grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(mu), torch.empty_like(mu, dtype=logvar.dtype)
+
+
+def _latent_packed_forward(
+    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    return _latent_forward(moments, None, None, None, seed, None, *plain_settings(batch_dims, dim))
+
+
+def _latent_packed_backward(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    moments: Tensor,
+    seed: Tensor,
+    batch_dims: int,
+    dim: int,
+    low: float,
+    high: float,
+) -> Tensor:
+    return torch.empty_like(moments)
 
 
 def _empty_gradient(tensor: Tensor, full: Tensor) -> Tensor:

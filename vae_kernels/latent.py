@@ -1,5 +1,6 @@
 """The latent step: sample and KL divergence in one pass."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,11 +8,15 @@ from torch import Tensor
 
 from . import checks, eager, noise, transforms
 from .backends import current_backend
-from .fakes import PLAIN_SETTINGS
+from .fakes import plain_settings
 from .rows import empty_samples, expand_parameter
 
 KL_ESTIMATORS = ("analytic", "monte_carlo", "path")
 KL_REDUCTIONS = ("sum", "none")
+
+# num_samples, scale, kl_estimator and kl_reduction of the commonest calls, which have ops of few arguments.
+_PLAIN = (None, "logvar", "analytic", "sum")
+_NO_CLAMP = (-math.inf, math.inf)
 
 
 def reparameterize_kl(
@@ -151,7 +156,7 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     """Of mu and logvar, or of the moments and None."""
     batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
     only_q = prior_mu is None and prior_logvar is None and eps is None
-    plain = only_q and logvar is not None and settings[1:] == PLAIN_SETTINGS
+    plain = only_q and (num_samples, scale, kl_estimator, kl_reduction) == _PLAIN
     if not plain:
         _check_names(num_samples, scale, kl_estimator, kl_reduction)
     # What has the shape of mu, where that is asked.
@@ -180,7 +185,9 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
     namespace = f"vae_kernels_{backend}"
-    if plain:
+    if plain and logvar is None:
+        return PackedLatentStep.apply(mu, seed, namespace, batch_dims, packed_dim, *(logvar_clamp or _NO_CLAMP))
+    if plain and not logvar_clamp:
         return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
     return LatentStep.apply(
         mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
@@ -224,20 +231,48 @@ class PlainLatentStep(torch.autograd.Function):
     def forward(ctx, mu, logvar, seed, namespace, batch_dims):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, seed)
-        ctx.namespace, ctx.settings = namespace, (batch_dims, *PLAIN_SETTINGS)
+        ctx.namespace, ctx.settings = namespace, plain_settings(batch_dims)
         return getattr(torch.ops, namespace).latent_plain_forward.default(mu, logvar, seed, batch_dims)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         mu, logvar, seed = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        if all(needs) and grad_z is not None and grad_kl is not None and not _differentiated_again(grad_z):
+        if all(needs) and _is_plain(grad_z, grad_kl):
             op = getattr(torch.ops, ctx.namespace).latent_plain_backward.default
             grads = op(grad_z, grad_kl, mu, logvar, seed, ctx.settings[0])
         else:
             inputs = (mu, logvar, None, None, seed, None)
             grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False, False, False])
         return grads[0], grads[1], None, None, None
+
+
+class PackedLatentStep(torch.autograd.Function):
+    """`PlainLatentStep` of both moments in one tensor."""
+
+    @staticmethod
+    def forward(ctx, moments, seed, namespace, batch_dims, dim, low, high):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(moments, seed)
+        ctx.namespace, ctx.settings = namespace, plain_settings(batch_dims, dim, (low, high))
+        return getattr(torch.ops, namespace).latent_packed_forward.default(moments, seed, batch_dims, dim, low, high)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        moments, seed = ctx.saved_tensors
+        if _is_plain(grad_z, grad_kl):
+            batch_dims, dim, _, _, clamp, *_ = ctx.settings
+            op = getattr(torch.ops, ctx.namespace).latent_packed_backward.default
+            grad = op(grad_z, grad_kl, moments, seed, batch_dims, dim, *clamp)
+        else:
+            inputs = (moments, None, None, None, seed, None)
+            grad = _gradients(ctx, (grad_z, grad_kl), inputs, [True, False, False, False, False])[0]
+        return grad, None, None, None, None, None, None
+
+
+def _is_plain(grad_z: Tensor | None, grad_kl: Tensor | None) -> bool:
+    """Whether both outputs were used, and their gradients are not to be differentiated."""
+    return grad_z is not None and grad_kl is not None and not _differentiated_again(grad_z)
 
 
 def _gradients(ctx, upstream, inputs, needs: list[bool]) -> list[Tensor | None]:

@@ -8,7 +8,14 @@ import triton
 
 from .. import fakes
 from .categorical import categorical_backward, categorical_forward
-from .latent import latent_backward, latent_forward, latent_plain_backward, latent_plain_forward
+from .latent import (
+    latent_backward,
+    latent_forward,
+    latent_packed_backward,
+    latent_packed_forward,
+    latent_plain_backward,
+    latent_plain_forward,
+)
 from .likelihood import likelihood_backward, likelihood_forward
 
 NAMESPACE = "vae_kernels_triton"
@@ -17,6 +24,8 @@ OPS = {
     "latent_backward": latent_backward,
     "latent_plain_forward": latent_plain_forward,
     "latent_plain_backward": latent_plain_backward,
+    "latent_packed_forward": latent_packed_forward,
+    "latent_packed_backward": latent_packed_backward,
     "likelihood_forward": likelihood_forward,
     "likelihood_backward": likelihood_backward,
     "categorical_forward": categorical_forward,

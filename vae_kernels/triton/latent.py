@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import compute_dtype
-from ..fakes import PLAIN_SETTINGS
+from ..fakes import plain_settings
 from ..rows import column_dims, empty_samples
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
@@ -250,7 +250,7 @@ def latent_backward(
 
 
 def latent_plain_forward(mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
-    return latent_forward(mu, logvar, None, None, seed, None, batch_dims, *PLAIN_SETTINGS)
+    return latent_forward(mu, logvar, None, None, seed, None, *plain_settings(batch_dims))
 
 
 def latent_plain_backward(
@@ -258,7 +258,22 @@ def latent_plain_backward(
 ) -> tuple[Tensor, Tensor]:
     needs = [True, True, False, False, False]
     inputs = (mu, logvar, None, None, seed, None)
-    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, batch_dims, *PLAIN_SETTINGS))
+    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims)))
+
+
+def latent_packed_forward(
+    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, *clamp: float
+) -> tuple[Tensor, Tensor]:
+    settings = plain_settings(batch_dims, dim, clamp)
+    return latent_forward(moments, None, None, None, seed, None, *settings)
+
+
+def latent_packed_backward(
+    grad_z: Tensor, grad_kl: Tensor, moments: Tensor, seed: Tensor, batch_dims: int, dim: int, *clamp: float
+) -> Tensor:
+    needs = [True, False, False, False, False]
+    inputs = (moments, None, None, None, seed, None)
+    return latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims, dim, clamp))[0]
 
 
 class _Backward:
