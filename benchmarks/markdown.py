@@ -29,18 +29,18 @@ def _ops(rows: list[Row]) -> str:
 
 
 def _floor(rows: list[Row]) -> str:
-    """What is further than 1.3 times from the copy: where a profile has to say why."""
+    """What is further from the copy than a profile need not explain."""
     cells = _by_cell([r for r in rows if (r.suite, r.mode) == ("ops", "both")])
     lines = []
     for cell in cells:
         kernels = [r for r in cell.values() if r.contender not in UNCHANGED and r.fraction_of_copy]
-        if kernels and (best := max(kernels, key=lambda r: r.fraction_of_copy)).fraction_of_copy < 1 / 1.3:
+        if kernels and (best := max(kernels, key=lambda r: r.fraction_of_copy)).fraction_of_copy < 1 / required.FAR:
             times = (
                 f"{format_time(best.median_us)} | {format_time(cell[COPY].median_us)} | {1 / best.fraction_of_copy:.2f}"
             )
             lines.append(f"| {best.op} | {best.shape} | {best.dtype} | {best.contender} | {times} |")
     head = [
-        "Forward and backward, further than 1.3 times from the copy of the same bytes:",
+        f"Forward and backward, further than {required.FAR} times from the copy of the same bytes:",
         "",
         "| op | shape | dtype | backend | time | copy | ratio |",
         "| --- | --- | --- | --- | --- | --- | --- |",
