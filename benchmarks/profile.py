@@ -44,7 +44,7 @@ def shares(report: str) -> tuple[Counter[str], Counter[str]]:
     parts: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for line in report.splitlines():
-        if not (found := re.match(r"\s*([\d.]+)%\t\s*(\S+)\s*\t\s*(?:\[\S\] )?(.+)", line)):
+        if not (found := re.match(r"\s*([\d.]+)%\s*\t\s*(\S+)\s*\t\s*(?:\[\S\] )?(.+)", line)):
             continue
         share, library, symbol = float(found[1]), found[2], found[3].strip()
         part = next((part for name, part in PARTS.items() if name in library), OTHER)
@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"benchmarks.profile: no case is named {', '.join(unknown)}")
     committed = RESULTS / machine.folder_name("cpu") / TABLE
     distances = far(results.read(committed)) if committed.exists() else {}
+    print(f"{machine.device_name('cpu')}; {machine.versions()}\n")
     print(f"| case | µs | times the copy | {' | '.join(f'{part} %' for part in COLUMNS)} | most of the kernels |")
     print("|" + " --- |" * (4 + len(COLUMNS)))
     for name in options.cases or distances:

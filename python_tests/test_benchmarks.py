@@ -323,14 +323,14 @@ def test_required_ratios_are_judged() -> None:
 
 def test_profile_tells_whose_the_samples_are() -> None:
     report = """# Overhead  Shared Object  Symbol
-    40.00%\t_cpp.so\t[.] vk::cpu::Avx512::noise<float>
-    10.00%\t_cpp.so\t[.] void vk::cpu::Avx512::run<vk::cpu::(anonymous namespace)::PlainForward<float, (vk::cpu::(anonymous namespace)::Form)0, float> >
-    15.50%\tlibtorch_cpu.so\t[.] at::detail::empty_generic(c10::ArrayRef<long>)
-     4.50%\tlibtorch_python.so\t[.] THPVariable_clear
-    12.00%\tlibpython3.11.so.1.0\t[.] _PyEval_EvalFrameDefault
-     8.00%\t[kernel.kallsyms]\t[k] clear_page_erms
-     5.00%\tlibgomp.so.1\t[.] 0x000000000001de62
-     5.00%\tlibc.so.6\t[.] malloc
+ 40.00% \t_cpp.so              \t[.] vk::cpu::Avx512::noise<float>
+ 10.00% \t_cpp.so              \t[.] void vk::cpu::Avx512::run<vk::cpu::(anonymous namespace)::PlainForward<float> >
+ 15.50% \tlibtorch_cpu.so      \t[.] at::detail::empty_generic(c10::ArrayRef<long>)
+ 4.50%  \tlibtorch_python.so   \t[.] THPVariable_clear
+ 12.00% \tlibpython3.11.so.1.0 \t[.] _PyEval_EvalFrameDefault
+ 8.00%  \t[kernel.kallsyms]    \t[k] clear_page_erms
+ 5.00%  \tlibgomp.so.1         \t[.] 0x000000000001de62
+ 5.00%  \tlibc.so.6            \t[.] malloc
 """
     parts, functions = profile.shares(report)
     expected = {"kernels": 50, "torch": 20, "Python": 12, "system": 8, "waiting": 5, "C library": 5}
