@@ -421,6 +421,17 @@ Tensor latent_packed_backward(const Tensor& grad_z, const Tensor& grad_kl, const
   return gradients[0];
 }
 
+// The likelihood of families that have no parameters behind x, whose gradient is not wanted: likewise.
+template <auto kLikelihoodForward>
+Tensor likelihood_pair_forward(const Name& family, const Tensor& first, const Tensor& x, int64_t batch_dims) {
+  return kLikelihoodForward(family, {first, x}, {}, batch_dims);
+}
+template <auto kLikelihoodBackward>
+Tensor likelihood_pair_backward(const Name& family, const Tensor& grad, const Tensor& first, const Tensor& x,
+                                int64_t batch_dims) {
+  return kLikelihoodBackward(family, grad, {first, x}, {}, batch_dims, {true, false})[0];
+}
+
 // A call of the categorical likelihood, but for its results. Logits are (positions, classes) to the kernels; the
 // positions are the elements of x.
 class CategoricalCall {
@@ -477,6 +488,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"
       " -> Tensor[]");
+  m.def("likelihood_pair_forward(str family, Tensor first, Tensor x, int batch_dims) -> Tensor");
+  m.def("likelihood_pair_backward(str family, Tensor grad, Tensor first, Tensor x, int batch_dims) -> Tensor");
   m.def("categorical_forward(Tensor logits, Tensor x, int batch_dims) -> Tensor");
   m.def("categorical_backward(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor");
 }

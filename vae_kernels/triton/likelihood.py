@@ -469,6 +469,14 @@ def likelihood_backward(
     return grads
 
 
+def likelihood_pair_forward(family: str, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return likelihood_forward(family, [first, x], [], batch_dims)
+
+
+def likelihood_pair_backward(family: str, grad: Tensor, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
+    return likelihood_backward(family, grad, [first, x], [], batch_dims, [True, False])[0]
+
+
 def _plan_backward(
     family: str, grad: Tensor, inputs: list[Tensor], batch_dims: int, needs: list[bool]
 ) -> Callable[..., None]:
