@@ -89,10 +89,10 @@ struct NegativeBinomialTerms {
   }
 
   VK_INLINE T log_prob() const {
-    const T products = t.product * b.product * c.power() / (c.product * t.power() * b.power());
-    const T tails = lgamma_tail(c.inverse) - lgamma_tail(t.inverse) - lgamma_tail(b.inverse);
-    const T constant = b.shift - shifts + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
-    const T rest = log(root(t.z * c.inverse * b.inverse) * products) + (tails + constant);
+    const T products =
+        t.product_lifted() * b.product_lifted() * c.power() / (c.product_lifted() * t.power() * b.power());
+    const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
+    const T rest = log(root(t.z * c.inverse * b.inverse) * products) + tails;
     return fused(x, log_counts().value, fused(theta, log_dispersion().value, x == T(0) ? T(0) : rest));
   }
 
@@ -102,10 +102,15 @@ struct NegativeBinomialTerms {
     const bool finite = absolute(x) + absolute(mu) < T(INFINITY);
     return finite ? ((x - mu) - kEps) * inverse_m * (theta * inverse_e) : x * inverse_m - (x + theta) * inverse_e;
   }
-  // ln(m / e) + psi(x + theta) - psi(x + 1)
+  // ln(m / e) + psi(x + theta) - psi(x + 1), both shifted or none, so that what they are shifted by cancels in no sum
   VK_INLINE T gradient_x() const {
-    return log_counts().value + (digamma_tail(c.inverse) - digamma_tail(b.inverse)) +
-           (b.slope / b.product - c.slope / c.product);
+    const T of_c = x + theta, of_b = x + T(1);
+    const bool large = of_c >= T(kGammaSteps<T>) && of_b >= T(kGammaSteps<T>);
+    const T shift = large ? T(0) : T(kGammaSteps<T>), slopes = slope_difference(of_c, of_b, theta - T(1));
+    const T z_c = of_c + shift, z_b = of_b + shift, unit = inverse_e / z_b;
+    const T logarithm = log_ratio(m * z_c * unit, fused(theta, (mu - z_b) + kEps, -m) * unit).value;
+    const T tails = digamma_tail(T(1) / z_c) - digamma_tail(T(1) / z_b);
+    return (large ? T(0) : slopes) + (logarithm + tails);
   }
   // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta), where ln c (theta + eps) /
   // (theta' e) cancels (m - x) / e to first order

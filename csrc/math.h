@@ -260,41 +260,6 @@ VK_INLINE T log(T x) {
   return log_ratio(x, x - T(1)).value;
 }
 
-// What ln Gamma(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or at z = a + n for a < n, n =
-// kGammaSteps:
-// ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
-// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative, their
-// quotient within n + 1 ulp.
-// Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
-template <class T>
-constexpr int kGammaSteps = is_float<T> ? 2 : 8;
-
-template <class T>
-struct GammaTerms {
-  T shift, z, inverse, product, slope;
-
-  VK_INLINE explicit GammaTerms(T a) : product(a), slope(1) {
-    constexpr int n = kGammaSteps<T>;
-    for (int k = 1; k < n; ++k) {
-      slope = fused(slope, a + T(k), product);
-      product *= a + T(k);
-    }
-    const bool large = a >= T(n);
-    product = large ? T(1) : product;
-    slope = large ? T(0) : slope;
-    shift = large ? T(0) : T(n);
-    z = a + shift;
-    inverse = T(1) / z;
-  }
-
-  // z^shift
-  VK_INLINE T power() const {
-    const T square = z * z;
-    const T p = is_float<T> ? square : square * square * (square * square);
-    return shift > T(0) ? p : T(1);
-  }
-};
-
 // ln Gamma(z) - ((z - 1/2) ln z - z + ln(2 pi)/2) and psi(z) - ln z, u = 1/z <= 1/kGammaSteps; below 1 ulp of 1.
 template <class T>
 VK_INLINE T lgamma_tail(T u) {
@@ -319,6 +284,61 @@ VK_INLINE T digamma_tail(T u) {
                    0.007575459920369176, -0.02105106090804774, 0.08002337465397756, -0.29942537062673501);
   }
   return u * fused(-u, p, T(-0.5));
+}
+
+// What ln Gamma(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or at z = a + n for a < n, n =
+// kGammaSteps:
+// ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
+// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative,
+// their quotient within n + 1 ulp. The factors come in pairs from the ends, (a + k) (a + n - 1 - k) = a (a + n - 1) +
+// k (n - 1 - k).
+// Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
+template <class T>
+constexpr int kGammaSteps = is_float<T> ? 2 : 8;
+
+template <class T>
+struct GammaTerms {
+  T shift, z, inverse, product, slope;
+  T lost;  // by the rounding of z
+
+  VK_INLINE explicit GammaTerms(T a) : slope(1) {
+    constexpr int n = kGammaSteps<T>;
+    const T ends = a * (a + T(n - 1));
+    product = ends;
+    for (int k = 1; k < n / 2; ++k) {
+      const T pair = ends + T(k * (n - 1 - k));
+      slope = fused(slope, pair, product);
+      product *= pair;
+    }
+    const bool large = a >= T(n);
+    product = large ? T(1) : product;
+    slope = large ? T(0) : slope * fused(T(2), a, T(n - 1));
+    shift = large ? T(0) : T(n);
+    z = a + shift;
+    lost = large ? T(0) : a - (z - shift);
+    inverse = T(1) / z;
+  }
+
+  // product e^n and z^n, or 1 and 1: their quotient is near 1.
+  VK_INLINE T product_lifted() const {
+    return shift > T(0) ? product * (is_float<T> ? T(7.38905609893065) : T(2980.9579870417283)) : T(1);
+  }
+  VK_INLINE T power() const {
+    const T square = z * z;
+    const T p = is_float<T> ? square : square * square * (square * square);
+    return shift > T(0) ? p : T(1);
+  }
+  // lgamma_tail, with what the rest of ln Gamma(a) loses where z is rounded.
+  VK_INLINE T tail() const { return lgamma_tail(inverse) + lost * fused(T(-0.5), inverse, T(1)); }
+};
+
+// What the sums of 1 / (a + k) over the steps of a and of b differ by, the latter less the former; `difference` is a -
+// b. Nothing cancels: 5 ulp.
+template <class T>
+VK_INLINE T slope_difference(T a, T b, T difference) {
+  T sum = T(0);
+  for (int k = 0; k < kGammaSteps<T>; ++k) sum += T(1) / (b + T(k)) / (a + T(k));
+  return difference * sum;
 }
 
 // e^l - 1 for every l; 2 ulp where |l| <= 1, elsewhere 1.5 ulp of the larger of it and 1. `e` is e^l.

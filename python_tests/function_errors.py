@@ -85,5 +85,10 @@ def slope(steps: int) -> Exact:
     return lambda a: sum(1 / (a + k) for k in range(steps))
 
 
+def slope_difference(steps: int) -> Exact:
+    """That of 1.5 less that of a."""
+    return lambda a: slope(steps)(mpmath.mpf(1.5)) - slope(steps)(a)
+
+
 def sigmoid(x: mpmath.mpf) -> mpmath.mpf:
     return 1 / (1 + mpmath.exp(-x))

@@ -185,7 +185,7 @@ def test_shape_dtype_and_layout(backend: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype == F32 and c.values == "random"], ids=str)
-def test_torch_distributions(backend: str, case: Case) -> None:
+def test_torch_distributions(kernel: str, case: Case) -> None:
     """In float64, up to the rounding of float32 sums and of the gradients' terms."""
     got = case.results()
     logits, x = case.make()

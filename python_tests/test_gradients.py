@@ -109,7 +109,7 @@ def _reversed_strides(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [_every_second, _reversed_strides], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", MEDIUM, ids=str)
-def test_strided_upstream(backend: str, case: Sample, layout: Callable[[Tensor], Tensor]) -> None:
+def test_strided_upstream(kernel: str, case: Sample, layout: Callable[[Tensor], Tensor]) -> None:
     for strided, contiguous in zip(gradients(case, layout), gradients(case, Tensor.contiguous), strict=True):
         assert torch.equal(strided, contiguous)
 

@@ -21,6 +21,7 @@ from function_errors import (
     powers,
     sigmoid,
     slope,
+    slope_difference,
     spread,
     stirling,
 )
@@ -42,6 +43,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 NEAR = both_signs(powers(-12, 0))
 LARGE32, LARGE64 = powers(-30, 37), powers(-300, 300)
+POSITIVE = np.concatenate((powers(-6, 5), 1.5 + both_signs(powers(-9, -0.6))))
 NONE = np.empty(0)
 GAMMA = np.concatenate((powers(-6, 5), spread(0.5, 9), np.arange(1.0, 40)))
 
@@ -71,6 +73,8 @@ FUNCTIONS = {
     ),
     "gamma_slope, 2 steps": Function(slope(2), powers(-6, math.log10(1.999)), NONE, 3),
     "gamma_slope, 8 steps": Function(slope(8), NONE, powers(-6, math.log10(7.999)), 9),
+    "slope_difference, 2 steps": Function(slope_difference(2), POSITIVE, NONE, 5),
+    "slope_difference, 8 steps": Function(slope_difference(8), NONE, POSITIVE, 5),
     # Its pieces put together.
     "log_gamma": Function(mpmath.loggamma, GAMMA, GAMMA, 2, stirling),
 }

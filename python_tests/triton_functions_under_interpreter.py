@@ -21,6 +21,7 @@ from function_errors import (
     one,
     powers,
     slope,
+    slope_difference,
     spread,
     stirling,
 )
@@ -76,7 +77,7 @@ def _gamma_slope(a):
 def _slope_difference(a):
     """From that of 1.5."""
     b = a * 0.0 + 1.5
-    return gamma.slope_difference(gamma.gamma_terms(a, a.dtype), gamma.gamma_terms(b, b.dtype), a, b, a - b)
+    return gamma.slope_difference(a, b, a - b, a.dtype)
 
 
 @triton.jit
@@ -114,10 +115,6 @@ def _root_of_exp(x: mpmath.mpf) -> mpmath.mpf:
     return mpmath.exp(x / 2)
 
 
-def _difference_of_slopes(a: mpmath.mpf) -> mpmath.mpf:
-    return slope(8)(mpmath.mpf(1.5)) - slope(8)(a)
-
-
 def _shifted_power(steps: int) -> Callable[[mpmath.mpf], mpmath.mpf]:
     return lambda a: (a + steps) ** steps if a < steps else mpmath.mpf(1)
 
@@ -125,6 +122,7 @@ def _shifted_power(steps: int) -> Callable[[mpmath.mpf], mpmath.mpf]:
 NONE = np.empty(0)
 NEAR = both_signs(powers(-12, 0))
 NEXT_TO_1 = both_signs(powers(-9, -0.6))
+POSITIVE = np.concatenate((powers(-6, 5), 1.5 + NEXT_TO_1))
 GAMMA = np.concatenate((powers(-6, 5), spread(0.5, 9), np.arange(1.0, 40)))
 
 # Of math.py the functions of float64 are Triton's own, and series of which no bound is stated.
@@ -164,8 +162,8 @@ FUNCTIONS = {
     ),
     "slope, 2 steps": (_gamma_slope, Function(slope(2), powers(-6, m.log10(1.999)), NONE, 3)),
     "slope, 8 steps": (_gamma_slope, Function(slope(8), NONE, powers(-6, m.log10(7.999)), 9)),
-    "slope_difference": (_slope_difference, Function(_difference_of_slopes, NONE, powers(-6, m.log10(7.999)), 9)),
-    "slope_difference next to it": (_slope_difference, Function(_difference_of_slopes, NONE, 1.5 + NEXT_TO_1, 9)),
+    "slope_difference, 2 steps": (_slope_difference, Function(slope_difference(2), POSITIVE, NONE, 5)),
+    "slope_difference, 8 steps": (_slope_difference, Function(slope_difference(8), NONE, POSITIVE, 5)),
     "power, 2 steps": (_power, Function(_shifted_power(2), GAMMA, NONE, 3)),
     "power, 8 steps": (_power, Function(_shifted_power(8), NONE, GAMMA, 15)),
     # Its pieces put together.

@@ -85,10 +85,12 @@ def reparameterize_kl(
     if kl_estimator == "analytic":
         elements = analytic_kl(m, l, *prior)
     else:
-        elements = sampled_kl(m, std, l, e, *prior)
         batch_dims += num_samples is not None
-    if kl_estimator == "path":
-        elements = elements - _zero_with_the_derivative_of_log_q(m, std, l, e)
+        if kl_estimator == "path":
+            # eps as (z − mu) / std at fixed mu and std: q's parameters count through z alone, a z that no hook sees.
+            path, m, std, l = m + std * e, m.detach(), std.detach(), l.detach()
+            e = e.detach() + (path - path.detach()) / std
+        elements = sampled_kl(m, std, l, e, *prior)
     kl = elements if kl_reduction == "none" else sum_columns(elements, batch_dims)
     return z.to(mu.dtype), kl.to(dtype)
 
@@ -116,13 +118,6 @@ def _relative_to_prior(mu, logvar, prior_mu, prior_logvar) -> tuple[Tensor, Tens
         return u, logvar, None
     w = torch.exp(-0.5 * prior_logvar)
     return u * w, logvar - prior_logvar, w
-
-
-def _zero_with_the_derivative_of_log_q(mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """Nothing, but with the derivative of `log q(z) = −½ (logvar + ((z − mu)/std)² + ln 2π)` by mu and std at fixed z."""
-    distance = (mu.detach() - mu) + (std * eps).detach()
-    log_q = -0.5 * (logvar + (distance / std) ** 2)
-    return log_q - log_q.detach()
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
@@ -187,8 +182,10 @@ def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
     """`ln(σ(z) + σ(−z) NB(x))` where x = 0, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
-    counted = F.logsigmoid(-zero_logits) + negative_binomial(mu, x, theta)
-    return torch.where(x < COUNT_EPS, torch.logaddexp(F.logsigmoid(zero_logits), counted), counted)
+    dropped, kept = F.logsigmoid(zero_logits), F.logsigmoid(-zero_logits) + negative_binomial(mu, x, theta)
+    # logaddexp, but for its derivative, which is 0 where a part of e^−89 overflows in it.
+    either = torch.where(kept > dropped, kept + F.softplus(dropped - kept), dropped + F.softplus(kept - dropped))
+    return torch.where(x < COUNT_EPS, either, kept)
 
 
 def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tensor) -> Tensor:

@@ -8,6 +8,10 @@ import triton.language as tl
 
 from .math import exp, polynomial
 
+# By how much `gamma_terms` shifts small arguments.
+STEPS_FLOAT64 = tl.constexpr(8)
+STEPS_FLOAT32 = tl.constexpr(2)
+
 
 @triton.jit
 def _log_parts(r):
@@ -83,14 +87,16 @@ def expm1_negative(x):
 @triton.jit
 def gamma_terms(a, DTYPE: tl.constexpr):
     """What log Γ(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or a + n for a < n: z − a, z,
-    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative (error below n + 1 ulp), and z^n (2 n − 1 ulp), each 1 or 0
-    where nothing is shifted."""
-    STEPS: tl.constexpr = 8 if tl.float64 == DTYPE else 2
-    product = a
+    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted, and what the
+    rounding of z took from it. See csrc/math.h."""
+    STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
+    ends = a * (a + (STEPS - 1))
+    product = ends
     slope = a * 0.0 + 1.0
-    for k in tl.static_range(1, STEPS):
-        slope = slope * (a + k) + product
-        product = product * (a + k)
+    for k in tl.static_range(1, STEPS // 2):
+        pair = ends + k * (STEPS - 1 - k)
+        slope = slope * pair + product
+        product = product * pair
     large = a >= STEPS
     shift = tl.where(large, a * 0.0, a * 0.0 + STEPS)
     z = a + shift
@@ -99,27 +105,34 @@ def gamma_terms(a, DTYPE: tl.constexpr):
         power = power * power
         power = power * power
     return (
-        shift, z, 1.0 / z, tl.where(large, 1.0, product), tl.where(large, 0.0, slope / product),
-        tl.where(large, 1.0, power),
+        shift, z, 1.0 / z, tl.where(large, 1.0, product),
+        tl.where(large, 0.0, slope * (2.0 * a + (STEPS - 1)) / product), tl.where(large, 1.0, power),
+        tl.where(large, 0.0, a - (z - shift)),
     )  # fmt: skip
 
 
 @triton.jit
-def slope_difference(of_a, of_b, a, b, difference):
-    """The derivative of log b (b + 1) … less that of log a (a + 1) …, as `gamma_terms` gives both; difference is a − b.
+def product_lifted(terms, DTYPE: tl.constexpr):
+    """a (a + 1) … (a + n − 1) e^n, near z^n, from `gamma_terms`; 1 where nothing is shifted."""
+    LIFT: tl.constexpr = 2980.9579870417283 if tl.float64 == DTYPE else 7.38905609893065
+    return tl.where(terms[0] > 0.0, terms[3] * LIFT, 1.0)
 
-    In float64, where eight terms cancel, from Σ 1/(b + k) − 1/(a + k) = (a − b) Σ 1/((a + k)(b + k)): error below 9 ulp.
-    """
-    direct = of_b[4] - of_a[4]
-    if a.dtype == tl.float64:
-        product = a * b
-        total = product * 0.0 + 1.0
-        for k in tl.static_range(1, 8):
-            pair = (a + k) * (b + k)
-            total = total * pair + product
-            product = product * pair
-        direct = tl.where((a < 8.0) & (b < 8.0), difference * (total / product), direct)
-    return direct
+
+@triton.jit
+def gamma_tail(terms):
+    """`lgamma_tail`, with what the rest of log Γ(a) loses where z is rounded."""
+    return lgamma_tail(terms[2]) + terms[6] * (1.0 - 0.5 * terms[2])
+
+
+@triton.jit
+def slope_difference(a, b, difference, DTYPE: tl.constexpr):
+    """What the sums of 1/(a + k) over the steps of a and of b differ by, the latter less the former; `difference` is
+    a − b. Nothing cancels: error below 5 ulp."""
+    STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
+    total = a * 0.0
+    for k in tl.static_range(0, STEPS):
+        total += 1.0 / (b + k) / (a + k)
+    return difference * total
 
 
 @triton.jit

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..rows import column_dims
-from .gamma import digamma_tail, expm1_negative, gamma_terms, lgamma_tail, log, log_ratio, slope_difference
+from .gamma import (
+    STEPS_FLOAT32,
+    STEPS_FLOAT64,
+    digamma_tail,
+    expm1_negative,
+    gamma_tail,
+    gamma_terms,
+    log,
+    log_ratio,
+    product_lifted,
+    slope_difference,
+)
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
 from .math import exp, exp_minus_abs, log1p_unit, polynomial
@@ -185,18 +196,18 @@ def _negative_binomial_terms(x, mu, theta):
 def negative_binomial_log_prob(x, params):
     """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
     c, t, b, _, counts, dispersion, _, _ = _negative_binomial_terms(x, params[0], params[1])
-    products = t[3] * b[3] * c[5] / (c[3] * t[5] * b[5])
-    tails = lgamma_tail(c[2]) - lgamma_tail(t[2]) - lgamma_tail(b[2])
+    above = product_lifted(t, x.dtype) * product_lifted(b, x.dtype) * c[5]
+    products = above / (product_lifted(c, x.dtype) * t[5] * b[5])
     # 1 - log(2π)/2
-    constant = b[0] - c[0] + t[0] + 0.08106146679532726
-    rest = log(tl.sqrt(t[1] * c[2] * b[2]) * products) + (tails + constant)
+    tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
+    rest = log(tl.sqrt(t[1] * c[2] * b[2]) * products) + tails
     return x * counts + (params[1] * dispersion + tl.where(x == 0.0, 0.0, rest))
 
 
 @triton.jit
 def _negative_binomial_grad(x, mu, theta):
     """The gradients to mu, x and theta, and log(c (θ + ε) / (θ' e)), which is log NB(0) / θ at x = 0."""
-    c, t, b, inverse_e, counts, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
+    c, t, _, inverse_e, _, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
     inverse_m = 1.0 / (mu + 1e-8)
     finite = tl.abs(x) + tl.abs(mu) < float("inf")
     to_mu = tl.where(
@@ -204,10 +215,18 @@ def _negative_binomial_grad(x, mu, theta):
         ((x - mu) - 1e-8) * inverse_m * (theta * inverse_e),
         x * inverse_m - (x + theta) * inverse_e,
     )
-    of_c = digamma_tail(c[2])
-    to_x = counts + (of_c - digamma_tail(b[2])) + slope_difference(c, b, x + theta, x + 1.0, theta - 1.0)
+    # Both digammas shifted or none, so that what they are shifted by cancels in no sum.
+    of_c, of_b = x + theta, x + 1.0
+    STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
+    large = (of_c >= STEPS) & (of_b >= STEPS)
+    slopes = tl.where(large, 0.0, slope_difference(of_c, of_b, theta - 1.0, x.dtype))
+    z_c, z_b = tl.where(large, of_c, of_c + STEPS), tl.where(large, of_b, of_b + STEPS)
+    unit = inverse_e / z_b
+    logarithm = log_ratio((mu + 1e-8) * z_c * unit, (theta * ((mu - z_b) + 1e-8) - (mu + 1e-8)) * unit)[0]
+    to_x = slopes + (logarithm + (digamma_tail(1.0 / z_c) - digamma_tail(1.0 / z_b)))
     remainder = (theta * (c[0] - t[0]) - t[0] * x) * (inverse_e * t[2])
-    to_theta = ((beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1) + (of_c - digamma_tail(t[2])) + (t[4] - c[4])
+    to_theta = (beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1
+    to_theta = to_theta + (digamma_tail(c[2]) - digamma_tail(t[2])) + (t[4] - c[4])
     return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta), dispersion
 
 
