@@ -281,7 +281,9 @@ struct BernoulliProbs {
     const T p = v[0], variance = p * (T(1) - p);
     const T floored = variance < T(1e-12) ? T(1e-12) : variance;
     g[0] = p >= T(0) && p <= T(1) ? (v[1] - p) / floored : T(NAN);
-    g[1] = log_one(p) - log_zero(p);
+    // ln p - ln(1 - p), one of which is clamped only where the other is 0
+    const T logit = log_ratio(p / (T(1) - p), fused(T(2), p, T(-1)) / (T(1) - p)).value;
+    g[1] = logit < T(-100) ? T(-100) : logit > T(100) ? T(100) : logit;
   }
 };
 

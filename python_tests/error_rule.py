@@ -44,8 +44,8 @@ def output_dtypes(sample: Sample) -> dict[str, torch.dtype]:
 
 
 @cache
-def expected(sample: Sample) -> dict[str, Expected]:
-    """The true values, by mpmath."""
+def expected(sample: Sample, of_eager: bool = False) -> dict[str, Expected]:
+    """The true values, by mpmath; their magnitudes for kernels, or for eager."""
     op, shape, keep = OPS[sample.op], sample.shapes[0], sample.batch_dims
     dtypes = output_dtypes(sample)
     empty = {name: torch.empty(shape if name == "z" else shape[:keep], dtype=dtypes[name]) for name in op.outputs}
@@ -58,10 +58,14 @@ def expected(sample: Sample) -> dict[str, Expected]:
         # The leading dim of one: NumPy makes a number of an object array without dims.
         values = {name: np.broadcast_to(reference.exact(t), shape)[None] for name, t in tensors.items()}
         outputs, gradients = op.reference(values, upstream)
-        found = {name: _total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
+        found = {
+            name: _total(terms, of_eager, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()
+        }
         for name, shape_of in zip(op.arguments, sample.shapes, strict=True):
             if tensors[name].requires_grad:
-                found[f"grad {name}"] = _total(gradients[name], shape_of, leading=name not in op.arguments[:2])
+                found[f"grad {name}"] = _total(
+                    gradients[name], of_eager, shape_of, leading=name not in op.arguments[:2]
+                )
     return found
 
 
@@ -69,8 +73,10 @@ def _pad(array: np.ndarray, dims: int) -> np.ndarray:
     return array.reshape(array.shape + (1,) * dims)
 
 
-def _total(terms: list[np.ndarray], shape: tuple[int, ...], leading: bool = False) -> Expected:
+def _total(terms: list, of_eager: bool, shape: tuple[int, ...], leading: bool = False) -> Expected:
     """Sums the terms to `shape`: over trailing dims, or over those that broadcasting added if `leading`."""
+    parts = [term if isinstance(term, tuple) else (term,) for term in terms]
+    terms = [part for term in parts for part in term] if of_eager else [sum(term) for term in parts]
     value, magnitude = (np.asarray(a[0], dtype=object) for a in (sum(terms), sum(map(abs, terms))))
     if leading:
         full = (1,) * (value.ndim - len(shape)) + shape

@@ -3,7 +3,7 @@ people write it.
 
 A reference value is a sum of terms. Its *magnitude* is the sum of their absolute values: the scale on which the
 rounding errors of a sum are counted. Terms that belong together (such as `e^l - 1 - l`) are one term, so no
-cancellation inside one is excused.
+cancellation inside one is excused. A tuple is one term too, but to eager, which adds up its parts.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import Tensor
 DIGITS = 40
 
 Arrays = dict[str, np.ndarray]
-Terms = dict[str, list[np.ndarray]]
+Terms = dict[str, list[np.ndarray | tuple[np.ndarray, ...]]]
 
 
 def _function(f: Callable) -> Callable[[np.ndarray], np.ndarray]:
@@ -104,7 +104,10 @@ def bernoulli_probs(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     log_one, log_zero = _log_floored(p), _log_floored(1 - p)
     variance = _function(lambda variance: max(variance, mpmath.mpf(1e-12)))(p * (1 - p))
     outputs = {"log_px": [x * log_one, (1 - x) * log_zero]}
-    gradients = {"probs": [g * x * (1 - p) / variance, -g * (1 - x) * p / variance], "x": [g * log_one, -g * log_zero]}
+    gradients = {
+        "probs": [(g * x * (1 - p) / variance, -g * (1 - x) * p / variance)],
+        "x": [(g * log_one, -g * log_zero)],
+    }
     return outputs, gradients
 
 
@@ -113,27 +116,27 @@ _log, _log_gamma = _function(mpmath.log), _function(mpmath.loggamma)
 _digamma = _function(lambda z: mpmath.psi(0, z))
 
 
-def _negative_binomial(v: Arrays) -> tuple[np.ndarray, Terms]:
-    """Of each element ln p, and the terms of its derivatives."""
+def _negative_binomial(v: Arrays) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, ...]]]:
+    """Of each element ln p, and the parts of its derivatives."""
     eps = mpmath.mpf(1e-8)
     mu, x, theta = v["mu"], v["x"], v["theta"]
     total = mu + theta + eps
     log_ratio, log_dispersion = _log((mu + eps) / total), _log((theta + eps) / total)
     log_p = _log_gamma(x + theta) - _log_gamma(theta) - _log_gamma(x + 1) + theta * log_dispersion + x * log_ratio
     return log_p, {
-        "mu": [x / (mu + eps), -(x + theta) / total],
-        "x": [log_ratio, _digamma(x + theta) - _digamma(x + 1)],
-        "theta": [
+        "mu": (x / (mu + eps), -(x + theta) / total),
+        "x": (log_ratio, _digamma(x + theta) - _digamma(x + 1)),
+        "theta": (
             log_dispersion,
             theta / (theta + eps) - (x + theta) / total,
             _digamma(x + theta) - _digamma(theta),
-        ],
+        ),
     }
 
 
 def negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     log_p, slopes = _negative_binomial(v)
-    return {"log_px": [log_p]}, {name: [grad["log_px"] * term for term in terms] for name, terms in slopes.items()}
+    return {"log_px": [log_p]}, _scaled(slopes, grad["log_px"])
 
 
 def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
@@ -145,9 +148,13 @@ def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Ter
     # The derivative of the logarithm to ln NB(x), and to the logit.
     weight = np.where(zero, kept * p / inflated, 1)
     outputs = {"log_px": [np.where(zero, _log(inflated), _log(kept) + log_p)]}
-    gradients = {name: [grad["log_px"] * weight * term for term in terms] for name, terms in slopes.items()}
+    gradients = _scaled(slopes, grad["log_px"] * weight)
     gradients["zero_logits"] = [grad["log_px"] * np.where(zero, dropped / inflated, 0), -grad["log_px"] * dropped]
     return outputs, gradients
+
+
+def _scaled(slopes: dict[str, tuple[np.ndarray, ...]], weight: np.ndarray) -> Terms:
+    return {name: [tuple(weight * part for part in parts)] for name, parts in slopes.items()}
 
 
 def discretized_logistic(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:

@@ -150,28 +150,24 @@ def continuous_bernoulli_grad(x, params):
 
 
 @triton.jit
-def _clamped_logs(p):
-    """log p and log(1 − p), each at least −100."""
-    one = log(p)
-    zero = log_ratio(1.0 - p, -p)[0]
-    return tl.where(one < -100.0, -100.0, one), tl.where(zero < -100.0, -100.0, zero)
-
-
-@triton.jit
 def bernoulli_probs_log_prob(x, params):
     """`x log p + (1 − x) log(1 − p)`, each logarithm at least −100."""
-    one, zero = _clamped_logs(params[0])
-    return x * one + (1.0 - x) * zero
+    p = params[0]
+    one = log(p)
+    zero = log_ratio(1.0 - p, -p)[0]
+    return x * tl.where(one < -100.0, -100.0, one) + (1.0 - x) * tl.where(zero < -100.0, -100.0, zero)
 
 
 @triton.jit
 def bernoulli_probs_grad(x, params):
-    """`(x − p) / max(p (1 − p), 1e-12)`, NaN for p outside [0, 1], and `log p − log(1 − p)` to x."""
+    """`(x − p) / max(p (1 − p), 1e-12)`, NaN for p outside [0, 1], and `log p − log(1 − p)` to x, one of which is clamped
+    only where the other is 0."""
     p = params[0]
-    one, zero = _clamped_logs(p)
     variance = p * (1.0 - p)
     floored = tl.where(variance < 1e-12, 1e-12, variance)
-    return tl.where((p >= 0) & (p <= 1), (x - p) / floored, float("nan")), one - zero
+    logit = log_ratio(p / (1.0 - p), (2.0 * p - 1.0) / (1.0 - p))[0]
+    logit = tl.where(logit < -100.0, -100.0, tl.where(logit > 100.0, 100.0, logit))
+    return tl.where((p >= 0) & (p <= 1), (x - p) / floored, float("nan")), logit
 
 
 @triton.jit
