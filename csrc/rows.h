@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "math.h"
@@ -88,20 +89,32 @@ inline bool same_strides(const Shape& a, const Shape& b) {
   return same;
 }
 
-// torch's own rule for what looks like channels_last, 4-D or 5-D.
-inline bool looks_channels_last(const Shape& tensor, const Dims& order) {
-  if (tensor.strides[1] == 0) return false;
-  int64_t least = 0;
-  for (const int64_t dim : order) {
-    const int d = int(dim);
-    if (tensor.sizes[d] == 0 || tensor.strides[d] < least || (d == 0 && least == tensor.strides[1])) return false;
-    least = tensor.strides[d] * tensor.sizes[d];
+// The dims of a tensor with gaps or overlaps in the order of their strides, fastest first, as torch's
+// infer_dense_strides and TensorIterator find it: an insertion sort to which a stride of 0 compares with none.
+inline Dims memory_order(const Shape& tensor) {
+  Dims order = c_order(tensor.dims());
+  const auto comes_after = [&](int64_t a, int64_t b) {
+    const int64_t of_a = tensor.strides[int(a)], of_b = tensor.strides[int(b)];
+    if (of_a == 0 || of_b == 0) return 0;
+    if (of_a != of_b) return of_a > of_b ? 1 : -1;
+    return tensor.sizes[int(a)] > tensor.sizes[int(b)] ? 1 : 0;
+  };
+  for (int i = 1; i < order.count; ++i) {
+    int at = i;
+    for (int j = i - 1; j >= 0; --j) {
+      const int comparison = comes_after(order[j], order[at]);
+      if (comparison < 0) break;
+      if (comparison > 0) {
+        std::swap(order[j], order[at]);
+        at = j;
+      }
+    }
   }
-  return true;
+  return order;
 }
 
-// The shape of torch.empty_like(tensor): its own strides if it is dense and without overlap, else channels_last or
-// contiguous.
+// The shape of torch.empty_like(tensor): its own strides if it is dense and without overlap, else its dims in the same
+// order without gaps.
 inline Shape dense_like(const Shape& tensor) {
   Shape dense = tensor;
   make_contiguous(&dense);
@@ -113,15 +126,7 @@ inline Shape dense_like(const Shape& tensor) {
   fill_strides(&dense, order);
   if (same_strides(tensor, dense)) return tensor;
 
-  order = c_order(tensor.dims());
-  if (tensor.dims() == 4 || tensor.dims() == 5) {
-    Dims channels_last;
-    channels_last.push_back(1);
-    for (int d = tensor.dims() - 1; d > 1; --d) channels_last.push_back(d);
-    channels_last.push_back(0);
-    if (looks_channels_last(tensor, channels_last)) order = channels_last;
-  }
-  fill_strides(&dense, order);
+  fill_strides(&dense, memory_order(tensor));
   return dense;
 }
 

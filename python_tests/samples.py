@@ -255,6 +255,11 @@ def _sliced(tensor: Tensor) -> Tensor:
     return torch.stack((tensor, _gap(tensor)), dim=-1)[..., 0]
 
 
+def _permuted_slice(tensor: Tensor) -> Tensor:
+    """Its first dim the fastest, with gaps."""
+    return _sliced(tensor.movedim(0, -1)).movedim(-1, 0)
+
+
 def _offset(tensor: Tensor) -> Tensor:
     return torch.cat((_gap(tensor.flatten()[:1]), tensor.flatten()))[1:].view(tensor.shape)
 
@@ -288,6 +293,7 @@ LAYOUTS = {
     "transposed": _transposed,
     "chunk": _chunk,
     "sliced": _sliced,
+    "permuted_slice": _permuted_slice,
     "offset": _offset,
     "expanded_rows": _expanded_rows,
     "expanded_columns": _expanded_columns,
@@ -410,7 +416,9 @@ EMPTY = [
     for dtype in (F64, F32, BF16)
 ]
 
-_ANY_LAYOUT = ("transposed", "chunk", "sliced", "offset", "expanded_rows", "expanded_columns", "boxed")
+_ANY_LAYOUT = (
+    "transposed", "chunk", "sliced", "permuted_slice", "offset", "expanded_rows", "expanded_columns", "boxed"
+)  # fmt: skip
 _4D_LAYOUTS = ("transposed", "channels_last", "chunk_of_channels", "boxed")
 
 LAID_OUT = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from error_rule import check, expected, results
-from samples import BF16, DEVICE, F32, F64, OPS, U8, Sample, sample
+from samples import BF16, DEVICE, F32, F64, LAYOUTS, OPS, U8, Sample, sample
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -350,6 +350,50 @@ def test_inputs_modified_before_backward(backend: str, op: str, argument: str) -
     else:
         assert backend == "eager"
         assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_tensors_that_come_back_contiguous(kernel: str, layout: str) -> None:
+    """As from `save_on_cpu(pin_memory=True)`: the backward pass still makes the noise of the forward pass."""
+    mu = LAYOUTS[layout](torch.randn(2, 4, 3, 5, device=DEVICE)).requires_grad_()
+    logvar = torch.randn(2, 4, 3, 5, device=DEVICE, requires_grad=True)
+    calls = (
+        lambda: vk.reparameterize_kl(mu, logvar, seed=3),
+        lambda: vk.reparameterize_kl(mu, logvar, seed=3, prior_mu=torch.ones(5, device=DEVICE)),
+        lambda: vk.reparameterize_kl_packed(mu, seed=3),
+    )
+    for call in calls:
+        found = []
+        for pack in (Tensor.detach, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format)):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                z, kl = call()
+                loss = z.sin().sum() + kl.sum()
+            found.append(torch.autograd.grad(loss, (mu, logvar), allow_unused=True, retain_graph=True))
+            found.append(torch.autograd.grad(loss, (mu, logvar), allow_unused=True, create_graph=True))
+        for gradients in zip(*found, strict=True):
+            assert all(g is None for g in gradients) or all(
+                torch.allclose(g, gradients[0], rtol=1e-5, atol=1e-6) for g in gradients
+            )
+
+
+@pytest.mark.parametrize("name", ["logvar", "x", "prior_logvar"])
+def test_what_is_broadcast_over_samples_is_rounded_once(backend: str, name: str) -> None:
+    """The gradient of a bfloat16 tensor that some samples share, summed before it is rounded."""
+    mean = torch.randn(50, 4, 32, device=DEVICE).bfloat16()
+    shared = torch.randn(4, 32, device=DEVICE).bfloat16().requires_grad_()
+
+    def gradient(mean: Tensor, shared: Tensor) -> Tensor:
+        if name == "prior_logvar":
+            total = vk.reparameterize_kl(mean, mean, prior_logvar=shared, batch_dims=2, seed=1)[1]
+        else:
+            given = {"x": torch.ones_like(mean), "logvar": 0.3} | {name: shared}
+            total = vk.gaussian_log_likelihood(mean, given["x"], given["logvar"], batch_dims=2)
+        return torch.autograd.grad(total.sum(), shared)[0]
+
+    with vk.use_backend("eager"):
+        want = gradient(mean.double(), shared.detach().double().requires_grad_())
+    unit = torch.finfo(BF16).eps * 2 ** want.abs().log2().floor()
+    assert ((gradient(mean, shared).double() - want).abs() <= unit).all()
 
 
 def test_backward_runs_on_the_backend_of_its_forward(kernel: str) -> None:

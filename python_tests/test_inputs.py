@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -58,6 +59,7 @@ REFUSED = {
     "seed_elements": (latent(seed=SEED.expand(3)), ValueError, "seed", "(3,)", "2 samples"),
     "seed_empty": (latent(seed=SEED[:0]), ValueError, "seed", "(0,)"),
     "seed_device": (latent(seed=SEED.to("meta")), ValueError, "seed", "meta"),
+    "seed_numpy_float": (latent(seed=np.float64(1)), TypeError, "seed", "float64", "an int or an int64 tensor"),
     "generator_type": (latent(generator=3), TypeError, "generator", "int"),
     "seed_and_eps": (latent(seed=1, eps=A), ValueError, "seed", "eps"),
     "seed_and_generator": (latent(seed=1, generator=torch.Generator()), ValueError, "seed", "generator"),
@@ -80,6 +82,8 @@ REFUSED = {
     "logvar_clamp_one": (latent(logvar_clamp=(1.0,)), ValueError, "logvar_clamp", "(1.0,)"),
     "logvar_clamp_reversed": (latent(logvar_clamp=(2, 1)), ValueError, "logvar_clamp", "(2, 1)"),
     "logvar_clamp_nan": (latent(logvar_clamp=(0, float("nan"))), ValueError, "logvar_clamp", "nan"),
+    "logvar_clamp_open": (latent(logvar_clamp=(None, 20)), TypeError, "logvar_clamp", "None", "-inf"),
+    "logvar_clamp_words": (latent(logvar_clamp=("a", "b")), TypeError, "logvar_clamp", "'a'", "numbers"),
     "logvar_clamp_number": (latent(logvar_clamp=3.0), TypeError, "logvar_clamp", "float"),
     "moments_number": (lambda: vk.reparameterize_kl_packed(0.0), TypeError, "moments", "float"),
     "moments_odd": (lambda: vk.reparameterize_kl_packed(A), ValueError, "moments", "(2, 3)", "even"),
@@ -90,6 +94,8 @@ REFUSED = {
     "logits_integer": (bernoulli(logits=LONG), TypeError, "logits", "torch.int64"),
     "x_number": (bernoulli(x=1.0), TypeError, "x", "float"),
     "x_complex": (bernoulli(x=COMPLEX), TypeError, "x", "torch.complex64"),
+    "logits_sparse": (bernoulli(logits=A.to_sparse()), TypeError, "logits", "torch.sparse_coo", "to_dense"),
+    "x_sparse": (bernoulli(x=A.to_sparse_csr()), TypeError, "x", "torch.sparse_csr", "to_dense"),
     "x_shape": (bernoulli(x=OTHER), ValueError, "x", "(2, 3)", "(3, 2)"),
     "x_more_dims": (bernoulli(x=A[None]), ValueError, "x", "(2, 3)", "(1, 2, 3)"),
     "x_broadcast_over_columns": (bernoulli(x=A[:, :1]), ValueError, "x", "(2, 3)", "(2, 1)"),
@@ -99,7 +105,7 @@ REFUSED = {
     "bernoulli_batch_dims_too_many": (bernoulli(batch_dims=3), ValueError, "batch_dims", "3", "2"),
     "mean_integer": (gaussian(mean=LONG), TypeError, "mean", "torch.int64"),
     "gaussian_x_shape": (gaussian(x=OTHER), ValueError, "x", "(2, 3)", "(3, 2)"),
-    "gaussian_logvar_none": (gaussian(logvar=None), TypeError, "logvar", "NoneType"),
+    "gaussian_logvar_none": (gaussian(logvar=None), TypeError, "logvar", "NoneType", "a number or"),
     "gaussian_logvar_bool": (gaussian(logvar=True), TypeError, "logvar", "bool"),
     "gaussian_logvar_integer": (gaussian(logvar=LONG), TypeError, "logvar", "torch.int64"),
     "gaussian_logvar_shape": (gaussian(logvar=A[:, :2]), ValueError, "logvar", "(2, 3)", "(2, 2)"),
@@ -170,6 +176,44 @@ def test_checks_of_values_let_good_ones_pass(backend: str) -> None:
             vk.reparameterize_kl(empty, empty)
             vk.bernoulli_log_likelihood(empty, empty)
             vk.gaussian_log_likelihood(empty, empty)
+
+
+def test_checks_of_values_where_tensors_are_elsewhere() -> None:
+    """By default or all of them on a device without values."""
+    with vk.check_values():
+        with torch.device("meta"):
+            assert vk.gaussian_log_likelihood(GOOD, GOOD, 0.3).shape == (4,)
+        assert vk.bernoulli_log_likelihood(META, META).shape == (2,)
+
+
+@pytest.mark.parametrize("scale", ["std", "variance"])
+def test_a_spread_must_be_positive(backend: str, scale: str) -> None:
+    ones = torch.ones(4, 3, 2, device=DEVICE)
+    with vk.check_values():
+        vk.reparameterize_kl(GOOD, ones, scale=scale)
+        with pytest.raises(ValueError, match=rf"logvar must be positive, being a {scale}, but sample \(0,\) holds 0"):
+            vk.reparameterize_kl(GOOD, GOOD, scale=scale)
+        with pytest.raises(ValueError, match=rf"moments must be positive, being a {scale}, but sample \(0,\) holds 0"):
+            vk.reparameterize_kl_packed(torch.cat((ones, GOOD), 1), scale=scale)
+
+
+def test_numbers_of_numpy(backend: str) -> None:
+    """Lengths, argmaxes and seeds of NumPy's generators."""
+    one, two = np.int64(1), np.int32(2)
+    mu = torch.randn(4, 3, 2, device=DEVICE)
+    for found, want in zip(
+        vk.reparameterize_kl(mu, mu, seed=two, batch_dims=one, num_samples=two),
+        vk.reparameterize_kl(mu, mu, seed=2, batch_dims=1, num_samples=2),
+        strict=True,
+    ):
+        assert torch.equal(found, want)
+    z, _ = vk.reparameterize_kl_packed(mu, dim=two, seed=two, logvar_clamp=(np.float32(-1), two))
+    assert torch.equal(z, vk.reparameterize_kl_packed(mu, dim=2, seed=2, logvar_clamp=(-1, 2))[0])
+    found = vk.gaussian_log_likelihood(mu, mu, np.float32(0.5), batch_dims=two)
+    assert torch.equal(found, vk.gaussian_log_likelihood(mu, mu, 0.5, batch_dims=2))
+    assert vk.categorical_log_likelihood(mu, torch.zeros(4, 3, device=DEVICE).long(), batch_dims=two).shape == (4, 3)
+    found = vk.discretized_logistic_log_likelihood(mu, mu, bins=two)
+    assert torch.equal(found, vk.discretized_logistic_log_likelihood(mu, mu, bins=2))
 
 
 def test_checks_of_values_come_after_those_of_shapes(backend: str) -> None:

@@ -272,7 +272,7 @@ CASES += [
         ((2, 3, 4, 5), 1, ("contiguous", "channels_last", "boxed")),
         ((2, 3, 4, 5), -1, ("contiguous",)),
         ((2, 3, 2, 4, 5), 1, ("contiguous", "channels_last")),
-        ((2, 5, 8), 2, ("contiguous",)),
+        ((2, 5, 8), 2, ("contiguous", "permuted_slice")),
     )
     for layout in layouts
     for clamp, count, dtype in ((None, None, F32), ((-0.5, 0.5), None, BF16), (None, 2, F32))
@@ -295,7 +295,16 @@ CASES += [
 ]
 CASES += [
     Case((2, 3, 4, 5), prior=((2, 3, 4, 5), (4, 5)), layout=layout, num_samples=count, batch_dims=batch_dims)
-    for layout in ("transposed", "chunk", "sliced", "expanded_rows", "channels_last", "chunk_of_channels", "boxed")
+    for layout in (
+        "transposed",
+        "chunk",
+        "sliced",
+        "permuted_slice",
+        "expanded_rows",
+        "channels_last",
+        "chunk_of_channels",
+        "boxed",
+    )
     for count in (None, 2)
     for batch_dims in (1, 2)
 ]

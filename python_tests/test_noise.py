@@ -9,6 +9,7 @@ import reference
 import scipy.stats
 import torch
 from error_rule import SLACK_ULP
+from hypothesis import HealthCheck, given, settings, strategies
 from samples import BF16, DEVICE, F16, F32, F64, LAYOUTS
 from torch import Tensor
 
@@ -126,13 +127,40 @@ def test_columns_are_counted_in_memory_order(backend: str, layout: str) -> None:
     assert torch.equal(vk.reparameterize_kl(volume, volume, seed=11)[0], want)
 
 
+@strategies.composite
+def any_strides(draw: strategies.DrawFn) -> Tensor:
+    """Zeros whose dims lie in any order in memory, some with gaps between their elements, some expanded."""
+    dims = draw(strategies.integers(1, 5))
+    sizes = draw(strategies.lists(strategies.sampled_from((2, 3, 1, 5)), min_size=dims, max_size=dims))
+    steps = draw(strategies.lists(strategies.sampled_from((1, 2)), min_size=dims, max_size=dims))
+    expanded = draw(strategies.lists(strategies.sampled_from((False, False, True)), min_size=dims, max_size=dims))
+    whole = torch.zeros([1 if e else n * s for n, s, e in zip(sizes, steps, expanded, strict=True)], device=DEVICE)
+    inside = whole[tuple(slice(None, None, step) for step in steps)].expand(sizes)
+    return inside.permute(draw(strategies.permutations(range(dims))))
+
+
+@given(tensor=any_strides(), batch_dims=strategies.integers(0, 2))
+@settings(
+    max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_strides(kernel: str, tensor: Tensor, batch_dims: int) -> None:
+    """z has the strides that torch gives, and the noise that the columns in their order have."""
+    batch_dims = min(batch_dims, tensor.dim())
+    z, _ = vk.reparameterize_kl(tensor, tensor, seed=11, batch_dims=batch_dims)
+    want = torch.empty_like(tensor)
+    strides = zip(z.stride(), want.stride(), tensor.shape, strict=True)
+    assert all(got == given for got, given, size in strides if size > 1)
+    eps = noise.normal_like(tensor, torch.tensor([11], device=DEVICE), batch_dims)
+    torch.testing.assert_close(z, eps, rtol=4 * torch.finfo(F32).eps, atol=1e-7)
+
+
 def test_a_seed_is_the_same_as_its_noise(backend: str) -> None:
     """z and all gradients with a seed are, bit by bit, those with the noise of that seed handed in."""
     mu, logvar = (torch.randn(6, 133, device=DEVICE, requires_grad=True) for _ in range(2))
     upstream = torch.randn(6, 133, device=DEVICE), torch.randn(6, device=DEVICE)
     found = []
-    for given in ({"seed": 4}, {"eps": drawn((6, 133), 4)}):
-        outputs = vk.reparameterize_kl(mu, logvar, **given)
+    for source in ({"seed": 4}, {"eps": drawn((6, 133), 4)}):
+        outputs = vk.reparameterize_kl(mu, logvar, **source)
         found.append((*outputs, *torch.autograd.grad(outputs, (mu, logvar), upstream)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

@@ -22,7 +22,8 @@ class use_backend:
 
     `"auto"` (the default, or what the environment variable `VAE_KERNELS_BACKEND` says) takes the fastest backend that can
     serve the device and never raises for the lack of one; a backend named here that cannot serve raises `RuntimeError`
-    with the reason. A backward pass runs on the backend of its forward pass.
+    with the reason. A backward pass runs on the backend of its forward pass. The choice holds for all threads of the
+    process: blocks of several threads must not overlap.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.use_backend("eager"):

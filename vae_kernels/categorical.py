@@ -17,7 +17,8 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     little it is. Nothing is kept for the backward pass but `logits` and `x`.
 
     Where `x` is no class, the value of its sample is NaN, and so is the gradient of all logits of that position;
-    `check_values` names the sample instead.
+    `check_values` names the sample instead. There is no `ignore_index`: keep padded positions as batch dims
+    (`batch_dims=logits.dim() - 1`, with any class for `x` there), and mask the log-likelihoods.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, of shape `(B, …, classes)`, any strides.
@@ -39,7 +40,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     >>> vk.categorical_log_likelihood(torch.zeros(2, 3, 10), torch.tensor([[0, 4, 9]] * 2))
     tensor([-6.9078, -6.9078])
     """
-    x = _check(logits, x, batch_dims)
+    x, batch_dims = _check(logits, x, batch_dims)
     backend = "eager" if transforms.active() else current_backend(logits.device.type)
     if backend == "eager":
         return _eager(logits, x, batch_dims)
@@ -70,17 +71,17 @@ def _eager(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
     return eager.sum_columns(eager.categorical(logits.to(eager.compute_dtype(logits)), x), batch_dims)
 
 
-def _check(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
-    """`x`, one class for each position."""
+def _check(logits: Tensor, x: Tensor, batch_dims: int) -> tuple[Tensor, int]:
+    """`x`, one class for each position, and batch_dims."""
     checks.tensor("logits", logits, checks.FLOATS)
     checks.tensor("x", x, checks.INTEGERS)
     checks.same_device("x", x, "logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have at least one class in their last dim, got the shape {tuple(logits.shape)}")
-    checks.batch_dims(batch_dims, "logits", logits, others=1)
+    batch_dims = checks.batch_dims(batch_dims, "logits", logits, others=1)
     x = checks.target(x, logits.shape[:-1], "logits without the classes", batch_dims)
     if checks.values_checked():
         checks.no_nan("logits", logits, batch_dims)
         last = logits.shape[-1] - 1
         checks.in_range("x", x, batch_dims, checks.Range(f"in [0, {last}]", lambda v: (v >= 0) & (v <= last)))
-    return x
+    return x, batch_dims

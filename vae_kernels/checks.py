@@ -1,5 +1,6 @@
 """What a call must look like. Shapes and dtypes are checked at every call, values only where asked: that costs a sync."""
 
+import numbers
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,8 +32,9 @@ class check_values:
     """Context manager: within it, values are checked too: NaN, and what its distribution does not allow (a Bernoulli's
     target outside [0, 1], a negative rate, a class that does not exist).
 
-    The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for finding a bug, not for
-    training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Not in `torch.compile`d code.
+    The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for
+    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Not in
+    `torch.compile`d code. It holds for all threads of the process: blocks of several threads must not overlap.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.check_values():
@@ -60,6 +62,24 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense, got the layout {value.layout}: pass {name}.to_dense()")
+
+
+def integer(name: str, value: object, need: str = "an int") -> int:
+    """`value` as an int; NumPy's integers are some too."""
+    if not isinstance(value, int):
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be {need}, got {type(value).__name__}")
+        return int(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be {need}, got bool")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a parameter is given as one number, of Python or NumPy."""
+    return isinstance(value, int | float | numbers.Real) and not isinstance(value, bool)
 
 
 def same_device(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
@@ -77,10 +97,9 @@ def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor)
         )
 
 
-def batch_dims(value: int, name: str, reference: Tensor, others: int = 0) -> None:
+def batch_dims(value: int, name: str, reference: Tensor, others: int = 0) -> int:
     """0 ≤ batch_dims ≤ dims of the tensor, but for its last `others`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"batch_dims must be an int, got {type(value).__name__}")
+    value = integer("batch_dims", value)
     most = reference.dim() - others
     if not 0 <= value <= most:
         before = " before that of the classes" if others else ""
@@ -88,6 +107,7 @@ def batch_dims(value: int, name: str, reference: Tensor, others: int = 0) -> Non
             f"batch_dims must be between 0 and {most}, the number of dims of {name} {tuple(reference.shape)}{before}, "
             f"got {value}"
         )
+    return value
 
 
 def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Tensor:
@@ -111,8 +131,8 @@ def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Te
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
-    """Raises naming the first sample of `value` in which an element is not `good`."""
-    if not good.all():
+    """Raises naming the first sample of `value` in which an element is not `good`; of meta tensors none is known."""
+    if not good.is_meta and not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
         raise ValueError(f"{name} must be {need}, but {f'sample {index}' if batch_dims else 'it'} holds {culprit}")

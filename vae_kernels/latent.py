@@ -97,7 +97,7 @@ def reparameterize_kl(
     checks.tensor("logvar", logvar, checks.FLOATS)
     checks.same_shape("logvar", logvar, "mu", mu)
     checks.same_device("logvar", logvar, "mu", mu)
-    checks.batch_dims(batch_dims, "mu", mu)
+    batch_dims = checks.batch_dims(batch_dims, "mu", mu)
     settings = (batch_dims, 0, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings)
 
@@ -146,7 +146,7 @@ def reparameterize_kl_packed(
     (torch.Size([4, 4, 64, 64]), torch.Size([4]))
     """
     checks.tensor("moments", moments, checks.FLOATS)
-    checks.batch_dims(batch_dims, "moments", moments)
+    batch_dims = checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
     settings = (batch_dims, dim, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, settings)
@@ -155,6 +155,8 @@ def reparameterize_kl_packed(
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings) -> tuple[Tensor, Tensor]:
     """Of mu and logvar, or of the moments and None."""
     batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
+    if num_samples is not None:
+        num_samples = checks.integer("num_samples", num_samples, "an int or None")
     only_q = prior_mu is None and prior_logvar is None and eps is None
     plain = only_q and (num_samples, scale, kl_estimator, kl_reduction) == _PLAIN
     if not plain:
@@ -163,12 +165,13 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     like = mu if logvar is not None or only_q else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
     if seed is not None or generator is not None or eps is not None:
         _check_noise(seed, generator, eps, like, batch_dims, num_samples)
+    of_q_and_prior = (mu, logvar, prior_mu, prior_logvar)
     if prior_mu is not None:
-        prior_mu = _check_prior("prior_mu", prior_mu, like, batch_dims)
+        prior_mu = _check_prior("prior_mu", prior_mu, like, batch_dims, of_q_and_prior)
     if prior_logvar is not None:
-        prior_logvar = _check_prior("prior_logvar", prior_logvar, like, batch_dims)
+        prior_logvar = _check_prior("prior_logvar", prior_logvar, like, batch_dims, of_q_and_prior)
     if checks.values_checked():
-        _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, scale)
+        _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale)
     backend = "eager" if transforms.active() else current_backend(mu.device.type)
     if backend == "eager":
         if logvar is None:
@@ -211,7 +214,7 @@ class LatentStep(torch.autograd.Function):
     def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, eps, namespace, *settings):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed, eps)
-        ctx.namespace, ctx.settings = namespace, settings
+        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, settings
         return getattr(torch.ops, namespace).latent_forward.default(
             mu, logvar, prior_mu, prior_logvar, seed, eps, *settings
         )
@@ -219,7 +222,8 @@ class LatentStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *upstream):
         needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
-        grads = _gradients(ctx, upstream, ctx.saved_tensors, needs)
+        mu, *others = ctx.saved_tensors
+        grads = _gradients(ctx, upstream, (_laid_out(mu, ctx.strides), *others), needs)
         return *grads[:4], None, grads[4], None, *(None for _ in ctx.settings)
 
 
@@ -231,12 +235,13 @@ class PlainLatentStep(torch.autograd.Function):
     def forward(ctx, mu, logvar, seed, namespace, batch_dims):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, seed)
-        ctx.namespace, ctx.settings = namespace, plain_settings(batch_dims)
+        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, plain_settings(batch_dims)
         return getattr(torch.ops, namespace).latent_plain_forward.default(mu, logvar, seed, batch_dims)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         mu, logvar, seed = ctx.saved_tensors
+        mu = _laid_out(mu, ctx.strides)
         needs = ctx.needs_input_grad[:2]
         if all(needs) and _is_plain(grad_z, grad_kl):
             op = getattr(torch.ops, ctx.namespace).latent_plain_backward.default
@@ -254,12 +259,14 @@ class PackedLatentStep(torch.autograd.Function):
     def forward(ctx, moments, seed, namespace, batch_dims, dim, low, high):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(moments, seed)
-        ctx.namespace, ctx.settings = namespace, plain_settings(batch_dims, dim, (low, high))
+        ctx.strides, ctx.namespace = moments.stride(), namespace
+        ctx.settings = plain_settings(batch_dims, dim, (low, high))
         return getattr(torch.ops, namespace).latent_packed_forward.default(moments, seed, batch_dims, dim, low, high)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         moments, seed = ctx.saved_tensors
+        moments = _laid_out(moments, ctx.strides)
         if _is_plain(grad_z, grad_kl):
             batch_dims, dim, _, _, clamp, *_ = ctx.settings
             op = getattr(torch.ops, ctx.namespace).latent_packed_backward.default
@@ -268,6 +275,15 @@ class PackedLatentStep(torch.autograd.Function):
             inputs = (moments, None, None, None, seed, None)
             grad = _gradients(ctx, (grad_z, grad_kl), inputs, [True, False, False, False, False])[0]
         return grad, None, None, None, None, None, None
+
+
+def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A saved tensor in the layout that it had: in another its columns, and so the noise, would come in another order.
+    `torch.autograd.graph.save_on_cpu(pin_memory=True)` hands all tensors back contiguous."""
+    if saved.stride() == strides:
+        return saved
+    like = torch.empty_like(torch.empty_strided(saved.shape, strides, device="meta"))
+    return saved.new_empty_strided(like.shape, like.stride()).copy_(saved)
 
 
 def _is_plain(grad_z: Tensor | None, grad_kl: Tensor | None) -> bool:
@@ -337,8 +353,7 @@ def _eager_noise(
 
 
 def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = checks.integer("dim", dim)
     positive = dim + moments.dim() if dim < 0 else dim
     if not batch_dims <= positive < moments.dim():
         raise ValueError(
@@ -353,11 +368,8 @@ def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
 
 
 def _check_names(num_samples: int | None, scale: str, kl_estimator: str, kl_reduction: str) -> None:
-    if num_samples is not None:
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool):
-            raise TypeError(f"num_samples must be an int or None, got {type(num_samples).__name__}")
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     if scale not in eager.SCALES:
         raise ValueError(f"scale must be one of {', '.join(eager.SCALES)}, got {scale!r}")
     if kl_estimator not in KL_ESTIMATORS:
@@ -371,6 +383,8 @@ def _check_clamp(logvar_clamp: Sequence[float] | None) -> list[float]:
         return []
     if not isinstance(logvar_clamp, Sequence):
         raise TypeError(f"logvar_clamp must be (lo, hi) or None, got {type(logvar_clamp).__name__}")
+    if not all(map(checks.is_number, logvar_clamp)):
+        raise TypeError(f"logvar_clamp must hold two numbers (-inf and inf for no bound), got {logvar_clamp}")
     bounds = [float(bound) for bound in logvar_clamp]
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise ValueError(f"logvar_clamp must be (lo, hi) with lo <= hi, got {logvar_clamp}")
@@ -382,6 +396,8 @@ def _check_noise(seed, generator, eps, mu, batch_dims, num_samples) -> None:
         raise ValueError("give at most one of seed, generator and eps")
     if seed is not None:
         _check_seed(seed, mu, batch_dims)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if eps is not None:
         checks.tensor("eps", eps, checks.FLOATS)
         checks.same_device("eps", eps, "mu", mu)
@@ -399,23 +415,25 @@ def _check_seed(seed: int | Tensor, mu: Tensor, batch_dims: int) -> None:
             raise ValueError(
                 f"seed must have one element, or one for each of the {rows} samples, got shape {tuple(seed.shape)}"
             )
-    elif not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}")
-    elif not 0 <= seed <= noise.SEED_LIMIT:
+    elif not 0 <= checks.integer("seed", seed, "an int or an int64 tensor") <= noise.SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
 
 
-def _check_prior(name: str, prior: Tensor, mu: Tensor, batch_dims: int) -> Tensor:
+def _check_prior(name: str, prior: Tensor, mu: Tensor, batch_dims: int, others: tuple[Tensor | None, ...]) -> Tensor:
     checks.tensor(name, prior, checks.FLOATS)
     checks.same_device(name, prior, "mu", mu)
-    return expand_parameter(name, prior, "mu", mu, batch_dims)
+    if prior.shape == mu.shape:
+        return prior
+    dtype = eager.compute_dtype(*(t for t in others if t is not None))
+    return expand_parameter(name, prior, "mu", mu, batch_dims, dtype)
 
 
-def _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, scale) -> None:
+def _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale) -> None:
     named = {"mu": mu, "logvar": logvar} if logvar is not None else {"moments": mu}
     named |= {"prior_mu": prior_mu, "prior_logvar": prior_logvar, "eps": eps}
     for name, value in named.items():
         if value is not None:
             checks.no_nan(name, value, batch_dims if value.dim() == mu.dim() else 0)
-    if scale in ("std", "variance") and logvar is not None:
-        checks.all_samples("logvar", logvar, batch_dims, logvar > 0, f"positive, being a {scale}")
+    if scale in ("std", "variance"):
+        name, spread = ("moments", mu.chunk(2, packed_dim)[1]) if logvar is None else ("logvar", logvar)
+        checks.all_samples(name, spread, batch_dims, spread > 0, f"positive, being a {scale}")

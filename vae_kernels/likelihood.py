@@ -317,15 +317,14 @@ def discretized_logistic_log_likelihood(
     >>> vk.discretized_logistic_log_likelihood(torch.zeros(2, 3), torch.ones(2, 3), bins=2)
     tensor([-2.0794, -2.0794])
     """
-    if not isinstance(bins, int) or isinstance(bins, bool):
-        raise TypeError(f"bins must be an int, got {type(bins).__name__}")
+    bins = checks.integer("bins", bins)
     if bins < 2:
         raise ValueError(f"bins must be at least 2, got {bins}")
     return _log_likelihood("discretized_logistic", (mean, x, log_scale, float(bins)), batch_dims)
 
 
 def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int) -> Tensor:
-    inputs, constants = _check(family, arguments, batch_dims)
+    inputs, constants, batch_dims = _check(family, arguments, batch_dims)
     backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
     if backend == "eager":
         return _eager(family, inputs, constants, batch_dims)
@@ -394,30 +393,40 @@ def _eager(family: str, inputs: tuple[Tensor, ...], constants: list[float], batc
 
 def _check(
     family: str, arguments: tuple[Tensor | float, ...], batch_dims: int
-) -> tuple[tuple[Tensor, ...], list[float]]:
-    """Tensors in the order of the family's arguments, then the parameters given as numbers."""
+) -> tuple[tuple[Tensor, ...], list[float], int]:
+    """Tensors in the order of the family's arguments, the parameters given as numbers, and batch_dims."""
     names = FAMILIES[family].arguments
     first, x = arguments[:2]
     checks.tensor(names[0], first, checks.FLOATS)
     checks.tensor("x", x, checks.TARGETS)
     checks.same_device("x", x, names[0], first)
-    checks.batch_dims(batch_dims, names[0], first)
+    batch_dims = checks.batch_dims(batch_dims, names[0], first)
+    if x.requires_grad and x.shape != first.shape:
+        x = x.to(_dtype_of(arguments))
     inputs = [first, checks.target(x, first.shape, names[0], batch_dims)]
     constants = []
     for name, parameter in zip(names[2:], _numbers_last(arguments), strict=True):
-        if _is_number(parameter):
+        if checks.is_number(parameter):
             constants.append(float(parameter))
             continue
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
         checks.tensor(name, parameter, checks.FLOATS)
         checks.same_device(name, parameter, names[0], first)
-        inputs.append(expand_parameter(name, parameter, names[0], first, batch_dims))
+        if parameter.shape != first.shape:
+            parameter = expand_parameter(name, parameter, names[0], first, batch_dims, _dtype_of(arguments))
+        inputs.append(parameter)
     if checks.values_checked():
         _check_values(family, inputs, constants, batch_dims)
-    return tuple(inputs), constants
+    return tuple(inputs), constants, batch_dims
+
+
+def _dtype_of(arguments: tuple[Tensor | float, ...]) -> torch.dtype:
+    return eager.compute_dtype(*(a for a in arguments if isinstance(a, Tensor)))
 
 
 def _check_values(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> None:
-    values = (*inputs, *(torch.tensor(c, dtype=torch.float64) for c in constants))
+    values = (*inputs, *(torch.tensor(c, dtype=torch.float64, device="cpu") for c in constants))
     for name, value in zip(FAMILIES[family].arguments, values, strict=True):
         # What is the same for all samples belongs to none.
         dims = batch_dims if value.shape == inputs[0].shape else 0
@@ -426,15 +435,10 @@ def _check_values(family: str, inputs: list[Tensor], constants: list[float], bat
             checks.in_range(name, value, dims, allowed)
 
 
-def _is_number(parameter: object) -> bool:
-    return isinstance(parameter, int | float) and not isinstance(parameter, bool)
-
-
 def _numbers_last(arguments: tuple[Tensor | float, ...]) -> list[Tensor | float]:
     """The parameters behind x; a number before a tensor becomes one too: the kernels take numbers behind tensors."""
     parameters = list(arguments[2:])
     for i, parameter in enumerate(parameters[:-1]):
-        if _is_number(parameter) and not all(map(_is_number, parameters[i:])):
-            dtype = eager.compute_dtype(*(a for a in arguments if isinstance(a, Tensor)))
-            parameters[i] = torch.full((), parameter, dtype=dtype, device=arguments[0].device)
+        if checks.is_number(parameter) and not all(map(checks.is_number, parameters[i:])):
+            parameters[i] = torch.full((), parameter, dtype=_dtype_of(arguments), device=arguments[0].device)
     return parameters

@@ -89,6 +89,7 @@ def elbo(
     _one_of("capacity_per", capacity_per, CAPACITY_PER)
     _one_of("reduction", reduction, REDUCTIONS)
     _check_terms(log_px, kl, free_bits, free_bits_per)
+    beta = _one_number("beta", beta)
     scale = _minibatch_scale(log_px.shape[-1], dataset_size)
     if free_bits is not None and capacity is not None:
         raise ValueError("give at most one of free_bits and capacity")
@@ -96,7 +97,7 @@ def elbo(
         kl = _free_bits(kl, free_bits, free_bits_per, process_group)
     kl = _over_samples(kl)
     if capacity is not None:
-        kl = _capacity(kl, capacity, capacity_per, process_group)
+        kl = _capacity(kl, _one_number("capacity", capacity), capacity_per, process_group)
     value = _over_samples(log_px) - beta * kl
     return _reduce(value if scale == 1 else scale * value, reduction)
 
@@ -212,10 +213,10 @@ def score_function_elbo(
     _floating("log_q", log_q)
     if log_q.shape != log_px.shape:
         raise ValueError(f"log_q must have the shape of log_px, {tuple(log_px.shape)}, got {tuple(log_q.shape)}")
-    value = log_px - beta * kl
-    advantage = value.detach() - (0.0 if baseline is None else _constant(baseline))
-    if advantage.shape != value.shape:
-        raise ValueError(f"baseline must broadcast to log_px, {tuple(log_px.shape)}, got {tuple(baseline.shape)}")
+    value = log_px - _one_number("beta", beta) * kl
+    advantage = value.detach()
+    if baseline is not None:
+        advantage = advantage - _constant("baseline", baseline, value.shape)
     return _reduce(_over_samples(value + advantage * (log_q - log_q.detach())), reduction)
 
 
@@ -242,6 +243,7 @@ class _DoublyReparameterized(torch.autograd.Function):
 def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Tensor:
     if z is None:
         raise ValueError('gradient="dreg" needs z, the samples that log_px was computed from, got None')
+    _floating("z", z)
     if z.shape[:2] != log_px.shape:
         raise ValueError(f"z must have the shape (K, B, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
     if kl_estimator_of(kl) == "monte_carlo":
@@ -294,8 +296,22 @@ def _minibatch_scale(batch: int, dataset_size: int | None) -> float:
     return dataset_size / max(batch, 1)
 
 
-def _constant(value: float | Tensor) -> float | Tensor:
-    return value.detach() if isinstance(value, Tensor) else value
+def _constant(name: str, value: float | Tensor, shape: torch.Size) -> float | Tensor:
+    """A number, or a tensor without its gradient that broadcasts to the shape of log_px."""
+    if not isinstance(value, Tensor):
+        return value
+    try:
+        return value.detach().expand(shape)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to log_px, {tuple(shape)}, got {tuple(value.shape)}") from None
+
+
+def _one_number(name: str, value: float | Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a number or a tensor of one element, got the shape {tuple(value.shape)}")
+    return value.reshape(())
 
 
 def _one_of(name: str, value: str, values: tuple[str, ...]) -> None:

@@ -42,13 +42,13 @@ def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | No
     return like.new_empty_strided((num_samples, *like.shape), strides, dtype=dtype or like.dtype)
 
 
-def expand_parameter(name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int) -> Tensor:
+def expand_parameter(
+    name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int, dtype: torch.dtype
+) -> Tensor:
     """A parameter that is the same for all samples as it is: the kernels broadcast it. Any other is expanded here, and
-    autograd sums its gradient."""
-    if parameter.shape == first.shape:
-        return parameter
+    autograd sums its gradient: in `dtype`, that of the arithmetic, so that it is rounded once."""
     try:
-        expanded = parameter.expand_as(first)
+        expanded = parameter.to(dtype).expand_as(first)
     except RuntimeError:
         raise ValueError(
             f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
