@@ -407,6 +407,22 @@ std::tuple<Tensor, Tensor> latent_plain_backward(const Tensor& grad_z, const Ten
   return {gradients[0], gradients[1]};
 }
 template <auto kLatentForward>
+std::tuple<Tensor, Tensor> latent_prior_forward(const Tensor& mu, const Tensor& logvar, const Tensor& prior_mu,
+                                                const Tensor& prior_logvar, const Tensor& seed, int64_t batch_dims) {
+  return kLatentForward(mu, logvar, prior_mu, prior_logvar, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {"analytic"},
+                        {"sum"});
+}
+template <auto kLatentBackward>
+std::tuple<Tensor, Tensor, Tensor, Tensor> latent_prior_backward(const Tensor& grad_z, const Tensor& grad_kl,
+                                                                 const Tensor& mu, const Tensor& logvar,
+                                                                 const Tensor& prior_mu, const Tensor& prior_logvar,
+                                                                 const Tensor& seed, int64_t batch_dims) {
+  const std::vector<Tensor> gradients =
+      kLatentBackward(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, {}, {true, true, true, true, false},
+                      batch_dims, 0, {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+  return {gradients[0], gradients[1], gradients[2], gradients[3]};
+}
+template <auto kLatentForward>
 std::tuple<Tensor, Tensor> latent_packed_forward(const Tensor& moments, const Tensor& seed, int64_t batch_dims,
                                                  int64_t dim, double low, double high) {
   return kLatentForward(moments, {}, {}, {}, seed, {}, batch_dims, dim, {}, {"logvar"}, {low, high}, {"analytic"},
@@ -421,7 +437,7 @@ Tensor latent_packed_backward(const Tensor& grad_z, const Tensor& grad_kl, const
   return gradients[0];
 }
 
-// The likelihood of families that have no parameters behind x, whose gradient is not wanted: likewise.
+// The likelihood of families that have no parameters behind x, or one; the gradient of x is not wanted: likewise.
 template <auto kLikelihoodForward>
 Tensor likelihood_pair_forward(const Name& family, const Tensor& first, const Tensor& x, int64_t batch_dims) {
   return kLikelihoodForward(family, {first, x}, {}, batch_dims);
@@ -430,6 +446,19 @@ template <auto kLikelihoodBackward>
 Tensor likelihood_pair_backward(const Name& family, const Tensor& grad, const Tensor& first, const Tensor& x,
                                 int64_t batch_dims) {
   return kLikelihoodBackward(family, grad, {first, x}, {}, batch_dims, {true, false})[0];
+}
+
+template <auto kLikelihoodForward>
+Tensor likelihood_triple_forward(const Name& family, const Tensor& first, const Tensor& x, const Tensor& parameter,
+                                 int64_t batch_dims) {
+  return kLikelihoodForward(family, {first, x, parameter}, {}, batch_dims);
+}
+template <auto kLikelihoodBackward>
+std::tuple<Tensor, Tensor> likelihood_triple_backward(const Name& family, const Tensor& grad, const Tensor& first,
+                                                      const Tensor& x, const Tensor& parameter, int64_t batch_dims) {
+  const std::vector<Tensor> gradients =
+      kLikelihoodBackward(family, grad, {first, x, parameter}, {}, batch_dims, {true, false, true});
+  return {gradients[0], gradients[1]};
 }
 
 // A call of the categorical likelihood, but for its results. Logits are (positions, classes) to the kernels; the
@@ -479,6 +508,12 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "latent_plain_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims)"
       " -> (Tensor, Tensor)");
   m.def(
+      "latent_prior_forward(Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, Tensor seed,"
+      " int batch_dims) -> (Tensor, Tensor)");
+  m.def(
+      "latent_prior_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor prior_mu,"
+      " Tensor prior_logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "latent_packed_forward(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high)"
       " -> (Tensor, Tensor)");
   m.def(
@@ -490,6 +525,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       " -> Tensor[]");
   m.def("likelihood_pair_forward(str family, Tensor first, Tensor x, int batch_dims) -> Tensor");
   m.def("likelihood_pair_backward(str family, Tensor grad, Tensor first, Tensor x, int batch_dims) -> Tensor");
+  m.def("likelihood_triple_forward(str family, Tensor first, Tensor x, Tensor parameter, int batch_dims) -> Tensor");
+  m.def(
+      "likelihood_triple_backward(str family, Tensor grad, Tensor first, Tensor x, Tensor parameter, int batch_dims)"
+      " -> (Tensor, Tensor)");
   m.def("categorical_forward(Tensor logits, Tensor x, int batch_dims) -> Tensor");
   m.def("categorical_backward(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor");
 }

@@ -247,12 +247,16 @@ STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, VK_DEVICE, m) {
   m.impl("latent_backward", TORCH_BOX(&vk::latent_backward));
   m.impl("latent_plain_forward", TORCH_BOX((&vk::latent_plain_forward<&vk::latent_forward>)));
   m.impl("latent_plain_backward", TORCH_BOX((&vk::latent_plain_backward<&vk::latent_backward>)));
+  m.impl("latent_prior_forward", TORCH_BOX((&vk::latent_prior_forward<&vk::latent_forward>)));
+  m.impl("latent_prior_backward", TORCH_BOX((&vk::latent_prior_backward<&vk::latent_backward>)));
   m.impl("latent_packed_forward", TORCH_BOX((&vk::latent_packed_forward<&vk::latent_forward>)));
   m.impl("latent_packed_backward", TORCH_BOX((&vk::latent_packed_backward<&vk::latent_backward>)));
   m.impl("likelihood_forward", TORCH_BOX(&vk::likelihood_forward));
   m.impl("likelihood_backward", TORCH_BOX(&vk::likelihood_backward));
   m.impl("likelihood_pair_forward", TORCH_BOX((&vk::likelihood_pair_forward<&vk::likelihood_forward>)));
   m.impl("likelihood_pair_backward", TORCH_BOX((&vk::likelihood_pair_backward<&vk::likelihood_backward>)));
+  m.impl("likelihood_triple_forward", TORCH_BOX((&vk::likelihood_triple_forward<&vk::likelihood_forward>)));
+  m.impl("likelihood_triple_backward", TORCH_BOX((&vk::likelihood_triple_backward<&vk::likelihood_backward>)));
   m.impl("categorical_forward", TORCH_BOX(&vk::categorical_forward));
   m.impl("categorical_backward", TORCH_BOX(&vk::categorical_backward));
 }

@@ -249,6 +249,15 @@ OP_SAMPLES = {
     ],
     "likelihood_pair_forward": [("bernoulli", torch.randn(3, 7), torch.rand(3, 7), 1)],
     "likelihood_pair_backward": [("bernoulli", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), 1)],
+    "likelihood_triple_forward": [("gaussian", torch.randn(3, 7), torch.rand(3, 7), torch.randn(7), 1)],
+    "likelihood_triple_backward": [
+        ("gaussian", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(7), 1),
+        ("laplace", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(3, 7), 1),
+    ],
+    "latent_prior_forward": [(*torch.randn(4, 3, 7), torch.tensor([1]), 1)],
+    "latent_prior_backward": [
+        (torch.randn(3, 7), torch.randn(3), *torch.randn(3, 3, 7), torch.randn(7), torch.tensor([1]), 1)
+    ],
     "latent_plain_forward": [(torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)],
     "latent_plain_backward": [
         (torch.randn(3, 7), torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)

@@ -31,6 +31,14 @@ SCHEMAS = {
     "latent_plain_backward": (
         "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)"
     ),
+    "latent_prior_forward": (
+        "(Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, Tensor seed, int batch_dims)"
+        " -> (Tensor, Tensor)"
+    ),
+    "latent_prior_backward": (
+        "(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor prior_mu, Tensor prior_logvar, Tensor seed,"
+        " int batch_dims) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
     "latent_packed_forward": (
         "(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high) -> (Tensor, Tensor)"
     ),
@@ -42,9 +50,13 @@ SCHEMAS = {
     "likelihood_backward": (
         "(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs) -> Tensor[]"
     ),
-    # Families without parameters behind x, whose gradient is not wanted, with few arguments.
+    # Families without parameters behind x, or with one; without the gradient of x: with few arguments.
     "likelihood_pair_forward": "(str family, Tensor first, Tensor x, int batch_dims) -> Tensor",
     "likelihood_pair_backward": "(str family, Tensor grad, Tensor first, Tensor x, int batch_dims) -> Tensor",
+    "likelihood_triple_forward": "(str family, Tensor first, Tensor x, Tensor parameter, int batch_dims) -> Tensor",
+    "likelihood_triple_backward": (
+        "(str family, Tensor grad, Tensor first, Tensor x, Tensor parameter, int batch_dims) -> (Tensor, Tensor)"
+    ),
     "categorical_forward": "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
     "categorical_backward": "(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor",
 }
@@ -128,6 +140,25 @@ def _latent_plain_backward(
     return torch.empty_like(mu), torch.empty_like(mu, dtype=logvar.dtype)
 
 
+def _latent_prior_forward(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, seed: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    return _latent_forward(mu, logvar, prior_mu, prior_logvar, seed, None, *plain_settings(batch_dims))
+
+
+def _latent_prior_backward(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor,
+    prior_logvar: Tensor,
+    seed: Tensor,
+    batch_dims: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(_empty_gradient(t, mu) for t in (mu, logvar, prior_mu, prior_logvar))
+
+
 def _latent_packed_forward(
     moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
@@ -167,6 +198,16 @@ def _likelihood_pair_forward(family: str, first: Tensor, x: Tensor, batch_dims: 
 
 def _likelihood_pair_backward(family: str, grad: Tensor, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
     return torch.empty_like(first)
+
+
+def _likelihood_triple_forward(family: str, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int) -> Tensor:
+    return _likelihood_forward(family, [first, x, parameter], [], batch_dims)
+
+
+def _likelihood_triple_backward(
+    family: str, grad: Tensor, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(first), _empty_gradient(parameter, first)
 
 
 def _categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:

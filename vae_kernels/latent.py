@@ -158,7 +158,7 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     if num_samples is not None:
         num_samples = checks.integer("num_samples", num_samples, "an int or None")
     only_q = prior_mu is None and prior_logvar is None and eps is None
-    plain = only_q and (num_samples, scale, kl_estimator, kl_reduction) == _PLAIN
+    plain = eps is None and (num_samples, scale, kl_estimator, kl_reduction) == _PLAIN
     if not plain:
         _check_names(num_samples, scale, kl_estimator, kl_reduction)
     # What has the shape of mu, where that is asked.
@@ -188,10 +188,13 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
     namespace = f"vae_kernels_{backend}"
-    if plain and logvar is None:
+    if plain and only_q and logvar is None:
         return PackedLatentStep.apply(mu, seed, namespace, batch_dims, packed_dim, *(logvar_clamp or _NO_CLAMP))
-    if plain and not logvar_clamp:
+    plain = plain and logvar is not None and not logvar_clamp
+    if plain and only_q:
         return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
+    if plain and prior_mu is not None and prior_logvar is not None:
+        return PriorLatentStep.apply(mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims)
     return LatentStep.apply(
         mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
         batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction,
@@ -250,6 +253,31 @@ class PlainLatentStep(torch.autograd.Function):
             inputs = (mu, logvar, None, None, seed, None)
             grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False, False, False])
         return grads[0], grads[1], None, None, None
+
+
+class PriorLatentStep(torch.autograd.Function):
+    """`PlainLatentStep` with both parameters of a prior."""
+
+    @staticmethod
+    def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
+        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, plain_settings(batch_dims)
+        op = getattr(torch.ops, namespace).latent_prior_forward.default
+        return op(mu, logvar, prior_mu, prior_logvar, seed, batch_dims)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        mu, logvar, prior_mu, prior_logvar, seed = ctx.saved_tensors
+        mu = _laid_out(mu, ctx.strides)
+        needs = ctx.needs_input_grad[:4]
+        if all(needs) and _is_plain(grad_z, grad_kl):
+            op = getattr(torch.ops, ctx.namespace).latent_prior_backward.default
+            grads = op(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, ctx.settings[0])
+        else:
+            inputs = (mu, logvar, prior_mu, prior_logvar, seed, None)
+            grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False])
+        return *grads[:4], None, None, None
 
 
 class PackedLatentStep(torch.autograd.Function):

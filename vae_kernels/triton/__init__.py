@@ -15,12 +15,16 @@ from .latent import (
     latent_packed_forward,
     latent_plain_backward,
     latent_plain_forward,
+    latent_prior_backward,
+    latent_prior_forward,
 )
 from .likelihood import (
     likelihood_backward,
     likelihood_forward,
     likelihood_pair_backward,
     likelihood_pair_forward,
+    likelihood_triple_backward,
+    likelihood_triple_forward,
 )
 
 NAMESPACE = "vae_kernels_triton"
@@ -29,12 +33,16 @@ OPS = {
     "latent_backward": latent_backward,
     "latent_plain_forward": latent_plain_forward,
     "latent_plain_backward": latent_plain_backward,
+    "latent_prior_forward": latent_prior_forward,
+    "latent_prior_backward": latent_prior_backward,
     "latent_packed_forward": latent_packed_forward,
     "latent_packed_backward": latent_packed_backward,
     "likelihood_forward": likelihood_forward,
     "likelihood_backward": likelihood_backward,
     "likelihood_pair_forward": likelihood_pair_forward,
     "likelihood_pair_backward": likelihood_pair_backward,
+    "likelihood_triple_forward": likelihood_triple_forward,
+    "likelihood_triple_backward": likelihood_triple_backward,
     "categorical_forward": categorical_forward,
     "categorical_backward": categorical_backward,
 }

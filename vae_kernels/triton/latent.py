@@ -261,6 +261,27 @@ def latent_plain_backward(
     return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims)))
 
 
+def latent_prior_forward(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, seed: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    return latent_forward(mu, logvar, prior_mu, prior_logvar, seed, None, *plain_settings(batch_dims))
+
+
+def latent_prior_backward(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor,
+    prior_logvar: Tensor,
+    seed: Tensor,
+    batch_dims: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs = [True, True, True, True, False]
+    inputs = (mu, logvar, prior_mu, prior_logvar, seed, None)
+    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims)))
+
+
 def latent_packed_forward(
     moments: Tensor, seed: Tensor, batch_dims: int, dim: int, *clamp: float
 ) -> tuple[Tensor, Tensor]:

@@ -492,6 +492,16 @@ def likelihood_pair_backward(family: str, grad: Tensor, first: Tensor, x: Tensor
     return likelihood_backward(family, grad, [first, x], [], batch_dims, [True, False])[0]
 
 
+def likelihood_triple_forward(family: str, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int) -> Tensor:
+    return likelihood_forward(family, [first, x, parameter], [], batch_dims)
+
+
+def likelihood_triple_backward(
+    family: str, grad: Tensor, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int
+) -> tuple[Tensor, Tensor]:
+    return tuple(likelihood_backward(family, grad, [first, x, parameter], [], batch_dims, [True, False, True]))
+
+
 def _plan_backward(
     family: str, grad: Tensor, inputs: list[Tensor], batch_dims: int, needs: list[bool]
 ) -> Callable[..., None]:
