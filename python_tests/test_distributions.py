@@ -77,6 +77,9 @@ def true_results(sample: Sample, outputs: dict[str, Tensor]) -> dict[str, Expect
     upstream = [g.double() for g in sample.upstream({name: outputs[name] for name in found}).values()]
     gradients = torch.autograd.grad(list(found.values()), list(wanted.values()), upstream)
     expected = {name: Expected(o, o.abs()) for name, o in found.items()}
+    if "z" in found:
+        mu, z = leaves["mu"].detach(), found["z"].detach()
+        expected["z"] = Expected(z, mu.abs() + (z - mu).abs())
     for name, gradient in zip(wanted, gradients, strict=True):
         shape = tensors[name].shape
         expected[f"grad {name}"] = Expected(gradient.sum_to_size(shape), gradient.abs().sum_to_size(shape))
