@@ -39,8 +39,8 @@ SPILLING = {
     ("latent, samples, prior, monte carlo, forward", "bfloat16", "sm_80"),
     ("latent, samples, prior, monte carlo, forward", "float16", "sm_80"),
     ("continuous_bernoulli forward", "float16", "sm_90"),
-    ("zero_inflated_negative_binomial forward", "float32", "sm_80"),
-    ("zero_inflated_negative_binomial forward", "float32", "sm_90"),
+    ("negative_binomial forward", "float32", "sm_90"),
+    ("negative_binomial forward", "bfloat16", "sm_90"),
 }
 
 
