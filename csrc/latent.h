@@ -91,6 +91,12 @@ VK_INLINE T sampled_kl(const Relative<T>& q, T eps) {
   return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), fused(q.expm1(), eps * eps, -q.d));
 }
 
+// z
+template <class T>
+VK_INLINE T sample(T mu, T std, T eps) {
+  return fused(std, eps, mu);
+}
+
 template <class T>
 struct Latent {
   T z, kl;
@@ -98,7 +104,7 @@ struct Latent {
 
 template <class T>
 VK_INLINE Latent<T> latent(T mu, const Spread<T>& s, T eps) {
-  return {fused(s.std, eps, mu), analytic_kl(relative(mu, s.l, s.std))};
+  return {sample(mu, s.std, eps), analytic_kl(relative(mu, s.l, s.std))};
 }
 
 // What the gradients are made of, summed over the samples of z: of the gradient of z, alone and times eps, and of the

@@ -1,7 +1,5 @@
 #include "categorical.h"
 
-#include "../categorical.h"
-
 namespace vk::cpu {
 namespace {
 

@@ -1,4 +1,3 @@
-#include "../categorical.h"
 #include "access.h"
 #include "categorical.h"
 #include "sums.h"
