@@ -111,7 +111,7 @@ std::vector<Tensor> likelihood_backward(const Name& family, const Tensor& grad, 
 }
 
 Tensor categorical_forward(const Tensor& logits, const Tensor& x, int64_t batch_dims) {
-  cpu::CategoricalForward a{};
+  CategoricalForward a{};
   CategoricalCall call(a, logits, x, batch_dims);
   a.samples = call.samples.rows;
   Tensor log_prob = call.samples.empty_sums();
@@ -121,7 +121,7 @@ Tensor categorical_forward(const Tensor& logits, const Tensor& x, int64_t batch_
 }
 
 Tensor categorical_backward(const Tensor& grad, const Tensor& logits, const Tensor& x, int64_t batch_dims) {
-  cpu::CategoricalBackward a{};
+  CategoricalBackward a{};
   CategoricalCall call(a, logits, x, batch_dims);
   a.grad = call.upstream(grad);
   Tensor grad_logits = call.rows.empty_gradient(logits);

@@ -150,7 +150,7 @@ void run_categorical(Type arithmetic, Type type, int64_t positions, int64_t clas
   std::vector<T> grad(positions, T(1));
   T sum = T(NAN);
 
-  vk::cpu::CategoricalForward f{};
+  vk::CategoricalForward f{};
   f.arithmetic = arithmetic, f.positions = positions, f.classes = classes, f.samples = 1;
   f.logits = memory.view(type, positions, 1, classes, layout);
   f.x.data = x.data(), f.x.type = Type::kInt64, f.x.stride[0] = 1;
@@ -159,7 +159,7 @@ void run_categorical(Type arithmetic, Type type, int64_t positions, int64_t clas
   check(std::isfinite(sum));
 
   if (positions > 0) x.back() = classes;  // none
-  vk::cpu::CategoricalBackward b{};
+  vk::CategoricalBackward b{};
   b.arithmetic = arithmetic, b.positions = positions, b.classes = classes;
   b.logits = f.logits, b.x = f.x;
   b.grad.data = grad.data(), b.grad.type = arithmetic, b.grad.stride[0] = 1;
