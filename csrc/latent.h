@@ -93,7 +93,7 @@ VK_INLINE T sampled_kl(const Relative<T>& q, T eps) {
 
 // z
 template <class T>
-VK_INLINE T sample(T mu, T std, T eps) {
+VK_INLINE T drawn(T mu, T std, T eps) {
   return fused(std, eps, mu);
 }
 
@@ -104,7 +104,7 @@ struct Latent {
 
 template <class T>
 VK_INLINE Latent<T> latent(T mu, const Spread<T>& s, T eps) {
-  return {sample(mu, s.std, eps), analytic_kl(relative(mu, s.l, s.std))};
+  return {drawn(mu, s.std, eps), analytic_kl(relative(mu, s.l, s.std))};
 }
 
 // What the gradients are made of, summed over the samples of z: of the gradient of z, alone and times eps, and of the

@@ -117,7 +117,7 @@ struct PlainForward {
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         const Spread<T> s = in.spread(k, clamp);
-        narrow(sample(in.mean(k), s.std, eps[k]), z + k);
+        narrow(drawn(in.mean(k), s.std, eps[k]), z + k);
         kl_values[k] = analytic_kl(in.relative(k, s));
       }
       if constexpr (std::is_same_v<S, T>) store<Isa>(a.z, tile, z, z_buffer);
@@ -290,7 +290,7 @@ struct Forward {
         T* z = target(a.z, z_tile, z_buffer);
 #pragma GCC ivdep
         for (int k = 0; k < n; ++k) {
-          z[k] = sample(q.mu[k], q.std[k], eps[k]);
+          z[k] = drawn(q.mu[k], q.std[k], eps[k]);
           if constexpr (kSampled) kl_values[k] = sampled_kl(q.relative(k), eps[k]);
         }
         store<Isa>(a.z, z_tile, z, z_buffer);

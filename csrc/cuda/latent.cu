@@ -294,7 +294,7 @@ struct Forward : General<Arithmetic> {
                                           const T (&eps)[kWidth]) const {
     T values[kWidth];
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) values[k] = sample(q.mu[k], q.std[k], eps[k]);
+    for (int k = 0; k < kWidth; ++k) values[k] = drawn(q.mu[k], q.std[k], eps[k]);
     this->store(z, packs, pack, n, values);
   }
 };
