@@ -9,7 +9,7 @@ from torch import Tensor
 from . import checks, eager, noise, transforms
 from .backends import current_backend
 from .fakes import plain_settings
-from .rows import empty_samples, expand_parameter
+from .rows import check_broadcast, empty_samples, expand_others, kernels_sum, sum_others
 
 KL_ESTIMATORS = ("analytic", "monte_carlo", "path")
 KL_REDUCTIONS = ("sum", "none")
@@ -165,11 +165,10 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     like = mu if logvar is not None or only_q else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
     if seed is not None or generator is not None or eps is not None:
         _check_noise(seed, generator, eps, like, batch_dims, num_samples)
-    of_q_and_prior = (mu, logvar, prior_mu, prior_logvar)
     if prior_mu is not None:
-        prior_mu = _check_prior("prior_mu", prior_mu, like, batch_dims, of_q_and_prior)
+        _check_prior("prior_mu", prior_mu, like)
     if prior_logvar is not None:
-        prior_logvar = _check_prior("prior_logvar", prior_logvar, like, batch_dims, of_q_and_prior)
+        _check_prior("prior_logvar", prior_logvar, like)
     if checks.values_checked():
         _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale)
     backend = "eager" if transforms.active() else current_backend(mu.device.type)
@@ -193,7 +192,8 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
     plain = plain and logvar is not None and not logvar_clamp
     if plain and only_q:
         return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
-    if plain and prior_mu is not None and prior_logvar is not None:
+    priors = [p for p in (prior_mu, prior_logvar) if p is not None]
+    if plain and len(priors) == 2 and all(kernels_sum(p, mu, batch_dims) for p in priors):
         return PriorLatentStep.apply(mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims)
     return LatentStep.apply(
         mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
@@ -218,9 +218,8 @@ class LatentStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed, eps)
         ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, settings
-        return getattr(torch.ops, namespace).latent_forward.default(
-            mu, logvar, prior_mu, prior_logvar, seed, eps, *settings
-        )
+        inputs = _expand_priors((mu, logvar, prior_mu, prior_logvar, seed, eps), settings)
+        return getattr(torch.ops, namespace).latent_forward.default(*inputs, *settings)
 
     @staticmethod
     def backward(ctx, *upstream):
@@ -325,9 +324,22 @@ def _gradients(ctx, upstream, inputs, needs: list[bool]) -> list[Tensor | None]:
         grads = _differentiable_backward(upstream, *inputs, needs, *ctx.settings)
     else:
         op = getattr(torch.ops, ctx.namespace).latent_backward.default
-        grads = op(*upstream, *inputs, needs, *ctx.settings)
+        dtype = eager.compute_dtype(*(t for t in inputs[:4] if t is not None))
+        grads = op(*upstream, *_expand_priors(inputs, ctx.settings, dtype), needs, *ctx.settings)
+        wanted = [t for t, need in zip((*inputs[:4], inputs[5]), needs, strict=True) if need]
+        grads = [sum_others(g, t) for g, t in zip(grads, wanted, strict=True)]
     grads = iter(grads)
     return [next(grads) if need else None for need in needs]
+
+
+def _expand_priors(inputs, settings, dtype: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
+    """The inputs as the kernels take them: see `expand_others`."""
+    mu, logvar, *priors, seed, eps = inputs
+    batch_dims, packed_dim = settings[:2]
+    if priors[0] is not None or priors[1] is not None:
+        like = mu if logvar is not None else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
+        priors = [None if p is None else expand_others(p, like, batch_dims, dtype) for p in priors]
+    return mu, logvar, *priors, seed, eps
 
 
 def _differentiated_again(upstream: Tensor | None) -> bool:
@@ -447,13 +459,10 @@ def _check_seed(seed: int | Tensor, mu: Tensor, batch_dims: int) -> None:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
 
 
-def _check_prior(name: str, prior: Tensor, mu: Tensor, batch_dims: int, others: tuple[Tensor | None, ...]) -> Tensor:
+def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
     checks.tensor(name, prior, checks.FLOATS)
     checks.same_device(name, prior, "mu", mu)
-    if prior.shape == mu.shape:
-        return prior
-    dtype = eager.compute_dtype(*(t for t in others if t is not None))
-    return expand_parameter(name, prior, "mu", mu, batch_dims, dtype)
+    check_broadcast(name, prior, "mu", mu)
 
 
 def _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale) -> None:

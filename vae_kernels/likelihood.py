@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import checks, eager, transforms
 from .backends import current_backend
-from .rows import expand_parameter
+from .rows import check_broadcast, expand_others, kernels_sum, sum_others
 
 
 class Family(NamedTuple):
@@ -332,7 +332,9 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
     first, x, *parameters = inputs
     if len(parameters) < 2 and not constants and not x.requires_grad:
         parameter = parameters[0] if parameters else None
-        if parameter is None or parameter.requires_grad == first.requires_grad:
+        if parameter is None or (
+            parameter.requires_grad == first.requires_grad and kernels_sum(parameter, first, batch_dims)
+        ):
             return LeanLogLikelihood.apply(first, x, parameter, family, batch_dims, namespace)
     return LogLikelihood.apply(family, constants, batch_dims, namespace, *inputs)
 
@@ -347,6 +349,7 @@ class LogLikelihood(torch.autograd.Function):
         family, constants, batch_dims, namespace, *inputs = arguments
         ctx.save_for_backward(*inputs)
         ctx.family, ctx.constants, ctx.batch_dims, ctx.namespace = family, constants, batch_dims, namespace
+        inputs = [expand_others(t, inputs[0], batch_dims) for t in inputs]
         return getattr(torch.ops, namespace).likelihood_forward.default(family, inputs, constants, batch_dims)
 
     @staticmethod
@@ -357,9 +360,13 @@ class LogLikelihood(torch.autograd.Function):
                 lambda *args: _eager(ctx.family, args, ctx.constants, ctx.batch_dims), inputs, needs, (grad,)
             )
         else:
+            dtype = eager.compute_dtype(*inputs)
+            given = [expand_others(t, inputs[0], ctx.batch_dims, dtype) for t in inputs]
             grads = getattr(torch.ops, ctx.namespace).likelihood_backward.default(
-                ctx.family, grad, inputs, ctx.constants, ctx.batch_dims, needs
+                ctx.family, grad, given, ctx.constants, ctx.batch_dims, needs
             )
+            needed = [t for t, need in zip(inputs, needs, strict=True) if need]
+            grads = [sum_others(g, t) for g, t in zip(grads, needed, strict=True)]
         grads = iter(grads)
         return None, None, None, None, *(next(grads) if need else None for need in needs)
 
@@ -427,7 +434,7 @@ def _check(
         checks.tensor(name, parameter, checks.FLOATS)
         checks.same_device(name, parameter, names[0], first)
         if parameter.shape != first.shape:
-            parameter = expand_parameter(name, parameter, names[0], first, batch_dims, _dtype_of(arguments))
+            check_broadcast(name, parameter, names[0], first)
         inputs.append(parameter)
     if checks.values_checked():
         _check_values(family, inputs, constants, batch_dims)

@@ -42,16 +42,35 @@ def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | No
     return like.new_empty_strided((num_samples, *like.shape), strides, dtype=dtype or like.dtype)
 
 
-def expand_parameter(
-    name: str, parameter: Tensor, first_name: str, first: Tensor, batch_dims: int, dtype: torch.dtype
-) -> Tensor:
-    """A parameter that is the same for all samples as it is: the kernels broadcast it. Any other is expanded here, and
-    autograd sums its gradient: in `dtype`, that of the arithmetic, so that it is rounded once."""
+def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor) -> None:
+    """A parameter broadcasts to the first argument."""
     try:
-        expanded = parameter.to(dtype).expand_as(first)
+        parameter.expand_as(first)
     except RuntimeError:
         raise ValueError(
             f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
         ) from None
+
+
+def kernels_sum(parameter: Tensor, first: Tensor, batch_dims: int) -> bool:
+    """Whether the kernels find the gradient of this parameter whole: it has the full shape, or is the same for all
+    samples."""
+    if parameter.shape == first.shape:
+        return True
     leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
-    return parameter if all(size == 1 for size in leading) else expanded
+    return all(size == 1 for size in leading)
+
+
+def expand_others(parameter: Tensor, first: Tensor, batch_dims: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A parameter as the kernels take it: expanded if they do not sum its gradient; for a backward pass in `dtype`, that
+    of the arithmetic, so that `sum_others` rounds once."""
+    if kernels_sum(parameter, first, batch_dims):
+        return parameter
+    return (parameter if dtype is None else parameter.to(dtype)).expand_as(first)
+
+
+def sum_others(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient of what was expanded."""
+    if gradient.shape == parameter.shape:
+        return gradient
+    return gradient.sum_to_size(parameter.shape).to(parameter.dtype)
