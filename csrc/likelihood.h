@@ -30,7 +30,7 @@ struct Bernoulli {
   }
 };
 
-// -1/2 (l + (x - m)^2 e^-l + ln 2 pi), l = logvar. Kingma & Welling 2014, appendix C.2.
+// -1/2 (l + y^2 + ln 2 pi), y = (x - m) e^(-l/2), l = logvar. Kingma & Welling 2014, appendix C.2.
 struct Gaussian {
   static constexpr const char* kName = "gaussian";
   static constexpr int kArguments = 3;
@@ -39,28 +39,30 @@ struct Gaussian {
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
-    const T difference = v[1] - v[0], l = v[2];
-    return T(-0.5) * (l + fused(difference * difference, exp(-l), T(1.8378770664093453)));
+    const T l = v[2], y = times_exp(v[1] - v[0], T(-0.5) * l);
+    return fused(T(-0.5) * y, y, T(-0.5) * (l + T(1.8378770664093453)));
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const T difference = v[1] - v[0];
-    g[0] = difference * exp(-v[2]);
+    const T half = T(-0.5) * v[2], y = times_exp(v[1] - v[0], half);
+    g[0] = times_exp(y, half);
     g[1] = -g[0];
-    g[2] = T(0.5) * fused(g[0], difference, T(-1));
+    g[2] = fused(T(0.5) * y, y, T(-0.5));
   }
 };
 
 // What the value and the gradients of a negative binomial share; m = mu + eps, e = m + theta. Stirling's series at
 // x + theta, theta and x + 1 puts its logarithms together with those of the rates,
-//   ln p = x ln(m c / (e b)) + theta ln(c (theta + eps) / (theta' e)) + O(1),
-// c, theta' and b those arguments, shifted where small. Each ratio is also known as its difference from 1, found
-// without cancellation, so that large counts and theta (a Poisson's limit) lose nothing.
+//   ln p = x ln(m c / (e b)) + theta ln(c (theta + eps) / (t e)) + O(1),
+// c, t and b those arguments, shifted where small. Each ratio is also known as its difference from 1, found without
+// cancellation, so that large counts and theta (a Poisson's limit) lose nothing. Factors are brought together so that no
+// product leaves the type's range while the ratio is in it; for that a large x, and b, are scaled down by a power of two.
 template <class T>
 struct NegativeBinomialTerms {
   static constexpr T kEps = T(1e-8);
-  T mu, x, theta, m, inverse_e, shifts;
+  static constexpr T kLarge = is_float<T> ? T(0x1p60) : T(0x1p500);
+  T mu, x, theta, m, inverse_e, down, up;
   GammaTerms<T> c, t, b;
 
   VK_INLINE NegativeBinomialTerms(T mu, T x, T theta)
@@ -69,54 +71,68 @@ struct NegativeBinomialTerms {
         theta(theta),
         m(mu + kEps),
         inverse_e(T(1) / (mu + (theta + kEps))),
+        down(x > kLarge ? T(1) / kLarge : T(1)),
+        up(x > kLarge ? kLarge : T(1)),
         c(x + theta),
         t(theta),
-        b(x + T(1)) {
-    shifts = c.shift - t.shift;
-  }
+        b(x + T(1)) {}
 
-  // ln(m c / (e b))
-  VK_INLINE Logarithm<T> log_counts() const {
-    const T unit = inverse_e * b.inverse;
-    return log_ratio(m * c.z * unit, fused(theta, (mu - b.z) + kEps, m * (c.shift - b.shift - T(1))) * unit);
+  // ln(m z_c / (e z_b)), and its difference from 1 with it; z_c - x - theta and z_b - x - 1 differ by `shifts`.
+  VK_INLINE Logarithm<T> log_counts(T z_c, T z_b, T inverse_b, T shifts) const {
+    const T minus_1 =
+        fused(theta * inverse_e, ((mu - z_b) + kEps) * inverse_b, (m * inverse_e) * ((shifts - T(1)) * inverse_b));
+    return log_product(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
   }
-  // ln(c (theta + eps) / (theta' e))
+  // ln(c (theta + eps) / (t e)); e times its difference from 1
   VK_INLINE Logarithm<T> log_dispersion() const {
-    return log_ratio(c.z * (theta + kEps) * (inverse_e * t.inverse), dispersion_minus_1());
+    return log_product((theta + kEps) * t.inverse * up, (c.z * down) * inverse_e, dispersion_excess() * inverse_e);
   }
-  VK_INLINE T dispersion_minus_1() const {
-    return fused(theta, (x - mu) + shifts, fused(kEps, x + shifts, -t.shift * mu)) * (inverse_e * t.inverse);
+  VK_INLINE T dispersion_excess() const {
+    const T shifts = c.shift - t.shift;
+    return fused(theta * t.inverse, (x - mu) + shifts,
+                 fused(kEps * t.inverse, x + shifts, -(t.shift * t.inverse) * mu));
+  }
+  // theta times the logarithm, also where its difference from 1 is smaller than any number of the type
+  VK_INLINE T dispersion_term(const Logarithm<T>& dispersion) const {
+    const T excess = dispersion_excess();
+    return absolute(excess * inverse_e) < T(0.25) ? fused(theta, dispersion.beyond, excess * (theta * inverse_e))
+                                                  : theta * dispersion.value;
   }
 
   VK_INLINE T log_prob() const {
     const T products =
         t.product_lifted() * b.product_lifted() * c.power() / (c.product_lifted() * t.power() * b.power());
+    const T roots = root(t.z * (c.inverse * up) * (b.inverse * up)) * down;
     const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
-    const T rest = log(root(t.z * c.inverse * b.inverse) * products) + tails;
-    return fused(x, log_counts().value, fused(theta, log_dispersion().value, x == T(0) ? T(0) : rest));
+    const T rest = log_product(roots, products, roots * products - T(1)).value + tails;
+    const T counts = log_counts(c.z, b.z, b.inverse, c.shift - b.shift).value;
+    return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest));
   }
 
-  // x / m - (x + theta) / e = theta (x - m) / (m e)
+  // x / m - (x + theta) / e = theta (x - m) / (m e), in an order in which what is large meets what is small
   VK_INLINE T gradient_mu() const {
-    const T inverse_m = T(1) / m;
+    const T inverse_m = T(1) / m, less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
     const bool finite = absolute(x) + absolute(mu) < T(INFINITY);
-    return finite ? ((x - mu) - kEps) * inverse_m * (theta * inverse_e) : x * inverse_m - (x + theta) * inverse_e;
+    const T relative = ((x - mu) - kEps) * down * inverse_m, rate = more * inverse_e * up;
+    const T product = inverse_e < T(1) ? (relative * rate) * less : (relative * less) * rate;
+    return finite ? product : x * inverse_m - (x + theta) * inverse_e;
   }
   // ln(m / e) + psi(x + theta) - psi(x + 1), both shifted or none, so that what they are shifted by cancels in no sum
   VK_INLINE T gradient_x() const {
     const T of_c = x + theta, of_b = x + T(1);
     const bool large = of_c >= T(kGammaSteps<T>) && of_b >= T(kGammaSteps<T>);
     const T shift = large ? T(0) : T(kGammaSteps<T>), slopes = slope_difference(of_c, of_b, theta - T(1));
-    const T z_c = of_c + shift, z_b = of_b + shift, unit = inverse_e / z_b;
-    const T logarithm = log_ratio(m * z_c * unit, fused(theta, (mu - z_b) + kEps, -m) * unit).value;
-    const T tails = digamma_tail(T(1) / z_c) - digamma_tail(T(1) / z_b);
+    const T z_c = of_c + shift, z_b = of_b + shift, inverse_b = T(1) / z_b;
+    const T logarithm = log_counts(z_c, z_b, inverse_b, T(0)).value;
+    const T tails = digamma_tail(T(1) / z_c) - digamma_tail(inverse_b);
     return (large ? T(0) : slopes) + (logarithm + tails);
   }
   // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta), where ln c (theta + eps) /
-  // (theta' e) cancels (m - x) / e to first order
+  // (t e) cancels (m - x) / e to first order
   VK_INLINE T gradient_theta(T beyond) const {
-    const T remainder = fused(theta, shifts, -t.shift * x) * (inverse_e * t.inverse);
-    const T of_eps = kEps / (theta + kEps) * dispersion_minus_1();
+    const T shifts = c.shift - t.shift;
+    const T remainder = (theta * shifts * t.inverse) * inverse_e - (t.shift * t.inverse) * (x * inverse_e);
+    const T of_eps = kEps / (theta + kEps) * (dispersion_excess() * inverse_e);
     const T finite = ((beyond + remainder) + of_eps) + (digamma_tail(c.inverse) - digamma_tail(t.inverse)) +
                      (t.slope / t.product - c.slope / c.product);
     return mu == T(INFINITY) ? -mu : finite;
@@ -147,7 +163,8 @@ struct NegativeBinomial {
   }
 };
 
-// ln(s + (1 - s) NB(x)) at x = 0, ln((1 - s) NB(x)) elsewhere, s = 1 / (1 + e^-z), z = zero_logits. Lopez et al. 2018.
+// ln(s + (1 - s) NB(0)) where x < eps, ln((1 - s) NB(x)) elsewhere, s = 1 / (1 + e^-z), z = zero_logits. Lopez et al.
+// 2018, as scvi-tools computes it.
 struct ZeroInflatedNegativeBinomial {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr int kArguments = 4;
@@ -158,9 +175,10 @@ struct ZeroInflatedNegativeBinomial {
   // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[4]) {
-    const T l = NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob(), z = v[3], b = l - z;
+    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
+    const T l = NegativeBinomialTerms<T>(v[0], zero ? T(0) : v[1], v[2]).log_prob(), z = v[3], b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
-    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps, small = zero && l > T(-1);
+    const bool small = zero && l > T(-1);
     const T of_small = (z > T(0) ? unit_z : T(1)) * (l + exp_minus_1_minus_near_0(l));
     const T t = small ? of_small : zero ? unit_b - unit_z : unit_z;
     const T f = divide(t, zero ? T(1) + unit_z : T(1));
@@ -171,16 +189,16 @@ struct ZeroInflatedNegativeBinomial {
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
-    const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
-    const Logarithm<T> dispersion = terms.log_dispersion();
-    const T l = v[2] * dispersion.value, z = v[3], b = l - z;
-    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
+    const NegativeBinomialTerms<T> terms(v[0], zero ? T(0) : v[1], v[2]);
+    const Logarithm<T> dispersion = terms.log_dispersion();
+    const T l = terms.dispersion_term(dispersion), z = v[3], b = l - z;
+    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const T undefined = z == z ? terms.undefined() : z;
     const T of_z = divide(T(1), T(1) + unit_z), of_b = divide(T(1), T(1) + unit_b);
     const T weight = (zero ? (b > T(0) ? T(1) : unit_b) * of_b : T(1)) + undefined;
     g[0] = weight * terms.gradient_mu();
-    g[1] = weight * terms.gradient_x();
+    g[1] = zero ? undefined : weight * terms.gradient_x();
     g[2] = weight * terms.gradient_theta(dispersion.beyond);
     const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b : T(1)) * of_b;
     const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
@@ -195,17 +213,24 @@ struct Laplace {
   static constexpr int kConstants = 0;
   static constexpr bool kShort = true;
 
+  // |x - loc| e^-s, in two steps because x - loc may be subnormal.
+  template <class T>
+  VK_INLINE static T distance(const T (&v)[3]) {
+    const T half = T(-0.5) * v[2];
+    return times_exp(times_exp(absolute(v[1] - v[0]), half), half);
+  }
+
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
-    return -(fused(absolute(v[1] - v[0]), exp(-v[2]), v[2]) + T(0.6931471805599453));
+    return -(distance(v) + v[2] + T(0.6931471805599453));
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
     const T difference = v[1] - v[0], rate = exp(-v[2]);
-    g[0] = (difference > T(0) ? T(1) : difference < T(0) ? T(-1) : T(0)) * rate;
+    g[0] = difference > T(0) ? rate : difference < T(0) ? -rate : T(0);
     g[1] = -g[0];
-    g[2] = fused(absolute(difference), rate, T(-1));
+    g[2] = distance(v) - T(1);
   }
 };
 
@@ -298,16 +323,14 @@ struct DiscretizedLogistic {
 
   template <class T>
   struct Bin {
-    T rate, half, above, below, p, q, width, unit_p, unit_q, unit_width;  // x - mean ± h, and the same in units of s
+    T s, half, p, q, width, unit_p, unit_q, unit_width;
     bool first, last;
 
     VK_INLINE explicit Bin(const T (&v)[4]) {
       const T difference = v[1] - v[0];
-      half = T(1) / (v[3] - T(1));
-      rate = exp(-v[2]);
-      above = difference + half, below = difference - half;
-      p = above * rate, q = below * rate;
-      width = T(2) * half * rate;
+      s = v[2], half = T(1) / (v[3] - T(1));
+      p = times_exp(difference + half, -s), q = times_exp(difference - half, -s);
+      width = times_exp(T(2) * half, -s);
       unit_p = exp_minus(absolute(p));
       unit_q = exp_minus(absolute(q));
       unit_width = exp_minus(width);
@@ -315,14 +338,17 @@ struct DiscretizedLogistic {
       last = v[1] > T(1) - half;
     }
     VK_INLINE T inside() const { return -exp_minus_1(-width, unit_width); }  // 1 - e^-width
+    // ln(1 - e^-width), which is ln width where that is tiny
+    VK_INLINE T log_inside() const {
+      return width < T(1e-30) ? log(T(2) * half) - s : log_ratio(inside(), -unit_width).value;
+    }
   };
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[4]) {
     const Bin<T> bin(v);
     const T upper = -softplus(-bin.p, bin.unit_p), lower = -softplus(bin.q, bin.unit_q);
-    const T inside = log_ratio(bin.inside(), -bin.unit_width).value;
-    return bin.first ? upper : bin.last ? lower : (upper + lower) + inside;
+    return bin.first ? upper : bin.last ? lower : (upper + lower) + bin.log_inside();
   }
 
   template <class T>
@@ -330,10 +356,15 @@ struct DiscretizedLogistic {
     const Bin<T> bin(v);
     const T upper = bin.last ? T(0) : sigmoid(-bin.p, bin.unit_p);
     const T lower = bin.first ? T(0) : sigmoid(bin.q, bin.unit_q);
-    const T inside = bin.first | bin.last ? T(0) : T(2) * bin.half * bin.unit_width / bin.inside();
-    g[0] = lower * bin.rate - upper * bin.rate;
+    // At the bounds e^-|y| is 0, and infinity must not be multiplied by it; an open end has no part in it.
+    constexpr T kEnd = -ExpRange<T>::kLeast;
+    const T p = bin.last ? T(0) : bin.p > kEnd ? kEnd : bin.p;
+    const T q = bin.first ? T(0) : -kEnd > bin.q ? -kEnd : bin.q;
+    const T width = bin.width > kEnd ? kEnd : bin.width;
+    const T inside = width > T(0) ? width * bin.unit_width / bin.inside() : T(1);
+    g[0] = times_exp(lower, -bin.s) - times_exp(upper, -bin.s);
     g[1] = -g[0];
-    g[2] = -bin.rate * (fused(bin.above, upper, -bin.below * lower) + inside);
+    g[2] = -(fused(p, upper, -q * lower) + (bin.first | bin.last ? T(0) : inside));
     g[3] = T(0);
   }
 };

@@ -159,6 +159,24 @@ VK_INLINE T exp_minus(T x) {
   return p * bits_as<T>(bits_as<Bits>(shifted) << kMantissaBits<T>) * kDown;
 }
 
+// d e^t; 1.5 ulp where d is 0 or normal. (d 2^h) p 2^r, e^t = p 2^h 2^r: no step over- or underflows before the result
+// does, and d = 0 gives 0 for every t but NaN. The clamps keep both powers of two normal; what they change of the result
+// is far beyond the type's range, or below 2^-123 where it should be 0.
+template <class T>
+VK_INLINE T times_exp(T d, T t) {
+  using Bits = std::make_unsigned_t<typename ExpRange<T>::Integer>;
+  constexpr int kBits = kMantissaBits<T>;
+  constexpr T kLeast = is_float<T> ? T(-174) : T(-1416);  // in powers of two -251 and -2043, half for each
+  constexpr T kMost = is_float<T> ? T(176) : T(1418);     // 254 and 2046
+  constexpr T kRound = ExpRange<T>::kRound + T(2 * kExponentBias<T>);
+  t = t < kLeast ? kLeast : t;
+  t = t > kMost ? kMost : t;
+  const T shifted = fused(t, T(1.4426950408889634), kRound);
+  const Bits biased = bits_as<Bits>(shifted), half = biased << (kBits - 1) & ~Bits(0) << kBits;
+  const T p = exp_reduced(minus_log2s(t, shifted - kRound));
+  return (d * bits_as<T>(half)) * p * bits_as<T>((biased << kBits) - half);
+}
+
 // -2 ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
 VK_INLINE float minus_2_log_unit(float x) {
   const int32_t bits = bits_as<int32_t>(x);
@@ -212,17 +230,21 @@ VK_INLINE T exp_minus_1_minus(T l, T e) {
   return absolute(l) <= T(1.5) ? exp_minus_1_minus_near_0(l) : (e - T(1)) - l;
 }
 
-// ln r for every r, and ln r - f with it, where f is r - 1: next to r = 1 the logarithm is that of 1 + f, so that an f
-// known better than r itself gives a better logarithm; 1 ulp, of `beyond` 4 ulp. r = 2^n (1 + f'), 1 + f' in
-// [sqrt(1/2), sqrt(2)); ln(1 + f') = f' - h + s (h + s^2 p(s^2)), h = f'^2 / 2, s = f' / (2 + f').
+// ln(a b) for every a and b, also where the product under- or overflows what the type holds to either side of normal
+// numbers, and ln(a b) - f with it, where f is a b - 1: next to a b = 1 the logarithm is that of 1 + f, so that an f known
+// better than a b itself gives a better logarithm; 1 ulp of that of the rounded a b, of `beyond` 4 ulp. a b = 2^n (1 + f'),
+// 1 + f' in [sqrt(1/2), sqrt(2)); ln(1 + f') = f' - h + s (h + s^2 p(s^2)), h = f'^2 / 2, s = f' / (2 + f').
 template <class T>
 struct Logarithm {
   T value, beyond;
 };
 template <class T>
-VK_INLINE Logarithm<T> log_ratio(T r, T f) {
+VK_INLINE Logarithm<T> log_product(T a, T b, T f) {
+  constexpr T kLift = is_float<T> ? T(0x1p96) : T(0x1p600);
+  constexpr T kLifted = is_float<T> ? T(192) : T(1200);
+  const T r = absolute(f) < T(0.5) ? T(1) + f : a * b;
   const bool tiny = r < (is_float<T> ? T(1.17549435e-38) : T(2.2250738585072014e-308));
-  const T normal = tiny ? r * T(18014398509481984.0) : r;  // 2^54
+  const T normal = tiny ? (a * kLift) * (b * kLift) : r;
   T n, reduced;
   if constexpr (is_float<T>) {
     const uint32_t bits = bits_as<uint32_t>(normal);
@@ -235,7 +257,7 @@ VK_INLINE Logarithm<T> log_ratio(T r, T f) {
     n = bits_as<double>(biased | 0x4330000000000000u) - 4503599627371519.0;  // 2^52 + 1023
     reduced = bits_as<double>(bits - ((biased - 1023u) << 52));
   }
-  const bool near = n == T(0);
+  const bool near = n == T(0) && !tiny;
   const T g = near ? f : reduced - T(1);
   const T h = T(0.5) * g * g, s = divide(g, T(2) + g), z = s * s;
   T p, high, low;
@@ -248,10 +270,16 @@ VK_INLINE Logarithm<T> log_ratio(T r, T f) {
     high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10;
   }
   const T tail = fused(s, fused(z, p, h), -h);
-  n = tiny ? n - T(54) : n;
+  n = tiny ? n - kLifted : n;
   const T finite = fused(n, high, g + fused(n, low, tail));
-  const T value = r > T(0) ? (r < T(INFINITY) ? finite : r) : r == T(0) ? -T(INFINITY) : T(NAN);
+  const T value = normal > T(0) ? (r < T(INFINITY) ? finite : r) : normal == T(0) ? -T(INFINITY) : T(NAN);
   return {value, near ? tail : value - f};
+}
+
+// ln r and ln r - f, f = r - 1: likewise.
+template <class T>
+VK_INLINE Logarithm<T> log_ratio(T r, T f) {
+  return log_product(r, T(1), f);
 }
 
 // ln x for every x; 1 ulp.
@@ -286,7 +314,7 @@ VK_INLINE T digamma_tail(T u) {
   return u * fused(-u, p, T(-0.5));
 }
 
-// What ln Gamma(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or at z = a + n for a < n, n =
+// What ln Gamma(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or at z = a + n for a < n, n =
 // kGammaSteps:
 // ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
 // psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative,
@@ -316,7 +344,7 @@ struct GammaTerms {
     shift = large ? T(0) : T(n);
     z = a + shift;
     lost = large ? T(0) : a - (z - shift);
-    inverse = T(1) / z;
+    inverse = a >= T(0) ? T(1) / z : T(NAN);
   }
 
   // product e^n and z^n, or 1 and 1: their quotient is near 1.

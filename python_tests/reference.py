@@ -25,6 +25,11 @@ def _function(f: Callable) -> Callable[[np.ndarray], np.ndarray]:
 
 
 _exp, _expm1, _log1p = _function(mpmath.exp), _function(mpmath.expm1), _function(mpmath.log1p)
+# Where the exponential of an exponential is 0 in every type: mpmath would run out of memory over its digits.
+_FAR = 10**5
+_sigmoid = _function(lambda v: 1 / (1 + mpmath.exp(-v)) if abs(v) < _FAR else mpmath.mpf(int(v > 0)))
+_softplus = _function(lambda v: v if v > _FAR else mpmath.log1p(mpmath.exp(v)) if v > -_FAR else mpmath.mpf(0))
+_log1m_exp = _function(lambda v: mpmath.log(-mpmath.expm1(-v)) if v < _FAR else mpmath.mpf(0))
 
 
 def exact(tensor: Tensor) -> np.ndarray:
@@ -140,8 +145,8 @@ def negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
 
 
 def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
-    log_p, slopes = _negative_binomial(v)
     zero = v["x"] < 1e-8
+    log_p, slopes = _negative_binomial(v | {"x": np.where(zero, 0, v["x"])})
     dropped, kept = (1 / (1 + _exp(sign * v["zero_logits"])) for sign in (-1, 1))
     p = _exp(log_p)
     inflated = dropped + kept * p
@@ -149,6 +154,7 @@ def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Ter
     weight = np.where(zero, kept * p / inflated, 1)
     outputs = {"log_px": [np.where(zero, _log(inflated), _log(kept) + log_p)]}
     gradients = _scaled(slopes, grad["log_px"] * weight)
+    gradients["x"] = [tuple(np.where(zero, 0, part) for part in term) for term in gradients["x"]]
     gradients["zero_logits"] = [grad["log_px"] * np.where(zero, dropped / inflated, 0), -grad["log_px"] * dropped]
     return outputs, gradients
 
@@ -164,13 +170,13 @@ def discretized_logistic(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     rate = _exp(-s)
     upper, lower, width = (x - mean + half) * rate, (x - mean - half) * rate, 2 * half * rate
     first, last = x < half - 1, x > 1 - half
-    below, above = np.where(last, 0, 1 / (1 + _exp(upper))), np.where(first, 0, 1 / (1 + _exp(-lower)))
-    inside = np.where(first | last, 0, width / _expm1(width))
+    below, above = np.where(last, 0, _sigmoid(-upper)), np.where(first, 0, _sigmoid(lower))
+    inside = np.where(first | last, 0, _function(lambda w: w / mpmath.expm1(w) if w < _FAR else mpmath.mpf(0))(width))
     outputs = {
         "log_px": [
-            np.where(last, 0, -_log1p(_exp(-upper))),
-            np.where(first, 0, -_log1p(_exp(lower))),
-            np.where(first | last, 0, _log(-_expm1(-width))),
+            np.where(last, 0, -_softplus(-upper)),
+            np.where(first, 0, -_softplus(lower)),
+            np.where(first | last, 0, _log1m_exp(width)),
         ]
     }
     gradients = {

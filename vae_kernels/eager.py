@@ -127,15 +127,33 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     return torch.where(positive, x - 1, x) * logits - F.softplus(torch.where(positive, -logits, logits))
 
 
-def gaussian(mean: Tensor, x: Tensor, logvar: Tensor | float) -> Tensor:
-    """`−½ (logvar + (x − mean)² e^−logvar + ln 2π)`."""
-    precision = torch.exp(-logvar) if isinstance(logvar, Tensor) else math.exp(-logvar)
-    return -0.5 * (logvar + (x - mean) ** 2 * precision + math.log(2 * math.pi))
+def times_exp(d: Tensor, t: Tensor) -> Tensor:
+    """`d eᵗ`, also where eᵗ leaves the type's range and the product is in it; 0 for d = 0, as are its derivatives to t."""
+    fixed = t.detach()
+    half = torch.exp(0.5 * torch.where((d == 0) & (fixed > _log_max(t)), 0, fixed))
+    return d * half * half * _one(t)
+
+
+def _one(t: Tensor) -> Tensor:
+    """1, with the derivatives of eᵗ: a factor by which those of a product are no larger than the product."""
+    fixed = t.detach()
+    return torch.exp(torch.where(fixed.isfinite(), t - fixed, 0))
+
+
+def _log_max(t: Tensor) -> float:
+    return math.log(torch.finfo(t.dtype).max)
+
+
+def gaussian(mean: Tensor, x: Tensor, logvar: Tensor) -> Tensor:
+    """`−½ (l + y² + ln 2π)`, y = (x − mean) e^(−l/2), l = logvar."""
+    y = times_exp(x - mean, -0.5 * logvar.detach())
+    return -0.5 * y * y * _one(-logvar) - 0.5 * (logvar + math.log(2 * math.pi))
 
 
 def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
-    """`−|x − loc| e^−s − s − ln 2`, s = log_scale."""
-    return -(torch.abs(x - loc) * torch.exp(-log_scale) + log_scale + math.log(2))
+    """`−|x − loc| e^−s − s − ln 2`, s = log_scale; in two steps because x − loc may be subnormal."""
+    half = -0.5 * log_scale
+    return -(times_exp(times_exp(torch.abs(x - loc), half), half) + log_scale + math.log(2))
 
 
 # B₂ₙ / (2n (2n)!): ln(sinh(a/2) / (a/2)) = Σ of them times a²ⁿ.
@@ -156,15 +174,32 @@ def continuous_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     for c in reversed(LOG_SINHC):
         series = (series + c) * square
     near = (x - 0.5) * inside - series
-    far = torch.where(outside > 0, x - 1, x) * outside - torch.log(-torch.expm1(-outside.abs()) / outside.abs())
+    size = outside.abs()
+    log_norm = torch.log(-torch.expm1(-size)) - torch.log(size)
+    far = torch.where(outside > 0, x - 1, x) * outside - log_norm
     return torch.where(small, near, far)
 
 
+# binary_cross_entropy's own: no logarithm is below the one, no p (1 − p) that its gradient is divided by below the other.
+LEAST_LOG, LEAST_VARIANCE = -100, 1e-12
+
+
 def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:
-    """`x ln p + (1 − x) ln(1 − p)` by `binary_cross_entropy` and its clamps; NaN where it refuses p, outside [0, 1]."""
+    """`x ln p + (1 − x) ln(1 − p)` with the clamps of `binary_cross_entropy`; NaN where it refuses p, outside [0, 1].
+
+    Next to 0 and 1 each logarithm has the derivative of a parabola, so that that of the whole is `(x − p) / 1e-12`.
+    """
     inside = (probs >= 0) & (probs <= 1)
     p = torch.where(inside, probs, 0.5)
-    one, zero = (-F.binary_cross_entropy(p, torch.full_like(p, target), reduction="none") for target in (1, 0))
+    exact = p * (1 - p) >= LEAST_VARIANCE
+    between = torch.where(exact, p, 0.5)
+
+    def floored(log: Tensor, log_at_end: Tensor, parabola: Tensor) -> Tensor:
+        slope = parabola / LEAST_VARIANCE
+        return torch.where(exact, log, log_at_end.detach().clamp(min=LEAST_LOG) + (slope - slope.detach()))
+
+    one = floored(torch.log(between), torch.log(p), -0.5 * (1 - p) ** 2)
+    zero = floored(torch.log1p(-between), torch.log1p(-p), -0.5 * p * p)
     outside = torch.where(inside, 0, probs) + torch.where(inside, 0, x)
     return torch.where(inside, x * one + (1 - x) * zero, outside * math.nan)
 
@@ -172,32 +207,106 @@ def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:
 # scvi-tools' constant: it keeps logarithms and gradients finite at mu = 0, which a softmax decoder reaches.
 COUNT_EPS = 1e-8
 
+# From which z on Stirling's series serves, and its coefficients: those of z⁻¹, z⁻³, …
+STIRLING = {
+    torch.float32: (2, (0.08333332178671254, -0.0027762802492264666, 0.0007615399684259511, -0.00034972389564190425)),
+    torch.float64: (
+        8,
+        (
+            *(0.08333333333333333, -0.002777777777773988, 0.0007936507897524059, -0.0005952365845057049),
+            *(0.0008414700852503147, -0.001890382993887715, 0.005065905360156132),
+        ),
+    ),
+}
+
+
+def lgamma_tail(z: Tensor) -> Tensor:
+    """`ln Γ(z) − ((z − ½) ln z − z + ½ ln 2π)`, what Stirling's formula leaves; NaN for z < 0."""
+    least, coefficients = STIRLING[z.dtype]
+    large = z >= least
+    inverse = 1 / torch.where(large, z, least)
+    square, series = inverse * inverse, torch.zeros_like(z)
+    for c in reversed(coefficients):
+        series = series * square + c
+    small = torch.where(large, 1, z)
+    direct = torch.lgamma(small) - ((small - 0.5) * torch.log(small) - small + 0.5 * math.log(2 * math.pi))
+    return torch.where(large, series * inverse, direct)
+
+
+def _log_product(a: Tensor, b: Tensor, log: Tensor, minus_1: Tensor) -> Tensor:
+    """`ln(a b)`: from a b − 1 next to a b = 1, by one logarithm where the product is in the type's range, else by `log`, a
+    sum of several, which has good derivatives in any case."""
+    near, product = minus_1.abs() < 0.5, (a * b).detach()
+    usual = (product > 1e-30) & (product < 1e30)
+    far = torch.where(usual, log + (torch.log(product) - log).detach(), log)
+    return torch.where(near, torch.log1p(torch.where(near, minus_1, 0)), far)
+
 
 def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
-    """`ln Γ(x+θ) − ln Γ(θ) − ln Γ(x+1) + θ ln((θ+ε)/e) + x ln((mu+ε)/e)`, e = mu + θ + ε."""
-    log_total = torch.log(theta + mu + COUNT_EPS)
-    rates = theta * (torch.log(theta + COUNT_EPS) - log_total) + x * (torch.log(mu + COUNT_EPS) - log_total)
-    return rates + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    """`ln Γ(x+θ) − ln Γ(θ) − ln Γ(x+1) + θ ln(g/e) + x ln(m/e)`, m = mu + ε, g = θ + ε, e = mu + g.
+
+    With Stirling's formula at c = x + θ, θ and b = x + 1 that is `x ln(m c/(e b)) + θ ln(c g/(θ e)) + ½ ln(θ/(c b)) + 1 −
+    ½ ln 2π` and what the formula leaves: no term is larger than need be, and ratios near 1 are known as 1 and a rest. A
+    large x is scaled down in their factors.
+    """
+    m, g, c, b = mu + COUNT_EPS, theta + COUNT_EPS, x + theta, x + 1
+    e = mu + g
+    down, up = (torch.where(x > 2.0**60, torch.full_like(x, factor), 1) for factor in (2.0**-60, 2.0**60))
+    log_c, log_theta, log_b, log_e = torch.log(c), torch.log(theta), torch.log(b), torch.log(e)
+    # θ (m − b) / (e b) − m / (e b), in an order in which nothing over- or underflows, in derivatives neither.
+    above = (m > b) & (m > theta)
+    of_theta = theta / b * (torch.where(above, m - b, 0) / e) + theta / e * (torch.where(above, 0, m - b) / b)
+    counts = _log_product(
+        m / (b * down), c * down / e, F.logsigmoid(torch.log(m) - log_theta) + log_c - log_b, of_theta - m / e / b
+    )
+    # Quotients of a small θ overflow; but where x = 0 nothing is divided by it.
+    small = (theta < 1e-4) & (x != 0)
+    excess = (x - mu) + COUNT_EPS * x / torch.where(small, 1, theta)
+    near = (excess.abs() < 0.5 * e) & ~small
+    excess = torch.where(near, excess, 0)
+    minus_1 = excess / e
+    beyond = torch.where(minus_1.abs() < 1e-30, 0, torch.log1p(minus_1) - minus_1)
+    logs = log_c - log_theta + torch.log(g) - log_e
+    far = _log_product(torch.where(small, 0, c * down / theta), g / e * up, logs, torch.ones_like(logs))
+    dispersion = torch.where(near, theta / e * excess + theta * beyond, theta * far)
+    logs = log_theta - log_c
+    quotient = _log_product(theta, 1 / c, logs, torch.ones_like(logs))
+    tails = lgamma_tail(c) - lgamma_tail(theta) - lgamma_tail(b)
+    rest = 0.5 * (quotient - log_b) + (tails + (1 - 0.5 * math.log(2 * math.pi)))
+    # At x = 0 it is 0, but not its derivative.
+    rest = torch.where(x == 0, rest - rest.detach(), rest)
+    return x * counts + (dispersion + rest)
 
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
-    """`ln(σ(z) + σ(−z) NB(x))` where x = 0, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
-    dropped, kept = F.logsigmoid(zero_logits), F.logsigmoid(-zero_logits) + negative_binomial(mu, x, theta)
-    # logaddexp, but for its derivative, which is 0 where a part of e^−89 overflows in it.
-    either = torch.where(kept > dropped, kept + F.softplus(dropped - kept), dropped + F.softplus(kept - dropped))
-    return torch.where(x < COUNT_EPS, either, kept)
+    """`ln(σ(z) + σ(−z) NB(0))` where x < ε, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
+    z, zero = zero_logits, x < COUNT_EPS
+    l = negative_binomial(mu, torch.where(zero, 0, x), theta)
+    b, small = l - z, l > -1
+    of_small = torch.log1p(torch.exp(F.logsigmoid(-z)) * torch.expm1(torch.where(small, l, 0)))
+    # ln((1 + e^b) / (1 + e^−z)), of either sum the larger term apart. `where`, not `abs`: see `bernoulli`.
+    above, unit = b > 0, torch.log1p(torch.exp(torch.where(b > 0, -b, b)))
+    of_large = unit + torch.where(above, l - torch.log1p(torch.exp(torch.where(above, z, 0))), F.logsigmoid(z))
+    return torch.where(zero, torch.where(small, of_small, of_large), F.logsigmoid(-z) + l)
 
 
 def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tensor) -> Tensor:
     """`ln(σ(p) − σ(q))`, p, q = (x − mean ± h) e^−s, h = 1/(bins − 1); `ln σ(p)` in the first bin, `ln σ(−q)` in the
     last."""
     half = 1 / (bins - 1)
-    rate = torch.exp(-log_scale)
-    upper, lower = (x - mean + half) * rate, (x - mean - half) * rate
     first, last = x < half - 1, x > 1 - half
-    inside = torch.log(-torch.expm1(-2 * half * rate))
-    log_upper, log_lower = F.logsigmoid(upper), F.logsigmoid(-lower)
-    return torch.where(first, log_upper, torch.where(last, log_lower, log_upper + log_lower + inside))
+
+    def scaled(d: Tensor, unused: Tensor) -> Tensor:
+        """`d e^−s`; where e^−that is 0, or it is unused, a number without derivatives, which could be 0·∞."""
+        most = 1.2 * _log_max(d)
+        far = unused | (times_exp(d, -log_scale) > most)
+        return torch.where(far, most, times_exp(torch.where(far, 1, d), torch.where(far, 0, -log_scale)))
+
+    upper, lower = F.logsigmoid(scaled(x - mean + half, last)), F.logsigmoid(scaled(mean - x + half, first))
+    width = scaled(2 * half, first | last)
+    tiny = width < 1e-30
+    inside = torch.where(tiny, torch.log(2 * half) - log_scale, torch.log(-torch.expm1(-torch.where(tiny, 1, width))))
+    return torch.where(first, upper, torch.where(last, lower, upper + lower + inside))
 
 
 def categorical(logits: Tensor, x: Tensor) -> Tensor:

@@ -28,12 +28,21 @@ def _log_parts(r):
 
 
 @triton.jit
-def log_ratio(r, f):
-    """log r, and log r − f with it, where f is r − 1 and may be known better than r next to 1; error below 2 and
-    4 ulp."""
-    tiny = r < 2.2250738585072014e-308 if r.dtype == tl.float64 else r < 1.1754943508222875e-38
-    n, m = _log_parts(tl.where(tiny, r * 18014398509481984.0, r))
-    near = n == 0.0
+def log_product(a, b, f):
+    """log(a b), also where the product underflows, and log(a b) − f with it, where f is a b − 1 and may be known better
+    than a b next to 1; error below 2 and 4 ulp."""
+    r = tl.where(tl.abs(f) < 0.5, 1.0 + f, a * b)
+    if r.dtype == tl.float64:
+        LIFT: tl.constexpr = 4.149515568880993e180
+        LIFTED: tl.constexpr = 1200.0
+        tiny = r < 2.2250738585072014e-308
+    else:
+        LIFT: tl.constexpr = 7.922816251426434e28
+        LIFTED: tl.constexpr = 192.0
+        tiny = r < 1.1754943508222875e-38
+    normal = tl.where(tiny, (a * LIFT) * (b * LIFT), r)
+    n, m = _log_parts(normal)
+    near = (n == 0.0) & (r > 0.5)
     g = tl.where(near, f, m - 1.0)
     s = g / (2.0 + g)
     z = s * s
@@ -47,14 +56,20 @@ def log_ratio(r, f):
     h = 0.5 * g * g
     # log(1 + g) - g
     tail = s * (z * p + h) - h
-    n = tl.where(tiny, n - 54.0, n)
+    n = tl.where(tiny, n - LIFTED, n)
     if r.dtype == tl.float64:
         value = n * 6.93147180369123816490e-01 + (g + (n * 1.90821492927058770002e-10 + tail))
     else:
         value = n * 0.693359375 + (g + (n * -2.12194440e-4 + tail))
     value = tl.where(r < float("inf"), value, r)
-    value = tl.where(r > 0.0, value, tl.where(r == 0.0, float("-inf"), float("nan")))
+    value = tl.where(normal > 0.0, value, tl.where(normal == 0.0, float("-inf"), float("nan")))
     return value, tl.where(near, tail, value - f)
+
+
+@triton.jit
+def log_ratio(r, f):
+    """log r and log r − f, f = r − 1: likewise."""
+    return log_product(r, 1.0, f)
 
 
 @triton.jit
@@ -86,7 +101,7 @@ def expm1_negative(x):
 
 @triton.jit
 def gamma_terms(a, DTYPE: tl.constexpr):
-    """What log Γ(a) and its derivative are made of, a > 0, by Stirling's series at z = a, or a + n for a < n: z − a, z,
+    """What log Γ(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or a + n for a < n: z − a, z,
     1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted, and what the
     rounding of z took from it. See csrc/math.h."""
     STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
@@ -105,7 +120,7 @@ def gamma_terms(a, DTYPE: tl.constexpr):
         power = power * power
         power = power * power
     return (
-        shift, z, 1.0 / z, tl.where(large, 1.0, product),
+        shift, z, tl.where(a >= 0.0, 1.0 / z, float("nan")), tl.where(large, 1.0, product),
         tl.where(large, 0.0, slope * (2.0 * a + (STEPS - 1)) / product), tl.where(large, 1.0, power),
         tl.where(large, 0.0, a - (z - shift)),
     )  # fmt: skip

@@ -19,13 +19,14 @@ from .gamma import (
     gamma_tail,
     gamma_terms,
     log,
+    log_product,
     log_ratio,
     product_lifted,
     slope_difference,
 )
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
-from .math import exp, exp_minus_abs, log1p_unit, polynomial
+from .math import exp, exp_minus_abs, log1p_unit, polynomial, times_exp
 from .parameters import SumOfPartials, float32_parts, load_parameter, store_partial
 from .tile import (
     HELD,
@@ -62,17 +63,18 @@ def bernoulli_grad(x, params):
 
 @triton.jit
 def gaussian_log_prob(x, params):
-    """`−½ (l + (x − m)² e^−l + ln 2π)`, `l` the log-variance."""
-    difference = x - params[0]
-    return -0.5 * (difference * (difference * exp(-params[1])) + (params[1] + 1.8378770664093453))
+    """`−½ (l + y² + ln 2π)`, y = (x − m) e^(−l/2), `l` the log-variance."""
+    y = times_exp(x - params[0], -0.5 * params[1])
+    return (-0.5 * y) * y - 0.5 * (params[1] + 1.8378770664093453)
 
 
 @triton.jit
 def gaussian_grad(x, params):
-    """`(x − m) e^−l`, its negative to x, and `½ ((x − m)² e^−l − 1)`."""
-    difference = x - params[0]
-    weighted = difference * exp(-params[1])
-    return weighted, -weighted, 0.5 * (difference * weighted - 1.0)
+    """`(x − m) e^−l`, its negative to x, and `½ (y² − 1)`."""
+    half = -0.5 * params[1]
+    y = times_exp(x - params[0], half)
+    weighted = times_exp(y, half)
+    return weighted, -weighted, (0.5 * y) * y - 0.5
 
 
 @triton.jit
@@ -88,9 +90,16 @@ def _softplus(y, u):
 
 
 @triton.jit
+def _laplace_distance(x, params):
+    """`|x − loc| e^−s`, in two steps because x − loc may be subnormal."""
+    half = -0.5 * params[1]
+    return times_exp(times_exp(tl.abs(x - params[0]), half), half)
+
+
+@triton.jit
 def laplace_log_prob(x, params):
     """`−|x − loc| e^−s − s − ln 2`, s the logarithm of the scale."""
-    return -(tl.abs(x - params[0]) * exp(-params[1]) + (params[1] + 0.6931471805599453))
+    return -((_laplace_distance(x, params) + params[1]) + 0.6931471805599453)
 
 
 @triton.jit
@@ -98,8 +107,8 @@ def laplace_grad(x, params):
     """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
     difference = x - params[0]
     rate = exp(-params[1])
-    signed = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0)) * rate
-    return signed, -signed, tl.abs(difference) * rate - 1.0
+    signed = tl.where(difference > 0, rate, tl.where(difference < 0, -rate, 0.0))
+    return signed, -signed, _laplace_distance(x, params) - 1.0
 
 
 @triton.jit
@@ -172,58 +181,73 @@ def bernoulli_probs_grad(x, params):
 
 @triton.jit
 def _negative_binomial_terms(x, mu, theta):
-    """What value and gradients share: see NegativeBinomialTerms in csrc/likelihood.h, which has the derivation."""
+    """What value and gradients share: see NegativeBinomialTerms in csrc/likelihood.h, which has the derivation. The three
+    gamma terms, 1/e, the factors that scale a large x down and up, log(c g / (t e)), that less its ratio's difference from
+    1, e times the difference, and θ times the logarithm."""
     c = gamma_terms(x + theta, x.dtype)
     t = gamma_terms(theta, x.dtype)
     b = gamma_terms(x + 1.0, x.dtype)
-    g = theta + 1e-8
-    inverse_e = 1.0 / (mu + g)
-    m = mu + 1e-8
-    unit = inverse_e * b[2]
-    counts = log_ratio(m * c[1] * unit, (theta * ((mu - b[1]) + 1e-8) + m * (c[0] - b[0] - 1.0)) * unit)[0]
-    unit = inverse_e * t[2]
+    LARGE: tl.constexpr = 3.273390607896142e150 if x.dtype == tl.float64 else 1.152921504606847e18
+    down, up = tl.where(x > LARGE, 1.0 / LARGE, 1.0), tl.where(x > LARGE, LARGE, 1.0)
+    inverse_e = 1.0 / (mu + (theta + 1e-8))
     shifts = c[0] - t[0]
-    minus_1 = (theta * ((x - mu) + shifts) + (1e-8 * (x + shifts) - t[0] * mu)) * unit
-    dispersion, beyond = log_ratio(c[1] * g * unit, minus_1)
-    return c, t, b, inverse_e, counts, dispersion, beyond, minus_1
+    excess = 1e-8 * t[2] * (x + shifts) - (t[0] * t[2]) * mu
+    excess = (theta * t[2]) * ((x - mu) + shifts) + excess
+    dispersion, beyond = log_product((theta + 1e-8) * t[2] * up, (c[1] * down) * inverse_e, excess * inverse_e)
+    # Also where the difference from 1 is smaller than any number of the type.
+    near = tl.abs(excess * inverse_e) < 0.25
+    term = tl.where(near, theta * beyond + excess * (theta * inverse_e), theta * dispersion)
+    return c, t, b, inverse_e, down, up, beyond, excess, term
+
+
+@triton.jit
+def _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, shifts):
+    """log(m z_c / (e z_b)); z_c − x − θ and z_b − x − 1 differ by `shifts`."""
+    m = mu + 1e-8
+    minus_1 = (m * inverse_e) * ((shifts - 1.0) * inverse_b)
+    minus_1 = (theta * inverse_e) * (((mu - z_b) + 1e-8) * inverse_b) + minus_1
+    return log_product(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1)[0]
 
 
 @triton.jit
 def negative_binomial_log_prob(x, params):
     """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
-    c, t, b, _, counts, dispersion, _, _ = _negative_binomial_terms(x, params[0], params[1])
+    mu, theta = params[0], params[1]
+    c, t, b, inverse_e, down, up, _, _, term = _negative_binomial_terms(x, mu, theta)
     above = product_lifted(t, x.dtype) * product_lifted(b, x.dtype) * c[5]
     products = above / (product_lifted(c, x.dtype) * t[5] * b[5])
+    roots = tl.sqrt(t[1] * (c[2] * up) * (b[2] * up)) * down
     # 1 - log(2π)/2
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
-    rest = log(tl.sqrt(t[1] * c[2] * b[2]) * products) + tails
-    return x * counts + (params[1] * dispersion + tl.where(x == 0.0, 0.0, rest))
+    rest = log_product(roots, products, roots * products - 1.0)[0] + tails
+    counts = _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0])
+    return x * counts + (term + tl.where(x == 0.0, 0.0, rest))
 
 
 @triton.jit
 def _negative_binomial_grad(x, mu, theta):
-    """The gradients to mu, x and theta, and log(c (θ + ε) / (θ' e)), which is log NB(0) / θ at x = 0."""
-    c, t, _, inverse_e, _, dispersion, beyond, minus_1 = _negative_binomial_terms(x, mu, theta)
+    """The gradients to mu, x and theta, and θ log(c (θ + ε) / (t e)), which is log NB(0) at x = 0."""
+    c, t, _, inverse_e, down, up, beyond, excess, term = _negative_binomial_terms(x, mu, theta)
     inverse_m = 1.0 / (mu + 1e-8)
     finite = tl.abs(x) + tl.abs(mu) < float("inf")
-    to_mu = tl.where(
-        finite,
-        ((x - mu) - 1e-8) * inverse_m * (theta * inverse_e),
-        x * inverse_m - (x + theta) * inverse_e,
-    )
+    # θ (x − m) / (m e), in an order in which what is large meets what is small.
+    relative = ((x - mu) - 1e-8) * down * inverse_m
+    less, rate = tl.where(theta < 1.0, theta, 1.0), tl.where(theta < 1.0, 1.0, theta) * inverse_e * up
+    product = tl.where(inverse_e < 1.0, (relative * rate) * less, (relative * less) * rate)
+    to_mu = tl.where(finite, product, x * inverse_m - (x + theta) * inverse_e)
     # Both digammas shifted or none, so that what they are shifted by cancels in no sum.
     of_c, of_b = x + theta, x + 1.0
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     large = (of_c >= STEPS) & (of_b >= STEPS)
     slopes = tl.where(large, 0.0, slope_difference(of_c, of_b, theta - 1.0, x.dtype))
     z_c, z_b = tl.where(large, of_c, of_c + STEPS), tl.where(large, of_b, of_b + STEPS)
-    unit = inverse_e / z_b
-    logarithm = log_ratio((mu + 1e-8) * z_c * unit, (theta * ((mu - z_b) + 1e-8) - (mu + 1e-8)) * unit)[0]
-    to_x = slopes + (logarithm + (digamma_tail(1.0 / z_c) - digamma_tail(1.0 / z_b)))
-    remainder = (theta * (c[0] - t[0]) - t[0] * x) * (inverse_e * t[2])
-    to_theta = (beyond + remainder) + 1e-8 / (theta + 1e-8) * minus_1
+    inverse_b = 1.0 / z_b
+    logarithm = _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, 0.0)
+    to_x = slopes + (logarithm + (digamma_tail(1.0 / z_c) - digamma_tail(inverse_b)))
+    remainder = (theta * (c[0] - t[0]) * t[2]) * inverse_e - (t[0] * t[2]) * (x * inverse_e)
+    to_theta = (beyond + remainder) + 1e-8 / (theta + 1e-8) * (excess * inverse_e)
     to_theta = to_theta + (digamma_tail(c[2]) - digamma_tail(t[2])) + (t[4] - c[4])
-    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta), dispersion
+    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta), term
 
 
 @triton.jit
@@ -234,12 +258,12 @@ def negative_binomial_grad(x, params):
 
 @triton.jit
 def zero_inflated_negative_binomial_log_prob(x, params):
-    """`log(σ(z) + σ(−z) NB(0))` where x = 0, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
-    l = negative_binomial_log_prob(x, params)
+    """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
+    zero = x < 1e-8
+    l = negative_binomial_log_prob(tl.where(zero, 0.0, x), params)
     z = params[2] + l * 0.0
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
-    zero = x < 1e-8
     small = zero & (l > -1.0)
     t = tl.where(small, _sigmoid(-z, unit_z) * expm1_negative(l), tl.where(zero, unit_b - unit_z, unit_z))
     below = tl.where(zero & (l <= -1.0), 1.0 + unit_z, 1.0)
@@ -251,48 +275,53 @@ def zero_inflated_negative_binomial_log_prob(x, params):
 @triton.jit
 def zero_inflated_negative_binomial_grad(x, params):
     mu, theta = params[0], params[1]
-    to_mu, to_x, to_theta, dispersion = _negative_binomial_grad(x, mu, theta)
+    zero = x < 1e-8
+    x = tl.where(zero, 0.0, x)
+    to_mu, to_x, to_theta, l = _negative_binomial_grad(x, mu, theta)
     undefined = ((mu - mu) + (x - x)) + (theta - theta)
     z = tl.where(undefined == 0.0, params[2], float("nan"))
-    l = theta * dispersion
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
-    zero = x < 1e-8
     undefined = tl.where(z == z, 0.0, float("nan"))
     weight = tl.where(zero, _sigmoid(b, unit_b), 1.0) + undefined
     dropped = _sigmoid(-z, unit_z) * _sigmoid(-b, unit_b) * -expm1_negative(l)
     to_logits = tl.where(zero, dropped, -_sigmoid(z, unit_z)) + undefined
-    return weight * to_mu, weight * to_x, weight * to_theta, to_logits
+    return weight * to_mu, tl.where(zero, undefined, weight * to_x), weight * to_theta, to_logits
 
 
 @triton.jit
 def _bin(x, params):
-    """Of the bin of x: 1/s, the half width h, x − mean ± h and both in units of s, and which ends are open."""
-    rate = exp(-params[1])
+    """Of the bin of x: the half width h, (x − mean ± h)/s and 2h/s, and which ends are open."""
     half = 1.0 / (params[2] - 1.0)
-    above, below = (x - params[0]) + half, (x - params[0]) - half
-    return rate, half, above, below, above * rate, below * rate, x < half - 1.0, x > 1.0 - half
+    difference, s = x - params[0], params[1]
+    p, q = times_exp(difference + half, -s), times_exp(difference - half, -s)
+    return half, p, q, times_exp(2.0 * half + x * 0.0, -s), x < half - 1.0, x > 1.0 - half
 
 
 @triton.jit
 def discretized_logistic_log_prob(x, params):
     """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s, without what an open end lacks."""
-    rate, half, _, _, p, q, first, last = _bin(x, params)
+    half, p, q, width, first, last = _bin(x, params)
     upper, lower = -_softplus(-p, exp_minus_abs(p)), -_softplus(q, exp_minus_abs(q))
-    width = 2.0 * half * rate + x * 0.0
     inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
+    # The logarithm of a tiny width is known from that of s.
+    inside = tl.where(width < 1e-30, log(2.0 * half + x * 0.0) - params[1], inside)
     return tl.where(first, upper, tl.where(last, lower, (upper + lower) + inside))
 
 
 @triton.jit
 def discretized_logistic_grad(x, params):
-    rate, half, above, below, p, q, first, last = _bin(x, params)
+    _, p, q, width, first, last = _bin(x, params)
     upper = tl.where(last, 0.0, _sigmoid(-p, exp_minus_abs(p)))
     lower = tl.where(first, 0.0, _sigmoid(q, exp_minus_abs(q)))
-    width = 2.0 * half * rate + x * 0.0
-    inside = tl.where(first | last, 0.0, 2.0 * half * exp_minus_abs(width) / -expm1_negative(-width))
-    to_mean = lower * rate - upper * rate
-    return to_mean, -to_mean, -rate * (above * upper - below * lower + inside)
+    # Where e^-|y| is 0 it must not be multiplied by infinity; an open end has no part in it.
+    END: tl.constexpr = 746.0 if x.dtype == tl.float64 else 104.0
+    p, q = tl.where(last, 0.0, tl.where(p > END, END, p)), tl.where(first, 0.0, tl.where(q < -END, -END, q))
+    unit = exp_minus_abs(width)
+    inside = tl.where(width > END, END, width) * unit / -expm1_negative(-width)
+    inside = tl.where(first | last, 0.0, tl.where(width > 0.0, inside, 1.0))
+    to_mean = times_exp(lower, -params[1]) - times_exp(upper, -params[1])
+    return to_mean, -to_mean, -(p * upper - q * lower + inside)
 
 
 class Family(NamedTuple):

@@ -1,0 +1,222 @@
+"""Likelihoods at arguments as far as their types go, element by element, against mpmath with as many digits as that needs.
+
+People's own formulas overflow or cancel there, so the rule is a bound of its own: 16 ulp, at the magnitude of the terms.
+`VAE_KERNELS_FUZZ_SECONDS=3600 python -m pytest python_tests/test_extremes.py -k fuzz` draws anew for that long.
+"""
+
+import itertools
+import os
+import time
+import zlib
+
+import mpmath
+import numpy as np
+import pytest
+import reference
+import torch
+from samples import BF16, DEVICE, F16, F32, F64, OPS
+from torch import Tensor
+
+BOUND_ULP = 16
+SECONDS = float(os.environ.get("VAE_KERNELS_FUZZ_SECONDS", "0"))
+DTYPES = (F64, F32, BF16, F16)
+
+# The largest exponents of 2 that are drawn: where two numbers are added up, their sum is one of the type too.
+MOST = {F64: 1021, F32: 125, BF16: 125, F16: 13}
+LEAST = {F64: -1022, F32: -126, BF16: -126, F16: -14}
+# Magnitudes below count as this: next to the least numbers of the arithmetic intermediate results are subnormal.
+SMALLEST = {F64: -1002, F32: -106, BF16: -106, F16: -14}
+# Enough for the digits that cancel between the largest numbers of the arithmetic's type.
+DIGITS = {F64: 700, F32: 140}
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return F64 if dtype == F64 else F32
+
+
+class Draw:
+    """Values of one argument: ordinary ones, and with exponents over the whole range of a type."""
+
+    def __init__(self, generator: torch.Generator, count: int, dtype: torch.dtype) -> None:
+        self.generator, self.count, self.dtype = generator, count, dtype
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        return torch.rand(self.count, generator=self.generator, dtype=F64) * (high - low) + low
+
+    def among(self, *values: float) -> Tensor:
+        return torch.tensor(values, dtype=F64)[torch.randint(len(values), (self.count,), generator=self.generator)]
+
+    def exponents(self, least: float, most: float) -> Tensor:
+        """Log-uniform, positive."""
+        return 2 ** self.uniform(max(least, LEAST[self.dtype]), min(most, MOST[self.dtype]))
+
+    def mixture(self, *drawn: Tensor) -> Tensor:
+        return torch.stack(drawn)[torch.randint(len(drawn), (self.count,), generator=self.generator), range(self.count)]
+
+    def positive(self, extreme: bool) -> Tensor:
+        return self.exponents(-2000, 2000) if extreme else self.exponents(-5, 5)
+
+    def not_negative(self, extreme: bool) -> Tensor:
+        return self.mixture(self.positive(extreme), self.positive(extreme), self.positive(extreme), self.among(0))
+
+    def real(self, extreme: bool) -> Tensor:
+        return self.not_negative(extreme) * self.among(-1, 1)
+
+    def unit(self, extreme: bool) -> Tensor:
+        """Next to both ends of [0, 1]."""
+        tiny = self.exponents(-2000, 0)
+        return self.mixture(tiny, 1 - tiny, self.among(0, 1)) if extreme else self.uniform(0, 1)
+
+    def log(self, extreme: bool) -> Tensor:
+        """A logarithm: on the scale on which its exponential stays within the type, and far beyond."""
+        far = MOST[arithmetic(self.dtype)] * 2
+        return self.mixture(self.real(True), self.uniform(-far, far)) if extreme else self.uniform(-4, 4)
+
+    def count_(self, extreme: bool) -> Tensor:
+        """Up to 1e30, for float64 1e301: a hundred million times as much is the gradient to mu = 0."""
+        small = self.among(0, 0, 1, 2, 3, 17, 100)
+        most = min(1000 if self.dtype == F64 else 100, MOST[self.dtype])
+        return self.mixture(small, torch.round(self.exponents(0, most))) if extreme else small
+
+    def pixel(self, extreme: bool) -> Tensor:
+        return self.among(0, 1, 254, 255) / 127.5 - 1 if extreme else torch.round(self.uniform(0, 255)) / 127.5 - 1
+
+
+# How the arguments of each family are drawn, in their order.
+ARGUMENTS = {
+    "bernoulli": (Draw.real, Draw.unit),
+    "gaussian": (Draw.real, Draw.real, Draw.log),
+    "laplace": (Draw.real, Draw.real, Draw.log),
+    "continuous_bernoulli": (Draw.real, Draw.unit),
+    "bernoulli_probs": (Draw.unit, Draw.unit),
+    "negative_binomial": (Draw.not_negative, Draw.count_, Draw.positive),
+    "zero_inflated_negative_binomial": (Draw.not_negative, Draw.count_, Draw.positive, Draw.real),
+    "discretized_logistic": (Draw.real, Draw.pixel, Draw.log),
+}
+assert set(ARGUMENTS) == set(OPS) - {"latent"}
+
+
+def draw(op: str, dtype: torch.dtype, seed: str, count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Arguments, of which each alone is extreme in some elements and several are in others; and upstream gradients."""
+    source = Draw(torch.Generator().manual_seed(zlib.crc32(seed.encode())), count, dtype)
+    draws = ARGUMENTS[op]
+    # Rows of 0 and 1: which arguments are extreme.
+    extreme = (
+        torch.randint(2 ** len(draws), (count,), generator=source.generator)[:, None] >> torch.arange(len(draws))
+    ) & 1
+    values = {}
+    for i, (name, kind) in enumerate(zip(OPS[op].arguments, draws, strict=True)):
+        value = torch.where(extreme[:, i] == 1, kind(source, True), kind(source, False))
+        values[name] = value.to(dtype)
+    if op in ("gaussian", "laplace"):
+        # Where x is what the decoder says, as on constant pixels, and next to it.
+        names = list(values)
+        same = torch.randint(4, (count,), generator=source.generator)
+        near = values[names[0]].double() * (1 + source.exponents(-20, -1))
+        values["x"] = torch.where(same == 0, values[names[0]], torch.where(same == 1, near.to(dtype), values["x"]))
+    # Of a size at which gradients overflow where their derivatives do.
+    upstream = source.uniform(1, 2) * source.among(-1, 1)
+    return values, upstream.to(arithmetic(dtype))
+
+
+def found(op: str, values: dict[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
+    """The value of every element and its gradients, by the backend of now."""
+    given = {name: v.to(DEVICE)[:, None].requires_grad_() for name, v in values.items()}
+    log_px = OPS[op].call(*given.values(), batch_dims=1)
+    gradients = torch.autograd.grad(log_px, list(given.values()), upstream.to(DEVICE))
+    return {"log_px": log_px.detach().cpu()} | {
+        f"grad {name}": g.squeeze(1).cpu() for name, g in zip(given, gradients, strict=True)
+    }
+
+
+def conditioning(op: str, v: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What errors are counted on besides the terms of a result: for counts the size of what it is a difference of; and a
+    factor by which an exponential magnifies the error of its argument."""
+    if op == "discretized_logistic":
+        distance = abs(v["x"] - v["mean"])
+        # And the rounding of 1/255 next to an edge of the bin.
+        factor = _exponents(distance * reference._exp(-v["log_scale"])) + 1 / abs(distance * 255 - 1)
+        return {f"grad {name}": (0, factor) for name in v} | {"log_px": (0, factor)}
+    if "theta" not in v:
+        return {}
+    log_p = 0
+    if op == "zero_inflated_negative_binomial":
+        zero = {name: value for name, value in v.items() if name != "zero_logits"} | {"x": 0 * v["x"]}
+        (log_p,) = reference.negative_binomial(zero, {"log_px": zero["mu"]})[0]["log_px"]
+        log_p = np.where(v["x"] < 1e-8, _exponents(abs(log_p)), 0)
+    return {
+        # What two of its terms, which are known to an ulp each, have in common.
+        "log_px": (abs(v["x"] - v["mu"]) * v["theta"] / (v["mu"] + v["theta"]), 0),
+        "grad mu": (0, log_p),
+        "grad x": ((abs(v["x"] - v["mu"]) + 1) / (v["x"] + 1) + mpmath.mpf(2) ** -60, log_p),
+        "grad theta": (1 / v["theta"], log_p),
+        "grad zero_logits": (0, log_p),
+    }
+
+
+# Up to where the exponential of a float32 or float64 is 0.
+_exponents = np.frompyfunc(lambda v: min(v, 750), 1, 1)
+
+
+def expected(op: str, values: dict[str, Tensor], upstream: Tensor) -> dict[str, tuple[list, list, list]]:
+    """True results, and their magnitudes for kernels and for eager: see reference.py."""
+    numbers = {name: reference.exact(v) for name, v in values.items()}
+    outputs, gradients = OPS[op].reference(numbers, {"log_px": reference.exact(upstream)})
+    results, sizes = {}, conditioning(op, numbers)
+    for name, terms in [*outputs.items(), *((f"grad {name}", terms) for name, terms in gradients.items())]:
+        parts = [term if isinstance(term, tuple) else (term,) for term in terms]
+        whole = [sum(term) for term in parts]
+        size, of_eager = (sum(map(abs, all_terms)) for all_terms in (whole, [p for term in parts for p in term]))
+        more, factor = sizes.get(name, (0, 0))
+        more = more * (1 if name == "log_px" else abs(reference.exact(upstream)))
+        results[name] = (sum(whole), (size + more) * (1 + factor), (of_eager + more) * (1 + factor))
+    return results
+
+
+def errors(got: Tensor, true: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """In ulp of the result's type at the magnitude of its terms; infinite where one is infinite and the other is far from
+    overflow, or where the result is NaN."""
+    info = torch.finfo(got.dtype)
+    most = mpmath.mpf(info.max)
+    slack = most * BOUND_ULP * info.eps
+    off = np.zeros(len(true))
+    for i, (g, t, m) in enumerate(zip(got.double().tolist(), true, magnitude, strict=True)):
+        if g != g:
+            off[i] = np.inf
+        elif abs(g) == np.inf:
+            off[i] = 0 if t * g > 0 and (abs(t) > most - slack or m > most) else np.inf
+        elif abs(t) > most + slack and not m > most:
+            off[i] = np.inf
+        else:
+            exponent = max(mpmath.floor(mpmath.log(m, 2)) if m else -mpmath.inf, SMALLEST[got.dtype])
+            unit = info.eps * mpmath.mpf(2) ** exponent
+            off[i] = float(abs(mpmath.mpf(g) - t) / unit)
+    return off
+
+
+def check(op: str, backend: str, values: dict[str, Tensor], upstream: Tensor) -> None:
+    """Every result of every element keeps the bound, and the worst that does not is shown."""
+    got = found(op, values, upstream)
+    with mpmath.workdps(DIGITS[upstream.dtype]):
+        for name, (true, of_kernels, of_eager) in expected(op, values, upstream).items():
+            off = errors(got[name], true, of_eager if backend == "eager" else of_kernels)
+            worst = int(np.argmax(off))
+            arguments = {argument: v[worst].item() for argument, v in values.items()}
+            assert off[worst] <= BOUND_ULP, (
+                f"{name} of {op}({arguments}) is {got[name][worst].item()}, not {mpmath.nstr(true[worst], 17)} "
+                f"({off[worst]:.3g} ulp off; {int((off > BOUND_ULP).sum())} of {len(off)} elements are)"
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_arguments_go_as_far_as_their_type(backend: str, op: str, dtype: torch.dtype) -> None:
+    check(op, backend, *draw(op, dtype, f"{op} {dtype}", 60 if dtype == F64 else 400))
+
+
+@pytest.mark.skipif(not SECONDS, reason="VAE_KERNELS_FUZZ_SECONDS says for how long")
+def test_fuzz(backend: str) -> None:
+    """Each kind of call in turn, with new arguments each time."""
+    end, cases = time.monotonic() + SECONDS, itertools.product(itertools.count(), ARGUMENTS, DTYPES)
+    for number, op, dtype in itertools.takewhile(lambda _: time.monotonic() < end, cases):
+        check(op, backend, *draw(op, dtype, f"{op} {dtype} {number}", 60 if dtype == F64 else 400))
