@@ -106,7 +106,8 @@ struct NegativeBinomialTerms {
     const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
     const T rest = log_product(roots, products, roots * products - T(1)).value + tails;
     const T counts = log_counts(c.z, b.z, b.inverse, c.shift - b.shift).value;
-    return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest));
+    const T finite = fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest));
+    return mu == T(INFINITY) ? undefined_but_mu() - mu : finite;
   }
 
   // x / m - (x + theta) / e = theta (x - m) / (m e), in an order in which what is large meets what is small
@@ -138,7 +139,8 @@ struct NegativeBinomialTerms {
     return mu == T(INFINITY) ? -mu : finite;
   }
   // 0, or NaN where an argument is not finite
-  VK_INLINE T undefined() const { return ((mu - mu) + (x - x)) + (theta - theta); }
+  VK_INLINE T undefined() const { return (mu - mu) + undefined_but_mu(); }
+  VK_INLINE T undefined_but_mu() const { return (x - x) + (theta - theta); }
 };
 
 // ln Gamma(x + theta) - ln Gamma(theta) - ln Gamma(x + 1) + theta ln((theta + eps) / e) + x ln((mu + eps) / e), e = mu

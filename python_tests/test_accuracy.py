@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from error_rule import check, expected, output_dtypes, plain_results, results
+from error_rule import check, expected, output_dtypes, results, yardstick
 from samples import BF16, DEVICE, EMPTY, F16, F32, F64, LAID_OUT, OPS, SAMPLES, VALUES, Sample, sample
 from torch import Tensor
 
@@ -18,9 +18,7 @@ SMALL = [s for s in SAMPLES if math.prod(s.shapes[0]) <= 4000]
 def test_error_rule(backend: str, sample: Sample) -> None:
     """Kernels against eager; eager against what people write in the same dtypes."""
     got = results(sample, sample.call)
-    with vk.use_backend("eager"):
-        yardstick = plain_results(sample) if backend == "eager" else results(sample, sample.call)
-    check(got, yardstick, expected(sample, of_eager=backend == "eager"))
+    check(got, yardstick(sample, backend), expected(sample, of_eager=backend == "eager"))
 
 
 @pytest.mark.parametrize("number", [0.0, -1.5, 3, 20.0])

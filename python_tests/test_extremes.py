@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 import zlib
+from collections.abc import Callable
 
 import mpmath
 import numpy as np
@@ -194,12 +195,12 @@ def errors(got: Tensor, true: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     return off
 
 
-def check(op: str, backend: str, values: dict[str, Tensor], upstream: Tensor) -> None:
-    """Every result of every element keeps the bound, and the worst that does not is shown."""
-    got = found(op, values, upstream)
+def check(op: str, formula: str, values: dict[str, Tensor], upstream: Tensor, way: Callable = found) -> None:
+    """Every result of every element keeps the bound, and the worst that does not is shown. `formula`: eager's, or whose."""
+    got = way(op, values, upstream)
     with mpmath.workdps(DIGITS[upstream.dtype]):
         for name, (true, of_kernels, of_eager) in expected(op, values, upstream).items():
-            off = errors(got[name], true, of_eager if backend == "eager" else of_kernels)
+            off = errors(got[name], true, of_eager if formula == "eager" else of_kernels)
             worst = int(np.argmax(off))
             arguments = {argument: v[worst].item() for argument, v in values.items()}
             assert off[worst] <= BOUND_ULP, (
@@ -214,6 +215,56 @@ def test_arguments_go_as_far_as_their_type(backend: str, op: str, dtype: torch.d
     check(op, backend, *draw(op, dtype, f"{op} {dtype}", 60 if dtype == F64 else 400))
 
 
+def transformed(op: str, values: dict[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
+    """`found` by way of `torch.func`: each element by itself."""
+    given = [v.to(DEVICE) for v in values.values()]
+
+    def element(*arguments: Tensor) -> Tensor:
+        return OPS[op].call(*arguments, batch_dims=0)
+
+    def gradient(g: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(element, *arguments)[1](g)
+
+    gradients = torch.func.vmap(gradient)(upstream.to(DEVICE), *given)
+    found = {f"grad {name}": g.cpu() for name, g in zip(values, gradients, strict=True)}
+    return {"log_px": torch.func.vmap(element)(*given).cpu()} | found
+
+
+def differentiable(op: str, values: dict[str, Tensor], upstream: Tensor) -> dict[str, Tensor]:
+    """`found` with gradients that can be differentiated again."""
+    given = {name: v.to(DEVICE)[:, None].requires_grad_() for name, v in values.items()}
+    log_px = OPS[op].call(*given.values(), batch_dims=1)
+    gradients = torch.autograd.grad(log_px, list(given.values()), upstream.to(DEVICE), create_graph=True)
+    found = {f"grad {name}": g.detach().squeeze(1).cpu() for name, g in zip(given, gradients, strict=True)}
+    return {"log_px": log_px.detach().cpu()} | found
+
+
+@pytest.mark.parametrize("way", [transformed, differentiable], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_one_formula_behind_a_name(kernel: str, op: str, dtype: torch.dtype, way: Callable) -> None:
+    """Where eager's formula answers for a kernel, it is as good."""
+    values, upstream = draw(op, dtype, f"{op} {dtype} {way.__name__}", 30 if dtype == F64 else 200)
+    check(op, "eager", values, upstream, way)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_second_derivatives(backend: str, op: str, dtype: torch.dtype) -> None:
+    """No branch that is not taken makes a NaN of them; where they are beyond the type they are infinite, or NaN in the sum of
+    two that are."""
+    values, _ = draw(op, dtype, f"{op} {dtype} second", 300)
+    given = [v.to(DEVICE).requires_grad_() for v in values.values()]
+    log_px = OPS[op].call(*(v[:, None] for v in given), batch_dims=1)
+    for first in torch.autograd.grad(log_px.sum(), given, create_graph=True):
+        for second in torch.autograd.grad(first.sum(), given, retain_graph=True, materialize_grads=True):
+            assert not second[first.isfinite()].isnan().any()
+
+
+FLOATS = {Draw.real: (-1, 1), Draw.log: (-1, 1), Draw.not_negative: (0, 1), Draw.positive: (1e-30, 1)}
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
 @pytest.mark.skipif(not SECONDS, reason="VAE_KERNELS_FUZZ_SECONDS says for how long")
 def test_fuzz(backend: str) -> None:
     """Each kind of call in turn, with new arguments each time."""

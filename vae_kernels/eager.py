@@ -269,13 +269,23 @@ def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
     logs = log_c - log_theta + torch.log(g) - log_e
     far = _log_product(torch.where(small, 0, c * down / theta), g / e * up, logs, torch.ones_like(logs))
     dispersion = torch.where(near, theta / e * excess + theta * beyond, theta * far)
-    logs = log_theta - log_c
-    quotient = _log_product(theta, 1 / c, logs, torch.ones_like(logs))
-    tails = lgamma_tail(c) - lgamma_tail(theta) - lgamma_tail(b)
-    rest = 0.5 * (quotient - log_b) + (tails + (1 - 0.5 * math.log(2 * math.pi)))
-    # At x = 0 it is 0, but not its derivative.
-    rest = torch.where(x == 0, rest - rest.detach(), rest)
-    return x * counts + (dispersion + rest)
+    return x * counts + (dispersion + _gamma_rest(x, theta))
+
+
+def _gamma_rest(x: Tensor, theta: Tensor) -> Tensor:
+    """`½ ln(θ/(c b)) + 1 − ½ ln 2π` and the tails of Stirling's formula, c = x + θ, b = x + 1: 0 at x = 0, but not its
+    derivative to x."""
+    # Each in a node of its own: so what they give to the derivative to θ cancels to the last bit where x is 0.
+    theta = theta.view_as(theta)
+    t, c, b = theta.view_as(theta), x + theta, x + 1
+    tails = [lgamma_tail(z) for z in (t, c, b)]
+    logs = [0.5 * torch.log(z) for z in (t, c, b)]
+    rest = (logs[0] - tails[0]) - (logs[1] - tails[1]) - (logs[2] + tails[2]) + (1 - 0.5 * math.log(2 * math.pi))
+    # The value with the logarithm of the quotient, which the difference of two would not be as good as.
+    usual = t > 1e-30 * c
+    quotient = torch.where(usual, 0.5 * torch.log(torch.where(usual, t / c, 1)), logs[0] - logs[1])
+    value = (quotient - logs[2]) + ((tails[1] - tails[0] - tails[2]) + (1 - 0.5 * math.log(2 * math.pi)))
+    return rest + (torch.where(x == 0, 0, value) - rest).detach()
 
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:

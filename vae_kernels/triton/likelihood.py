@@ -221,7 +221,8 @@ def negative_binomial_log_prob(x, params):
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
     rest = log_product(roots, products, roots * products - 1.0)[0] + tails
     counts = _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0])
-    return x * counts + (term + tl.where(x == 0.0, 0.0, rest))
+    value = x * counts + (term + tl.where(x == 0.0, 0.0, rest))
+    return tl.where(mu == float("inf"), ((x - x) + (theta - theta)) - mu, value)
 
 
 @triton.jit
@@ -261,7 +262,7 @@ def zero_inflated_negative_binomial_log_prob(x, params):
     """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
     zero = x < 1e-8
     l = negative_binomial_log_prob(tl.where(zero, 0.0, x), params)
-    z = params[2] + l * 0.0
+    z = params[2] + x * 0.0
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     small = zero & (l > -1.0)
