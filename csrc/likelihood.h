@@ -56,8 +56,9 @@ struct Gaussian {
 // x + theta, theta and x + 1 puts its logarithms together with those of the rates,
 //   ln p = x ln(m c / (e b)) + theta ln(c (theta + eps) / (t e)) + O(1),
 // c, t and b those arguments, shifted where small. Each ratio is also known as its difference from 1, found without
-// cancellation, so that large counts and theta (a Poisson's limit) lose nothing. Factors are brought together so that no
-// product leaves the type's range while the ratio is in it; for that a large x, and b, are scaled down by a power of two.
+// cancellation, so that large counts and theta (a Poisson's limit) lose nothing. Factors are brought together so that
+// no product leaves the type's range while the ratio is in it; for that a large x, and b, are scaled down by a power of
+// two.
 template <class T>
 struct NegativeBinomialTerms {
   static constexpr T kEps = T(1e-8);
@@ -106,17 +107,14 @@ struct NegativeBinomialTerms {
     const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
     const T rest = log_product(roots, products, roots * products - T(1)).value + tails;
     const T counts = log_counts(c.z, b.z, b.inverse, c.shift - b.shift).value;
-    const T finite = fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest));
-    return mu == T(INFINITY) ? undefined_but_mu() - mu : finite;
+    return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest)) + undefined();
   }
 
   // x / m - (x + theta) / e = theta (x - m) / (m e), in an order in which what is large meets what is small
   VK_INLINE T gradient_mu() const {
     const T inverse_m = T(1) / m, less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
-    const bool finite = absolute(x) + absolute(mu) < T(INFINITY);
     const T relative = ((x - mu) - kEps) * down * inverse_m, rate = more * inverse_e * up;
-    const T product = inverse_e < T(1) ? (relative * rate) * less : (relative * less) * rate;
-    return finite ? product : x * inverse_m - (x + theta) * inverse_e;
+    return inverse_e < T(1) ? (relative * rate) * less : (relative * less) * rate;
   }
   // ln(m / e) + psi(x + theta) - psi(x + 1), both shifted or none, so that what they are shifted by cancels in no sum
   VK_INLINE T gradient_x() const {
@@ -128,19 +126,19 @@ struct NegativeBinomialTerms {
     const T tails = digamma_tail(T(1) / z_c) - digamma_tail(inverse_b);
     return (large ? T(0) : slopes) + (logarithm + tails);
   }
-  // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta), where ln c (theta + eps) /
-  // (t e) cancels (m - x) / e to first order
-  VK_INLINE T gradient_theta(T beyond) const {
-    const T shifts = c.shift - t.shift;
-    const T remainder = (theta * shifts * t.inverse) * inverse_e - (t.shift * t.inverse) * (x * inverse_e);
-    const T of_eps = kEps / (theta + kEps) * (dispersion_excess() * inverse_e);
-    const T finite = ((beyond + remainder) + of_eps) + (digamma_tail(c.inverse) - digamma_tail(t.inverse)) +
-                     (t.slope / t.product - c.slope / c.product);
-    return mu == T(INFINITY) ? -mu : finite;
+  // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta). Where c and t are shifted
+  // alike, ln c (theta + eps) / (t e) cancels (m - x) / e to first order.
+  VK_INLINE T gradient_theta(const Logarithm<T>& dispersion) const {
+    const T of_eps = kEps / (theta + kEps);
+    const T remainder = of_eps * (dispersion_excess() * inverse_e) - (t.shift * t.inverse) * (x * inverse_e);
+    const T difference = ((mu - x) + kEps) * inverse_e - of_eps;
+    const T steps = t.slope / t.product - c.slope / c.product,
+            tails = digamma_tail(c.inverse) - digamma_tail(t.inverse);
+    return c.shift == t.shift ? ((dispersion.beyond + remainder) + tails) + steps
+                              : (steps + difference) + (dispersion.value + tails);
   }
   // 0, or NaN where an argument is not finite
-  VK_INLINE T undefined() const { return (mu - mu) + undefined_but_mu(); }
-  VK_INLINE T undefined_but_mu() const { return (x - x) + (theta - theta); }
+  VK_INLINE T undefined() const { return ((mu - mu) + (x - x)) + (theta - theta); }
 };
 
 // ln Gamma(x + theta) - ln Gamma(theta) - ln Gamma(x + 1) + theta ln((theta + eps) / e) + x ln((mu + eps) / e), e = mu
@@ -159,9 +157,9 @@ struct NegativeBinomial {
   template <class T>
   VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
     const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
-    g[0] = terms.gradient_mu();
-    g[1] = terms.gradient_x();
-    g[2] = terms.gradient_theta(terms.log_dispersion().beyond);
+    g[0] = terms.gradient_mu() + terms.undefined();
+    g[1] = terms.gradient_x() + terms.undefined();
+    g[2] = terms.gradient_theta(terms.log_dispersion()) + terms.undefined();
   }
 };
 
@@ -200,8 +198,8 @@ struct ZeroInflatedNegativeBinomial {
     const T of_z = divide(T(1), T(1) + unit_z), of_b = divide(T(1), T(1) + unit_b);
     const T weight = (zero ? (b > T(0) ? T(1) : unit_b) * of_b : T(1)) + undefined;
     g[0] = weight * terms.gradient_mu();
-    g[1] = zero ? undefined : weight * terms.gradient_x();
-    g[2] = weight * terms.gradient_theta(dispersion.beyond);
+    g[1] = zero ? T(0) : weight * terms.gradient_x();
+    g[2] = weight * terms.gradient_theta(dispersion);
     const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b : T(1)) * of_b;
     const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
     g[3] = (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined;

@@ -160,8 +160,8 @@ VK_INLINE T exp_minus(T x) {
 }
 
 // d e^t; 1.5 ulp where d is 0 or normal. (d 2^h) p 2^r, e^t = p 2^h 2^r: no step over- or underflows before the result
-// does, and d = 0 gives 0 for every t but NaN. The clamps keep both powers of two normal; what they change of the result
-// is far beyond the type's range, or below 2^-123 where it should be 0.
+// does, and d = 0 gives 0 for every t but NaN. The clamps keep both powers of two normal; what they change of the
+// result is far beyond the type's range, or below 2^-123 where it should be 0.
 template <class T>
 VK_INLINE T times_exp(T d, T t) {
   using Bits = std::make_unsigned_t<typename ExpRange<T>::Integer>;
@@ -231,9 +231,9 @@ VK_INLINE T exp_minus_1_minus(T l, T e) {
 }
 
 // ln(a b) for every a and b, also where the product under- or overflows what the type holds to either side of normal
-// numbers, and ln(a b) - f with it, where f is a b - 1: next to a b = 1 the logarithm is that of 1 + f, so that an f known
-// better than a b itself gives a better logarithm; 1 ulp of that of the rounded a b, of `beyond` 4 ulp. a b = 2^n (1 + f'),
-// 1 + f' in [sqrt(1/2), sqrt(2)); ln(1 + f') = f' - h + s (h + s^2 p(s^2)), h = f'^2 / 2, s = f' / (2 + f').
+// numbers, and ln(a b) - f with it, where f is a b - 1: next to a b = 1 the logarithm is that of 1 + f, so that an f
+// known better than a b itself gives a better logarithm; 1 ulp of that of the rounded a b, of `beyond` 4 ulp. a b = 2^n
+// (1 + f'), 1 + f' in [sqrt(1/2), sqrt(2)); ln(1 + f') = f' - h + s (h + s^2 p(s^2)), h = f'^2 / 2, s = f' / (2 + f').
 template <class T>
 struct Logarithm {
   T value, beyond;
@@ -314,12 +314,10 @@ VK_INLINE T digamma_tail(T u) {
   return u * fused(-u, p, T(-0.5));
 }
 
-// What ln Gamma(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or at z = a + n for a < n, n =
-// kGammaSteps:
-// ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
-// psi(a) = ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative,
-// their quotient within n + 1 ulp. The factors come in pairs from the ends, (a + k) (a + n - 1 - k) = a (a + n - 1) +
-// k (n - 1 - k).
+// What ln Gamma(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or at z = a +
+// n for a < n, n = kGammaSteps: ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product, psi(a) =
+// ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative, their quotient
+// within n + 1 ulp. The factors come in pairs from the ends, (a + k) (a + n - 1 - k) = a (a + n - 1) + k (n - 1 - k).
 // Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
 template <class T>
 constexpr int kGammaSteps = is_float<T> ? 2 : 8;

@@ -269,7 +269,7 @@ def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
     logs = log_c - log_theta + torch.log(g) - log_e
     far = _log_product(torch.where(small, 0, c * down / theta), g / e * up, logs, torch.ones_like(logs))
     dispersion = torch.where(near, theta / e * excess + theta * beyond, theta * far)
-    return x * counts + (dispersion + _gamma_rest(x, theta))
+    return x * counts + (dispersion + _gamma_rest(x, theta)) + (mu - mu)  # NaN where mu is infinite
 
 
 def _gamma_rest(x: Tensor, theta: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def _negative_binomial_terms(x, mu, theta):
     # Also where the difference from 1 is smaller than any number of the type.
     near = tl.abs(excess * inverse_e) < 0.25
     term = tl.where(near, theta * beyond + excess * (theta * inverse_e), theta * dispersion)
-    return c, t, b, inverse_e, down, up, beyond, excess, term
+    return c, t, b, inverse_e, down, up, dispersion, beyond, excess, term
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, shifts):
 def negative_binomial_log_prob(x, params):
     """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
     mu, theta = params[0], params[1]
-    c, t, b, inverse_e, down, up, _, _, term = _negative_binomial_terms(x, mu, theta)
+    c, t, b, inverse_e, down, up, _, _, _, term = _negative_binomial_terms(x, mu, theta)
     above = product_lifted(t, x.dtype) * product_lifted(b, x.dtype) * c[5]
     products = above / (product_lifted(c, x.dtype) * t[5] * b[5])
     roots = tl.sqrt(t[1] * (c[2] * up) * (b[2] * up)) * down
@@ -221,21 +221,24 @@ def negative_binomial_log_prob(x, params):
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
     rest = log_product(roots, products, roots * products - 1.0)[0] + tails
     counts = _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0])
-    value = x * counts + (term + tl.where(x == 0.0, 0.0, rest))
-    return tl.where(mu == float("inf"), ((x - x) + (theta - theta)) - mu, value)
+    return x * counts + (term + tl.where(x == 0.0, 0.0, rest)) + _undefined(x, mu, theta)
+
+
+@triton.jit
+def _undefined(x, mu, theta):
+    """0, or NaN where an argument is not finite."""
+    return ((mu - mu) + (x - x)) + (theta - theta)
 
 
 @triton.jit
 def _negative_binomial_grad(x, mu, theta):
     """The gradients to mu, x and theta, and θ log(c (θ + ε) / (t e)), which is log NB(0) at x = 0."""
-    c, t, _, inverse_e, down, up, beyond, excess, term = _negative_binomial_terms(x, mu, theta)
+    c, t, _, inverse_e, down, up, dispersion, beyond, excess, term = _negative_binomial_terms(x, mu, theta)
     inverse_m = 1.0 / (mu + 1e-8)
-    finite = tl.abs(x) + tl.abs(mu) < float("inf")
     # θ (x − m) / (m e), in an order in which what is large meets what is small.
     relative = ((x - mu) - 1e-8) * down * inverse_m
     less, rate = tl.where(theta < 1.0, theta, 1.0), tl.where(theta < 1.0, 1.0, theta) * inverse_e * up
-    product = tl.where(inverse_e < 1.0, (relative * rate) * less, (relative * less) * rate)
-    to_mu = tl.where(finite, product, x * inverse_m - (x + theta) * inverse_e)
+    to_mu = tl.where(inverse_e < 1.0, (relative * rate) * less, (relative * less) * rate)
     # Both digammas shifted or none, so that what they are shifted by cancels in no sum.
     of_c, of_b = x + theta, x + 1.0
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
@@ -245,16 +248,21 @@ def _negative_binomial_grad(x, mu, theta):
     inverse_b = 1.0 / z_b
     logarithm = _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, 0.0)
     to_x = slopes + (logarithm + (digamma_tail(1.0 / z_c) - digamma_tail(inverse_b)))
-    remainder = (theta * (c[0] - t[0]) * t[2]) * inverse_e - (t[0] * t[2]) * (x * inverse_e)
-    to_theta = (beyond + remainder) + 1e-8 / (theta + 1e-8) * (excess * inverse_e)
-    to_theta = to_theta + (digamma_tail(c[2]) - digamma_tail(t[2])) + (t[4] - c[4])
-    return to_mu, to_x, tl.where(mu == float("inf"), float("-inf"), to_theta), term
+    # Where c and t are shifted alike, the logarithm cancels (m − x) / e to first order.
+    of_eps = 1e-8 / (theta + 1e-8)
+    remainder = of_eps * (excess * inverse_e) - (t[0] * t[2]) * (x * inverse_e)
+    difference = ((mu - x) + 1e-8) * inverse_e - of_eps
+    steps, tails = t[4] - c[4], digamma_tail(c[2]) - digamma_tail(t[2])
+    alike = ((beyond + remainder) + tails) + steps
+    to_theta = tl.where(c[0] == t[0], alike, (steps + difference) + (dispersion + tails))
+    return to_mu, to_x, to_theta, term
 
 
 @triton.jit
 def negative_binomial_grad(x, params):
     to_mu, to_x, to_theta, _ = _negative_binomial_grad(x, params[0], params[1])
-    return to_mu, to_x, to_theta
+    undefined = _undefined(x, params[0], params[1])
+    return to_mu + undefined, to_x + undefined, to_theta + undefined
 
 
 @triton.jit
@@ -279,15 +287,14 @@ def zero_inflated_negative_binomial_grad(x, params):
     zero = x < 1e-8
     x = tl.where(zero, 0.0, x)
     to_mu, to_x, to_theta, l = _negative_binomial_grad(x, mu, theta)
-    undefined = ((mu - mu) + (x - x)) + (theta - theta)
-    z = tl.where(undefined == 0.0, params[2], float("nan"))
+    z = tl.where(_undefined(x, mu, theta) == 0.0, params[2], float("nan"))
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     undefined = tl.where(z == z, 0.0, float("nan"))
     weight = tl.where(zero, _sigmoid(b, unit_b), 1.0) + undefined
     dropped = _sigmoid(-z, unit_z) * _sigmoid(-b, unit_b) * -expm1_negative(l)
     to_logits = tl.where(zero, dropped, -_sigmoid(z, unit_z)) + undefined
-    return weight * to_mu, tl.where(zero, undefined, weight * to_x), weight * to_theta, to_logits
+    return weight * to_mu, tl.where(zero, 0.0, weight * to_x), weight * to_theta, to_logits
 
 
 @triton.jit
