@@ -205,7 +205,7 @@ def categorical(logits: Tensor, x: Tensor) -> Tensor:
     x = x.long()
     is_class = (x >= 0) & (x < logits.shape[-1])
     log_p = F.log_softmax(logits, dim=-1).gather(-1, torch.where(is_class, x, 0)[..., None])[..., 0]
-    return log_p * torch.where(is_class, 1.0, math.nan)
+    return log_p * torch.where(is_class, torch.ones_like(log_p), math.nan)
 
 
 def gradients(
