@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import transforms
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 TARGETS = (*FLOATS, *INTEGERS)
@@ -33,8 +35,9 @@ class check_values:
     target outside [0, 1], a negative rate, a class that does not exist).
 
     The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for
-    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Not in
-    `torch.compile`d code. It holds for all threads of the process: blocks of several threads must not overlap.
+    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Nothing
+    is checked where there are no values to read: in compiled, exported or traced code, under `vmap`, of meta and fake
+    tensors. It holds for all threads of the process: blocks of several threads must not overlap.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.check_values():
@@ -53,7 +56,7 @@ class check_values:
 
 def values_checked() -> bool:
     """Whether values are to be checked here."""
-    return _checking_values and not torch.compiler.is_compiling()
+    return _checking_values and not transforms.traced()
 
 
 def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -131,8 +134,8 @@ def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Te
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
-    """Raises naming the first sample of `value` in which an element is not `good`; of meta tensors none is known."""
-    if not good.is_meta and not good.all():
+    """Raises naming the first sample of `value` in which an element is not `good`, if that can be read."""
+    if transforms.readable(good) and not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
         raise ValueError(f"{name} must be {need}, but {f'sample {index}' if batch_dims else 'it'} holds {culprit}")
