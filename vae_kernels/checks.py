@@ -64,7 +64,13 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}")
+        advice = f": pass {name}.dequantize()" if value.is_quantized and torch.float32 in dtypes else ""
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}{advice}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be dense, got a nested tensor: pass {name}.to_padded_tensor(0.0), and mask in the result what "
+            "was padded"
+        )
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got the layout {value.layout}: pass {name}.to_dense()")
 
@@ -94,9 +100,13 @@ def same_device(name: str, value: Tensor, reference_name: str, reference: Tensor
 
 def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
     if value.shape != reference.shape:
+        advice = f"; broadcast it with {name}.expand_as({reference_name}), which copies nothing"
+        try:
+            value.expand_as(reference)
+        except RuntimeError:
+            advice = ""
         raise ValueError(
-            f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(value.shape)}; "
-            f"broadcast it with {name}.expand_as({reference_name}), which copies nothing"
+            f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(value.shape)}{advice}"
         )
 
 
