@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import transforms
+from .rows import expands
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -101,10 +102,7 @@ def same_device(name: str, value: Tensor, reference_name: str, reference: Tensor
 def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
     if value.shape != reference.shape:
         advice = f"; broadcast it with {name}.expand_as({reference_name}), which copies nothing"
-        try:
-            value.expand_as(reference)
-        except RuntimeError:
-            advice = ""
+        advice = advice if expands(value.shape, reference.shape) else ""
         raise ValueError(
             f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(value.shape)}{advice}"
         )

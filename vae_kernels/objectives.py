@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor
 
 from .latent import kl_estimator_of
+from .rows import expands
 
 REDUCTIONS = ("mean", "sum", "none")
 FREE_BITS_PER = ("dimension", "group")
@@ -300,10 +301,9 @@ def _constant(name: str, value: float | Tensor, shape: torch.Size) -> float | Te
     """A number, or a tensor without its gradient that broadcasts to the shape of log_px."""
     if not isinstance(value, Tensor):
         return value
-    try:
-        return value.detach().expand(shape)
-    except RuntimeError:
-        raise ValueError(f"{name} must broadcast to log_px, {tuple(shape)}, got {tuple(value.shape)}") from None
+    if not expands(value.shape, shape):
+        raise ValueError(f"{name} must broadcast to log_px, {tuple(shape)}, got {tuple(value.shape)}")
+    return value.detach().expand(shape)
 
 
 def _one_number(name: str, value: float | Tensor) -> float | Tensor:
