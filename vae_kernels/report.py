@@ -77,7 +77,8 @@ def _log_marginal(trainer: "Trainer", num_samples: int) -> tuple[float, float]:
             chunk=chunk,
             generator=generator,
         )
-        sums[index] = torch.stack((value.double().sum(), error.double().square().sum()))
+        value, error = (t.cpu().double() for t in (value, error))
+        sums[index] = torch.stack((value.sum(), error.square().sum()))
     value, variance = processes.total(sums).sum(0).tolist()
     return value / len(source.held_out), math.sqrt(variance) / len(source.held_out)
 

@@ -336,7 +336,7 @@ def _sums(terms: Elbo) -> Tensor:
 
 
 def _means(sums: Tensor) -> list[float]:
-    *terms, pictures = sums.double().cpu().sum(0).tolist()
+    *terms, pictures = sums.cpu().double().sum(0).tolist()
     return [term / max(pictures, 1) for term in terms]
 
 
