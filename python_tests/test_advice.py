@@ -1,7 +1,9 @@
 """What an error message advises works: the call goes through, with the result that it has for plain dense tensors."""
 
+import importlib.metadata
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +31,12 @@ def calls() -> dict[str, tuple[Callable[[Tensors], object], Tensors]]:
         "packed": (lambda given: vk.reparameterize_kl_packed(**given), {"moments": a, "seed": seeds}),
         "prior": (lambda given: vk.reparameterize_kl(**given), {"mu": a, "logvar": b, **prior, "seed": seeds}),
         "categorical": (lambda given: vk.categorical_log_likelihood(**given), {"logits": a, "x": classes}),
-    }
+        "elbo": (lambda given: vk.elbo(**given), {"log_px": a, "kl": b}),
+        "dreg": (
+            lambda given: vk.importance_weighted_elbo(**given, gradient="dreg"), {"log_px": a, "kl": b, "z": c}
+        ),
+        "score_function": (lambda given: vk.score_function_elbo(**given), {"log_px": a, "kl": b, "log_q": c}),
+    }  # fmt: skip
 
 
 ARGUMENTS = [(name, argument) for name, (_, given) in calls().items() for argument in given]
@@ -235,3 +242,14 @@ def test_triton_in_its_interpreter() -> None:
     if "TRITON_INTERPRET=1" not in states["triton"]:
         pytest.skip(f"triton: {states['triton']}")
     assert "-2.0794" in python(code, TRITON_INTERPRET="1")
+
+
+def test_the_extra_holds_what_is_required() -> None:
+    """`pip install 'vae_kernels[train]'`, as a missing package is answered."""
+    root = Path(vk.__file__).parent
+    required = {m for path in root.glob("*.py") for m in re.findall(r'require\("(\w+)', path.read_text())}
+    extra = re.search(r"^train = \[(.*)\]", (root.parent / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    distributions = importlib.metadata.packages_distributions()
+    assert required
+    for module in required:
+        assert {name.lower() for name in distributions[module]} & set(re.findall(r'"([\w-]+)"', extra)), module

@@ -67,6 +67,11 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
     if value.dtype not in dtypes:
         advice = f": pass {name}.dequantize()" if value.is_quantized and torch.float32 in dtypes else ""
         raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}{advice}")
+    dense(name, value)
+
+
+def dense(name: str, value: Tensor) -> None:
+    """`value` is stored as one block with strides."""
     if value.is_nested:
         raise TypeError(
             f"{name} must be dense, got a nested tensor: pass {name}.to_padded_tensor(0.0), and mask in the result what "
