@@ -80,8 +80,8 @@ def test_stored_otherwise(backend: str, name: str, argument: str, stored: str) -
     call, given = calls()[name]
     plain = given[argument]
     if stored.startswith(("mkldnn", "quantized")):
-        if not plain.is_floating_point():
-            pytest.skip("torch has none of integers")
+        if DEVICE != "cpu" or not plain.is_floating_point():
+            pytest.skip("torch has them of floats on the CPU")
         plain = (plain * 32).round().clamp(-128, 127) / 32
     want = call(given | {argument: plain})
     value = STORED[stored](plain)
