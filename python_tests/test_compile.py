@@ -166,9 +166,15 @@ def test_a_training_step_with_checks_off_and_on(backend: str) -> None:
 
 
 def test_bad_input_is_named_in_compiled_code(backend: str) -> None:
-    run = torch.compile(vk.reparameterize_kl, backend="aot_eager")
-    with pytest.raises(Exception, match="logvar must have the shape of mu"):
-        run(torch.zeros(2, 3), torch.zeros(3, 2))
+    mu, other = torch.zeros(2, 3, device=DEVICE), torch.zeros(3, 2, device=DEVICE)
+    for function, given, message in (
+        (vk.reparameterize_kl, {"mu": mu, "logvar": other}, "logvar must have the shape of mu"),
+        (vk.reparameterize_kl, {"mu": mu, "logvar": mu, "prior_mu": other}, "prior_mu must broadcast"),
+        (vk.gaussian_log_likelihood, {"mean": mu, "x": mu, "logvar": other}, "logvar must broadcast"),
+        (vk.score_function_elbo, {"log_px": mu, "kl": mu, "log_q": mu, "baseline": other}, "baseline must broadcast"),
+    ):
+        with pytest.raises(Exception, match=message):
+            torch.compile(function, backend="aot_eager")(**given)
 
 
 def test_the_backend_of_the_call_is_compiled(kernel: str) -> None:

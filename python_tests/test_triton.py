@@ -93,4 +93,5 @@ def test_compiled_code_and_families() -> None:
         "test_families.py::test_large_counts_and_theta_do_not_cancel",
         "test_families.py::test_gradients_near_the_poisson_limit",
         "test_families.py::test_a_number_before_a_tensor",
+        "test_default_dtype.py::test_results",
     )

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import transforms
+from .rows import expands
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 TARGETS = (*FLOATS, *INTEGERS)
@@ -33,8 +36,9 @@ class check_values:
     target outside [0, 1], a negative rate, a class that does not exist).
 
     The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for
-    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Not in
-    `torch.compile`d code. It holds for all threads of the process: blocks of several threads must not overlap.
+    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Nothing
+    is checked where there are no values to read: in compiled, exported or traced code, under `vmap`, of meta and fake
+    tensors. It holds for all threads of the process: blocks of several threads must not overlap.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.check_values():
@@ -53,7 +57,7 @@ class check_values:
 
 def values_checked() -> bool:
     """Whether values are to be checked here."""
-    return _checking_values and not torch.compiler.is_compiling()
+    return _checking_values and not transforms.traced()
 
 
 def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -61,7 +65,18 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}")
+        advice = f": pass {name}.dequantize()" if value.is_quantized and torch.float32 in dtypes else ""
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}{advice}")
+    dense(name, value)
+
+
+def dense(name: str, value: Tensor) -> None:
+    """`value` is stored as one block with strides."""
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be dense, got a nested tensor: pass {name}.to_padded_tensor(0.0), and mask in the result what "
+            "was padded"
+        )
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got the layout {value.layout}: pass {name}.to_dense()")
 
@@ -91,9 +106,10 @@ def same_device(name: str, value: Tensor, reference_name: str, reference: Tensor
 
 def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
     if value.shape != reference.shape:
+        advice = f"; broadcast it with {name}.expand_as({reference_name}), which copies nothing"
+        advice = advice if expands(value.shape, reference.shape) else ""
         raise ValueError(
-            f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(value.shape)}; "
-            f"broadcast it with {name}.expand_as({reference_name}), which copies nothing"
+            f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}, got {tuple(value.shape)}{advice}"
         )
 
 
@@ -131,8 +147,8 @@ def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Te
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
-    """Raises naming the first sample of `value` in which an element is not `good`; of meta tensors none is known."""
-    if not good.is_meta and not good.all():
+    """Raises naming the first sample of `value` in which an element is not `good`, if that can be read."""
+    if transforms.readable(good) and not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
         raise ValueError(f"{name} must be {need}, but {f'sample {index}' if batch_dims else 'it'} holds {culprit}")

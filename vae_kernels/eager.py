@@ -21,14 +21,23 @@ def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
     return elements if elements.dim() == batch_dims else elements.sum(dim=tuple(range(batch_dims, elements.dim())))
 
 
+# Others have no float64 (MPS, some XPUs), or it is not known that they do.
+FLOAT64_DEVICES = ("cpu", "cuda", "meta")
+
+
+def has_float64(tensor: Tensor) -> bool:
+    """Whether the tensor's device computes in float64: what decides, here and in `noise`, how digits are saved."""
+    return tensor.device.type in FLOAT64_DEVICES
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.device.type == "mps" else tensor.double()
+    return tensor.double() if has_float64(tensor) else tensor
 
 
 def exp_minus_1_minus(l: Tensor) -> Tensor:
     """`eˡ − 1 − l` without the loss near 0: in float64, or for float64 itself and on devices without it by the Taylor
     series where |l| ≤ ½, which costs many more passes."""
-    if l.dtype == torch.float32 and l.device.type != "mps":
+    if l.dtype == torch.float32 and has_float64(l):
         wide = _wide(l)
         return (torch.expm1(wide) - wide).float()
     terms = 14 if l.dtype == torch.float64 else 7
@@ -324,7 +333,7 @@ def categorical(logits: Tensor, x: Tensor) -> Tensor:
     x = x.long()
     is_class = (x >= 0) & (x < logits.shape[-1])
     log_p = F.log_softmax(logits, dim=-1).gather(-1, torch.where(is_class, x, 0)[..., None])[..., 0]
-    return log_p * torch.where(is_class, 1.0, math.nan)
+    return log_p * torch.where(is_class, torch.ones_like(log_p), math.nan)
 
 
 def gradients(

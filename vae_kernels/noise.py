@@ -12,6 +12,7 @@ Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box 
 import torch
 from torch import Tensor
 
+from .eager import has_float64
 from .rows import from_rows, row_shape
 
 SEED_LIMIT = 2**63 - 1
@@ -49,22 +50,69 @@ def _halves(value: Tensor) -> list[Tensor]:
 
 def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     """Two normals, float32, from two words: radius `sqrt(-2 ln u)`, `u = word0·2⁻³² + 2⁻³³` rounded to float32 as cuRAND
-    does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once."""
+    does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once; on devices without it
+    in float32, within 4 ulp."""
     u = word0.to(torch.float32) * 2.0**-32 + 2.0**-33
-    radius = torch.sqrt(-2 * torch.log(u.double()))
-    sine, cosine = _sincos_turns(word1)
-    return (radius * sine).float(), (radius * cosine).float()
-
-
-def _sincos_turns(word: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of `(word + ½)·2⁻³²` turns. The nearest axis is taken off as an integer: near π the angle itself
-    would leave the sine an error of 12 ulp of float32."""
-    position = 2 * word + 1  # in 2⁻³³ turns
+    # The nearest axis is taken off as an integer: near π the angle itself would leave the sine an error of 12 ulp.
+    position = 2 * word1 + 1  # in 2⁻³³ turns
     quadrant = (position + 2**30) >> 31
-    angle = (position - (quadrant << 31)).double() * (2.0**-32 * torch.pi)
-    sine, cosine, odd = torch.sin(angle), torch.cos(angle), (quadrant & 1).bool()
+    from_axis = position - (quadrant << 31)
+    if has_float64(u):
+        radius = torch.sqrt(-2 * torch.log(u.double()))
+        angle = from_axis.double() * (2.0**-32 * torch.pi)
+        sine, cosine = torch.sin(angle), torch.cos(angle)
+    else:
+        radius = torch.sqrt(_minus_2_log(u))
+        sine, cosine = _sine_cosine(from_axis)
+    odd = (quadrant & 1).bool()
+    sine, cosine = torch.where(odd, cosine, sine), torch.where(odd, sine, cosine)
     sign_of_sine, sign_of_cosine = 1 - (quadrant & 2), 1 - ((quadrant + 1) & 2)
-    return sign_of_sine * torch.where(odd, cosine, sine), sign_of_cosine * torch.where(odd, sine, cosine)
+    return (radius * (sign_of_sine * sine)).float(), (radius * (sign_of_cosine * cosine)).float()
+
+
+# In float32, from additions, multiplications and bits alone: the errors of a device's own functions differ. A number
+# whose product with another is to be exact is cut into two parts. Polynomials are fits to the function named beside them.
+
+
+def _minus_2_log(u: Tensor) -> Tensor:
+    """`−2 ln u`: float32 in [2⁻³³, 1], 1 ulp."""
+    bits = u.view(torch.int32)
+    exponent = (bits - 0x3F2AAAAB) >> 23  # u = 2ⁿ (1 + f), f in [−1/3, 1/3): 0x3F2AAAAB is 2/3
+    g = 2 - 2 * (bits - (exponent << 23)).view(torch.float32)
+    n = exponent.float()
+    # In g = −2f: (−2 ln(1 + f) − g) / g²
+    q = _polynomial(g, _LOG)
+    far = n * -1.38629150390625
+    total = far + g
+    return total + ((g - (total - far)) + (g * g * q - n * 2.8572136e-06))
+
+
+def _sine_cosine(from_axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Of an angle in 2⁻³³ turns, at most 2³⁰ of them: 2 ulp."""
+    coarse = (from_axis + 2**18) >> 19 << 19
+    x_high, x_low = (part.float() * 2.0**-30 for part in (coarse, from_axis - coarse))
+    x = x_high + x_low
+    t = x * x
+    # (sin(x π/4) − x π/4) / x³ and (cos(x π/4) − 1) / x²
+    cubic = x * (t * _polynomial(t, _SINE))
+    sine = x_high * 0.78515625 + (x_low * 0.78539816 + (x_high * 2.4191339745e-04 + cubic))
+    return sine, 1 + t * _polynomial(t, _COSINE)
+
+
+_LOG = (
+    *(0.25, 0.083333338, 0.0312497984, 0.01249979057, 0.005211904398, 0.002234736035, 9.546576145e-04),
+    *(4.210715052e-04, 2.487139081e-04, 1.162932925e-04),
+)
+_SINE = (-0.0807455122, 0.00249039413, -3.65740238e-05, 3.09866666e-07)
+_COSINE = (-0.308425138, 0.0158543442, -3.25991798e-04, 3.59061073e-06, -2.43254433e-08)
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """`c₀ + x c₁ + x² c₂ + …`"""
+    value = torch.full_like(x, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        value = value * x + c
+    return value
 
 
 def normal_like(tensor: Tensor, seed: Tensor, batch_dims: int, num_samples: int | None = None) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from . import checks
 from .latent import kl_estimator_of
+from .rows import expands
 
 REDUCTIONS = ("mean", "sum", "none")
 FREE_BITS_PER = ("dimension", "group")
@@ -67,8 +69,9 @@ def elbo(
         A number, or `(B,)` with `reduction="none"`.
 
     Raises:
-        TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, an option is unknown or out of range, or both `free_bits` and `capacity` are given.
+        TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
+        ValueError: shapes or devices do not fit, an option is unknown or out of range, or both `free_bits` and
+            `capacity` are given.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches).
     Higgins et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse
@@ -134,9 +137,9 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         `(B,)`.
 
     Raises:
-        TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes straight from
-            the latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
+        TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
+        ValueError: shapes or devices do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes
+            straight from the latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
 
     Sources: Burda et al. 2016, "Importance Weighted Autoencoders", equations 8 and 14. Roeder et al. 2017, "Sticking
     the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo
@@ -148,8 +151,8 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
     tensor([-94., -76.])
     """
     _one_of("gradient", gradient, GRADIENTS)
-    _floating("log_px", log_px)
-    _floating("kl", kl)
+    checks.tensor("log_px", log_px, checks.FLOATS)
+    _term("kl", kl, log_px)
     if log_px.dim() != 2 or not len(log_px):
         raise ValueError(f"log_px must have the shape (K, B) with K of at least 1, got {tuple(log_px.shape)}")
     if kl.shape != log_px.shape:
@@ -194,8 +197,8 @@ def score_function_elbo(
         A number, or `(B,)` with `reduction="none"`.
 
     Raises:
-        TypeError: a term is not a floating-point tensor.
-        ValueError: shapes do not fit, or `reduction` is unknown.
+        TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
+        ValueError: shapes or devices do not fit, or `reduction` is unknown.
 
     Sources: Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement learning";
     Mnih & Gregor 2014, "Neural Variational Inference and Learning in Belief Networks", equations 5 to 8.
@@ -210,7 +213,7 @@ def score_function_elbo(
     """
     _one_of("reduction", reduction, REDUCTIONS)
     _check_terms(log_px, kl, None, "dimension")
-    _floating("log_q", log_q)
+    _term("log_q", log_q, log_px)
     if log_q.shape != log_px.shape:
         raise ValueError(f"log_q must have the shape of log_px, {tuple(log_px.shape)}, got {tuple(log_q.shape)}")
     value = log_px - _one_number("beta", beta) * kl
@@ -243,7 +246,7 @@ class _DoublyReparameterized(torch.autograd.Function):
 def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Tensor:
     if z is None:
         raise ValueError('gradient="dreg" needs z, the samples that log_px was computed from, got None')
-    _floating("z", z)
+    _term("z", z, log_px)
     if z.shape[:2] != log_px.shape:
         raise ValueError(f"z must have the shape (K, B, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
     if kl_estimator_of(kl) == "monte_carlo":
@@ -300,10 +303,9 @@ def _constant(name: str, value: float | Tensor, shape: torch.Size) -> float | Te
     """A number, or a tensor without its gradient that broadcasts to the shape of log_px."""
     if not isinstance(value, Tensor):
         return value
-    try:
-        return value.detach().expand(shape)
-    except RuntimeError:
-        raise ValueError(f"{name} must broadcast to log_px, {tuple(shape)}, got {tuple(value.shape)}") from None
+    if not expands(value.shape, shape):
+        raise ValueError(f"{name} must broadcast to log_px, {tuple(shape)}, got {tuple(value.shape)}")
+    return value.detach().expand(shape)
 
 
 def _one_number(name: str, value: float | Tensor) -> float | Tensor:
@@ -319,16 +321,14 @@ def _one_of(name: str, value: str, values: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
 
 
-def _floating(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+def _term(name: str, value: object, log_px: Tensor) -> None:
+    checks.tensor(name, value, checks.FLOATS)
+    checks.same_device(name, value, "log_px", log_px)
 
 
 def _check_terms(log_px: Tensor, kl: Tensor, free_bits: float | None, free_bits_per: str) -> None:
-    _floating("log_px", log_px)
-    _floating("kl", kl)
+    checks.tensor("log_px", log_px, checks.FLOATS)
+    _term("kl", kl, log_px)
     if log_px.dim() not in (1, 2):
         raise ValueError(f"log_px must have the shape (B,) or (L, B), got {tuple(log_px.shape)}")
     batch = log_px.shape[-1]

@@ -140,7 +140,7 @@ def picture_grid(pictures: Tensor, columns: int | None = None) -> Tensor:
     n, channels, height, width = pictures.shape
     columns = columns or max(round((n * height / width) ** 0.5), 1)
     rows = -(-n // columns)
-    cells = torch.ones(rows * columns, channels, height + 1, width + 1)
+    cells = pictures.new_ones(rows * columns, channels, height + 1, width + 1)
     cells[:n, :, :height, :width] = pictures
     grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
     return grid.reshape(channels, rows * (height + 1), columns * (width + 1))[:, :-1, :-1]

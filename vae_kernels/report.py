@@ -56,7 +56,9 @@ def evaluate(trainer: "Trainer", num_samples: int) -> dict[str, float]:
     }
     if trainer.settings.likelihood != "bernoulli":
         elements, width = trainer.data.held_out[0].numel(), 1 / trainer.data.white
-        figures["bits per dimension"] = bits_per_dimension(torch.tensor(value), elements, bin_width=width).item()
+        figures["bits per dimension"] = bits_per_dimension(
+            torch.tensor(value, dtype=torch.float64), elements, bin_width=width
+        ).item()
     return figures
 
 
@@ -75,7 +77,8 @@ def _log_marginal(trainer: "Trainer", num_samples: int) -> tuple[float, float]:
             chunk=chunk,
             generator=generator,
         )
-        sums[index] = torch.stack((value.double().sum(), error.double().square().sum()))
+        value, error = (t.cpu().double() for t in (value, error))
+        sums[index] = torch.stack((value.sum(), error.square().sum()))
     value, variance = processes.total(sums).sum(0).tolist()
     return value / len(source.held_out), math.sqrt(variance) / len(source.held_out)
 
@@ -121,11 +124,11 @@ def traversals(
     """Pictures decoded from `mu` with one dimension at a time, those of largest KL first, at values from −3 to 3; then
     these dimensions and values."""
     chosen = kl.argsort(descending=True, stable=True)[:dimensions].tolist()
-    values = torch.linspace(-3, 3, columns, dtype=torch.float64).tolist()
+    values = torch.linspace(-3, 3, columns, dtype=torch.float64)
     z = mu.repeat(len(chosen), columns, 1)
     for row, dimension in enumerate(chosen):
-        z[row, :, dimension] = torch.tensor(values).to(z)
-    return model.likelihood.mean(*model.decode(z.flatten(0, 1))), chosen, values
+        z[row, :, dimension] = values.to(z)
+    return model.likelihood.mean(*model.decode(z.flatten(0, 1))), chosen, values.tolist()
 
 
 @torch.no_grad()

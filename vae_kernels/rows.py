@@ -42,14 +42,18 @@ def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | No
     return like.new_empty_strided((num_samples, *like.shape), strides, dtype=dtype or like.dtype)
 
 
+def expands(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether `Tensor.expand` takes one shape to the other. Not by trying: what it raises in compiled code is not
+    caught there."""
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
+
+
 def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor) -> None:
     """A parameter broadcasts to the first argument."""
-    try:
-        parameter.expand_as(first)
-    except RuntimeError:
+    if not expands(parameter.shape, first.shape):
         raise ValueError(
             f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
-        ) from None
+        )
 
 
 def kernels_sum(parameter: Tensor, first: Tensor, batch_dims: int) -> bool:

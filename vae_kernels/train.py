@@ -301,9 +301,15 @@ def _write_history(folder: Path, rows: list[Row]) -> None:
 
 @contextlib.contextmanager
 def _repeatable() -> Iterator[None]:
-    """cuDNN picks algorithms whose sums vary from run to run unless told not to; nothing else here does."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        yield
+    """cuDNN picks algorithms whose sums vary from run to run unless told not to; a model's weights are drawn in torch's
+    default dtype. Nothing else here varies."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _progress_bar(trainer: Trainer):
@@ -330,7 +336,7 @@ def _sums(terms: Elbo) -> Tensor:
 
 
 def _means(sums: Tensor) -> list[float]:
-    *terms, pictures = sums.double().cpu().sum(0).tolist()
+    *terms, pictures = sums.cpu().double().sum(0).tolist()
     return [term / max(pictures, 1) for term in terms]
 
 

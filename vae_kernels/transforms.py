@@ -14,6 +14,23 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def traced() -> bool:
+    """Whether this code is traced (compiled, exported, by `make_fx` or `torch.jit.trace`): values are an example's."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or get_proxy_mode() is not None
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the tensor's values can be read: not of meta and fake tensors, nor under `vmap` and `functionalize`."""
+    from torch._subclasses.fake_tensor import is_fake
+
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return not (tensor.is_meta or is_fake(tensor) or functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def batched(gradient: Tensor | None) -> bool:
     """Whether a backward pass runs for several upstream gradients at once: within `vmap`, or by `is_grads_batched`."""
     if gradient is None or torch.compiler.is_compiling():
