@@ -77,8 +77,8 @@ inline Tensor empty_strided(const Shape& shape, int32_t dtype, const Tensor& dev
   AtenTensorHandle result;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.at, shape.strides.at, dtype, device_type,
-                                                  device_index, &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.begin(), shape.strides.begin(), dtype,
+                                                  device_type, device_index, &result));
   return Tensor(result);
 }
 
@@ -96,7 +96,7 @@ inline Tensor half(const Tensor& tensor, int64_t dim, int index) {
   shape.sizes[int(dim)] /= 2;
   AtenTensorHandle part;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at,
+      tensor.get(), shape.dims(), shape.sizes.begin(), shape.strides.begin(),
       /*offset_increment=*/index * shape.sizes[int(dim)] * shape.strides[int(dim)], &part));
   return Tensor(part);
 }
@@ -156,8 +156,8 @@ class Rows {
         std::all_of(shape.strides.begin(), shape.strides.begin() + batch_dims_, [](int64_t s) { return s == 0; });
     if (one_row) std::fill(copied.sizes.begin(), copied.sizes.begin() + batch_dims_, 1);
     AtenTensorHandle source;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.at,
-                                                          shape.strides.at, /*offset_increment=*/0, &source));
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.begin(),
+                                                          shape.strides.begin(), /*offset_increment=*/0, &source));
     Tensor copy = empty_strided(copied, dtype_of(tensor), first_);
     torch::stable::copy_(copy, Tensor(source));
     copies_.push_back(copy);
@@ -224,7 +224,7 @@ class Rows {
   // (batch dims), contiguous, in the arithmetic's dtype.
   Tensor empty_sums() const {
     Shape shape = shape_;
-    shape.sizes.count = batch_dims_;
+    shape.sizes.resize(batch_dims_);
     make_contiguous(&shape);
     return empty_strided(shape, arithmetic_dtype(), first_);
   }
@@ -245,7 +245,7 @@ class Rows {
   // The call's sizes, laid out as the row form itself.
   Shape row_form() const {
     Dims order;
-    for (int i = columns_.count - 1; i >= 0; --i) order.push_back(columns_[i]);
+    for (int i = columns_.count() - 1; i >= 0; --i) order.push_back(columns_[i]);
     for (int d = batch_dims_ - 1; d >= 0; --d) order.push_back(d);
     Shape shape = shape_;
     std::fill(shape.strides.begin(), shape.strides.end(), 1);  // dims of one element are in no order

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rows import row_shape
+
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype of arithmetic and sums: float64 if any tensor is, else float32."""
@@ -17,8 +19,10 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
-    """Sum over the dims behind the first `batch_dims`."""
-    return elements if elements.dim() == batch_dims else elements.sum(dim=tuple(range(batch_dims, elements.dim())))
+    """Sum over the dims behind the first `batch_dims`. In row form: torch sums tensors of 64 dims at most."""
+    if elements.dim() == batch_dims:
+        return elements
+    return elements.reshape(row_shape(elements, batch_dims)).sum(1).reshape(elements.shape[:batch_dims])
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..fakes import plain_settings
-from ..rows import column_dims, empty_samples
+from ..rows import column_dims, empty_samples, sum_to_size
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, Strides, dense, from_dense, layout
@@ -516,4 +516,4 @@ def _share_out(dense_grad: Tensor, grad: Tensor, order: list[int]) -> None:
         return
     in_order = dense_grad.permute([order.index(d) for d in sorted(order)])
     own = grad.shape[max(grad.dim() - len(order), 0) :]
-    grad.copy_(in_order.sum_to_size(own).view(grad.shape))
+    grad.copy_(sum_to_size(in_order, own).view(grad.shape))
