@@ -17,6 +17,8 @@ KL_REDUCTIONS = ("sum", "none")
 # num_samples, scale, kl_estimator and kl_reduction of the commonest calls, which have ops of few arguments.
 _PLAIN = (None, "logvar", "analytic", "sum")
 _NO_CLAMP = (-math.inf, math.inf)
+# Where the eager kl's node keeps how it was estimated.
+_KL_ESTIMATOR = "vae_kernels.kl_estimator"
 
 
 def reparameterize_kl(
@@ -181,8 +183,9 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
             mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, logvar_clamp, kl_estimator,
             kl_reduction,
         )  # fmt: skip
+        z, kl = transforms.with_dense_gradients(z), transforms.with_dense_gradients(kl)
         if not torch.compiler.is_compiling() and not transforms.active() and kl.grad_fn is not None:
-            kl.grad_fn.metadata["kl_estimator"] = kl_estimator
+            kl.grad_fn.metadata[_KL_ESTIMATOR] = kl_estimator
         return z, kl
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
@@ -205,9 +208,9 @@ def kl_estimator_of(kl: Tensor) -> str | None:
     """How a kl that comes straight from the latent step was estimated; None where that is not known."""
     if torch.compiler.is_compiling() or kl.grad_fn is None:
         return None
-    if settings := getattr(kl.grad_fn, "settings", None):  # LatentStep's
-        return settings[-2]
-    return kl.grad_fn.metadata.get("kl_estimator")
+    if isinstance(kl.grad_fn, LatentStep._backward_cls):
+        return kl.grad_fn.settings[-2]
+    return kl.grad_fn.metadata.get(_KL_ESTIMATOR)
 
 
 class LatentStep(torch.autograd.Function):
@@ -223,6 +226,7 @@ class LatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *upstream):
+        upstream = tuple(map(transforms.dense, upstream))
         needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
         mu, *others = ctx.saved_tensors
         grads = _gradients(ctx, upstream, (_laid_out(mu, ctx.strides), *others), needs)
@@ -242,6 +246,7 @@ class PlainLatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         mu, logvar, seed = ctx.saved_tensors
         mu = _laid_out(mu, ctx.strides)
         needs = ctx.needs_input_grad[:2]
@@ -267,6 +272,7 @@ class PriorLatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         mu, logvar, prior_mu, prior_logvar, seed = ctx.saved_tensors
         mu = _laid_out(mu, ctx.strides)
         needs = ctx.needs_input_grad[:4]
@@ -292,6 +298,7 @@ class PackedLatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         moments, seed = ctx.saved_tensors
         moments = _laid_out(moments, ctx.strides)
         if _is_plain(grad_z, grad_kl):

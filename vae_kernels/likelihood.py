@@ -327,7 +327,7 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
     inputs, constants, batch_dims = _check(family, arguments, batch_dims)
     backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
     if backend == "eager":
-        return _eager(family, inputs, constants, batch_dims)
+        return transforms.with_dense_gradients(_eager(family, inputs, constants, batch_dims))
     namespace = f"vae_kernels_{backend}"
     first, x, *parameters = inputs
     if len(parameters) < 2 and not constants and not x.requires_grad:
@@ -354,6 +354,7 @@ class LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
         if torch.is_grad_enabled() or transforms.batched(grad):
             grads = eager.gradients(
@@ -387,6 +388,7 @@ class LeanLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         first, x, parameter = ctx.saved_tensors
         ops = getattr(torch.ops, ctx.namespace)
         if torch.is_grad_enabled() or transforms.batched(grad):

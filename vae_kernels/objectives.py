@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from . import transforms
 from .latent import kl_estimator_of
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -159,7 +160,7 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         )
     if gradient == "dreg":
         return _doubly_reparameterized(log_px, kl, z)
-    return log_mean_exp(log_px - kl)
+    return transforms.with_dense_gradients(log_mean_exp(log_px - kl))
 
 
 def score_function_elbo(
@@ -236,6 +237,7 @@ class _DoublyReparameterized(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         (weights,) = ctx.saved_tensors
         return grad * weights, -grad * weights * weights, None
 
@@ -285,7 +287,9 @@ def _over_samples(terms: Tensor) -> Tensor:
 
 
 def _reduce(value: Tensor, reduction: str) -> Tensor:
-    return value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
+    if reduction == "none":
+        return transforms.with_dense_gradients(value)
+    return value.sum() if reduction == "sum" else value.mean()
 
 
 def _minibatch_scale(batch: int, dataset_size: int | None) -> float:
