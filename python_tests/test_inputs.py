@@ -80,6 +80,12 @@ REFUSED = {
     "kl_reduction_unknown": (latent(kl_reduction="mean"), ValueError, "kl_reduction", "'mean'", "none"),
     "scale_unknown": (latent(scale="sigma"), ValueError, "scale", "'sigma'", "logstd"),
     "logvar_clamp_one": (latent(logvar_clamp=(1.0,)), ValueError, "logvar_clamp", "(1.0,)"),
+    "logvar_clamp_nothing_between": (
+        latent(logvar_clamp=(math.inf, math.inf)),
+        ValueError,
+        "logvar_clamp",
+        "(inf, inf)",
+    ),
     "logvar_clamp_reversed": (latent(logvar_clamp=(2, 1)), ValueError, "logvar_clamp", "(2, 1)"),
     "logvar_clamp_nan": (latent(logvar_clamp=(0, float("nan"))), ValueError, "logvar_clamp", "nan"),
     "logvar_clamp_open": (latent(logvar_clamp=(None, 20)), TypeError, "logvar_clamp", "None", "-inf"),

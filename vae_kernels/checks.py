@@ -62,6 +62,12 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}")
+    if type(value) is not Tensor and hasattr(value, "to_local"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a {type(value).__name__}: the rows of noise and sums are those of one "
+            f"process. Pass {name}.to_local(), with a seed for each sample so that noise does not depend on the "
+            "sharding, and make the results a DTensor by DTensor.from_local"
+        )
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got the layout {value.layout}: pass {name}.to_dense()")
 

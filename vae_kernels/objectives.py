@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from . import transforms
+from . import symbols, transforms
 from .latent import kl_estimator_of
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -264,7 +264,7 @@ def _free_bits(kl: Tensor, free_bits: float, per: str, process_group) -> Tensor:
     if parts.dim() > 2:
         parts = parts.flatten(1) if per == "dimension" else parts.flatten(2).sum(2)
     below = _batch_mean(parts, process_group) < free_bits
-    return torch.where(below, free_bits, parts).sum(1)
+    return torch.where(below, symbols.tensor(free_bits, parts), parts).sum(1)
 
 
 def _capacity(kl: Tensor, capacity: float | Tensor, per: str, process_group) -> Tensor:
