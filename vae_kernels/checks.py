@@ -64,9 +64,8 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}")
     if type(value) is not Tensor and hasattr(value, "to_local"):
         raise TypeError(
-            f"{name} must be a plain tensor, got a {type(value).__name__}: the rows of noise and sums are those of one "
-            f"process. Pass {name}.to_local(), with a seed for each sample so that noise does not depend on the "
-            "sharding, and make the results a DTensor by DTensor.from_local"
+            f"{name} must be a plain tensor, got a {type(value).__name__}: pass {name}.to_local(), and give each sample "
+            "a seed of its own, so that the noise is that of the whole batch"
         )
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got the layout {value.layout}: pass {name}.to_dense()")
