@@ -76,7 +76,7 @@ class LatentVariant(NamedTuple):
     packed: bool = False
     num_samples: int | None = None
     scale: str = "logvar"
-    clamp: tuple[float, ...] = ()
+    clamp: tuple[float | None, float | None] = (None, None)
     estimator: str = "analytic"
     reduction: str = "sum"
 
@@ -87,7 +87,7 @@ class LatentVariant(NamedTuple):
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        return 1, 1, self.num_samples, self.scale, list(self.clamp), self.estimator, self.reduction
+        return 1, 1, self.num_samples, self.scale, *self.clamp, self.estimator, self.reduction
 
     def forward(self, dtype: torch.dtype) -> object:
         from vae_kernels.triton import latent

@@ -77,8 +77,8 @@ inline Tensor empty_strided(const Shape& shape, int32_t dtype, const Tensor& dev
   AtenTensorHandle result;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &device_index));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.at, shape.strides.at, dtype, device_type,
-                                                  device_index, &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.dims(), shape.sizes.begin(), shape.strides.begin(), dtype,
+                                                  device_type, device_index, &result));
   return Tensor(result);
 }
 
@@ -96,7 +96,7 @@ inline Tensor half(const Tensor& tensor, int64_t dim, int index) {
   shape.sizes[int(dim)] /= 2;
   AtenTensorHandle part;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      tensor.get(), shape.dims(), shape.sizes.at, shape.strides.at,
+      tensor.get(), shape.dims(), shape.sizes.begin(), shape.strides.begin(),
       /*offset_increment=*/index * shape.sizes[int(dim)] * shape.strides[int(dim)], &part));
   return Tensor(part);
 }
@@ -156,8 +156,8 @@ class Rows {
         std::all_of(shape.strides.begin(), shape.strides.begin() + batch_dims_, [](int64_t s) { return s == 0; });
     if (one_row) std::fill(copied.sizes.begin(), copied.sizes.begin() + batch_dims_, 1);
     AtenTensorHandle source;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.at,
-                                                          shape.strides.at, /*offset_increment=*/0, &source));
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), copied.dims(), copied.sizes.begin(),
+                                                          shape.strides.begin(), /*offset_increment=*/0, &source));
     Tensor copy = empty_strided(copied, dtype_of(tensor), first_);
     torch::stable::copy_(copy, Tensor(source));
     copies_.push_back(copy);
@@ -224,7 +224,7 @@ class Rows {
   // (batch dims), contiguous, in the arithmetic's dtype.
   Tensor empty_sums() const {
     Shape shape = shape_;
-    shape.sizes.count = batch_dims_;
+    shape.sizes.resize(batch_dims_);
     make_contiguous(&shape);
     return empty_strided(shape, arithmetic_dtype(), first_);
   }
@@ -245,7 +245,7 @@ class Rows {
   // The call's sizes, laid out as the row form itself.
   Shape row_form() const {
     Dims order;
-    for (int i = columns_.count - 1; i >= 0; --i) order.push_back(columns_[i]);
+    for (int i = columns_.count() - 1; i >= 0; --i) order.push_back(columns_[i]);
     for (int d = batch_dims_ - 1; d >= 0; --d) order.push_back(d);
     Shape shape = shape_;
     std::fill(shape.strides.begin(), shape.strides.end(), 1);  // dims of one element are in no order
@@ -289,8 +289,8 @@ class LatentCall {
 
   LatentCall(Inputs& a, const Tensor& mu, const std::optional<Tensor>& logvar, const std::optional<Tensor>& prior_mu,
              const std::optional<Tensor>& prior_logvar, const std::optional<Tensor>& eps, int64_t batch_dims,
-             int64_t packed_dim, std::optional<int64_t> num_samples, const Name& scale,
-             const std::vector<double>& logvar_clamp, const Name& kl_estimator)
+             int64_t packed_dim, std::optional<int64_t> num_samples, const Name& scale, std::optional<double> low,
+             std::optional<double> high, const Name& kl_estimator)
       : a(a),
         mean(logvar ? mu : half(mu, packed_dim, 0)),
         raw(logvar ? *logvar : half(mu, packed_dim, 1)),
@@ -301,9 +301,8 @@ class LatentCall {
         packed_dim_(packed_dim) {
     a.scale = Scale(index_of(scale, {"logvar", "logstd", "std", "variance"}));
     a.estimator = KlEstimator(index_of(kl_estimator, {"analytic", "monte_carlo", "path"}));
-    STD_TORCH_CHECK(logvar_clamp.empty() || logvar_clamp.size() == 2, "logvar_clamp must be empty or [lo, hi]");
-    a.low = logvar_clamp.empty() ? -INFINITY : logvar_clamp[0];
-    a.high = logvar_clamp.empty() ? INFINITY : logvar_clamp[1];
+    a.low = low.value_or(-INFINITY);
+    a.high = high.value_or(INFINITY);
     a.mu = rows.argument(mean);
     a.raw = rows.argument(raw);
     if (prior_mu) a.prior_mu = rows.argument(*prior_mu);
@@ -396,21 +395,21 @@ inline void check_family(const std::string& family, size_t inputs, size_t consta
 template <auto kLatentForward>
 std::tuple<Tensor, Tensor> latent_plain_forward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                                                 int64_t batch_dims) {
-  return kLatentForward(mu, logvar, {}, {}, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+  return kLatentForward(mu, logvar, {}, {}, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {}, {"analytic"}, {"sum"});
 }
 template <auto kLatentBackward>
 std::tuple<Tensor, Tensor> latent_plain_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
                                                  const Tensor& logvar, const Tensor& seed, int64_t batch_dims) {
   const std::vector<Tensor> gradients =
       kLatentBackward(grad_z, grad_kl, mu, logvar, {}, {}, seed, {}, {true, true, false, false, false}, batch_dims, 0,
-                      {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+                      {}, {"logvar"}, {}, {}, {"analytic"}, {"sum"});
   return {gradients[0], gradients[1]};
 }
 template <auto kLatentForward>
 std::tuple<Tensor, Tensor> latent_prior_forward(const Tensor& mu, const Tensor& logvar, const Tensor& prior_mu,
                                                 const Tensor& prior_logvar, const Tensor& seed, int64_t batch_dims) {
-  return kLatentForward(mu, logvar, prior_mu, prior_logvar, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {"analytic"},
-                        {"sum"});
+  return kLatentForward(mu, logvar, prior_mu, prior_logvar, seed, {}, batch_dims, 0, {}, {"logvar"}, {}, {},
+                        {"analytic"}, {"sum"});
 }
 template <auto kLatentBackward>
 std::tuple<Tensor, Tensor, Tensor, Tensor> latent_prior_backward(const Tensor& grad_z, const Tensor& grad_kl,
@@ -419,21 +418,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> latent_prior_backward(const Tensor& g
                                                                  const Tensor& seed, int64_t batch_dims) {
   const std::vector<Tensor> gradients =
       kLatentBackward(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, {}, {true, true, true, true, false},
-                      batch_dims, 0, {}, {"logvar"}, {}, {"analytic"}, {"sum"});
+                      batch_dims, 0, {}, {"logvar"}, {}, {}, {"analytic"}, {"sum"});
   return {gradients[0], gradients[1], gradients[2], gradients[3]};
 }
 template <auto kLatentForward>
 std::tuple<Tensor, Tensor> latent_packed_forward(const Tensor& moments, const Tensor& seed, int64_t batch_dims,
-                                                 int64_t dim, double low, double high) {
-  return kLatentForward(moments, {}, {}, {}, seed, {}, batch_dims, dim, {}, {"logvar"}, {low, high}, {"analytic"},
+                                                 int64_t dim, std::optional<double> low, std::optional<double> high) {
+  return kLatentForward(moments, {}, {}, {}, seed, {}, batch_dims, dim, {}, {"logvar"}, low, high, {"analytic"},
                         {"sum"});
 }
 template <auto kLatentBackward>
 Tensor latent_packed_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& moments, const Tensor& seed,
-                              int64_t batch_dims, int64_t dim, double low, double high) {
+                              int64_t batch_dims, int64_t dim, std::optional<double> low, std::optional<double> high) {
   const std::vector<Tensor> gradients =
       kLatentBackward(grad_z, grad_kl, moments, {}, {}, {}, seed, {}, {true, false, false, false, false}, batch_dims,
-                      dim, {}, {"logvar"}, {low, high}, {"analytic"}, {"sum"});
+                      dim, {}, {"logvar"}, low, high, {"analytic"}, {"sum"});
   return gradients[0];
 }
 
@@ -497,12 +496,12 @@ class CategoricalCall {
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "latent_forward(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? seed, Tensor? eps,"
-      " int batch_dims, int packed_dim, int? num_samples, str scale, float[] logvar_clamp, str kl_estimator,"
+      " int batch_dims, int packed_dim, int? num_samples, str scale, float? low, float? high, str kl_estimator,"
       " str kl_reduction) -> (Tensor, Tensor)");
   m.def(
       "latent_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu,"
       " Tensor? prior_logvar, Tensor? seed, Tensor? eps, bool[] needs, int batch_dims, int packed_dim,"
-      " int? num_samples, str scale, float[] logvar_clamp, str kl_estimator, str kl_reduction) -> Tensor[]");
+      " int? num_samples, str scale, float? low, float? high, str kl_estimator, str kl_reduction) -> Tensor[]");
   m.def("latent_plain_forward(Tensor mu, Tensor logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor)");
   m.def(
       "latent_plain_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor seed, int batch_dims)"
@@ -514,11 +513,11 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "latent_prior_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, Tensor prior_mu,"
       " Tensor prior_logvar, Tensor seed, int batch_dims) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "latent_packed_forward(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high)"
+      "latent_packed_forward(Tensor moments, Tensor seed, int batch_dims, int dim, float? low, float? high)"
       " -> (Tensor, Tensor)");
   m.def(
       "latent_packed_backward(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int batch_dims, int dim,"
-      " float low, float high) -> Tensor");
+      " float? low, float? high) -> Tensor");
   m.def("likelihood_forward(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor");
   m.def(
       "likelihood_backward(str family, Tensor grad, Tensor[] inputs, float[] constants, int batch_dims, bool[] needs)"

@@ -123,12 +123,12 @@ std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const std::optional<
                                           const std::optional<Tensor>& prior_logvar, const std::optional<Tensor>& seed,
                                           const std::optional<Tensor>& eps, int64_t batch_dims, int64_t packed_dim,
                                           std::optional<int64_t> num_samples, const Name& scale,
-                                          std::vector<double> logvar_clamp, const Name& kl_estimator,
-                                          const Name& kl_reduction) {
+                                          std::optional<double> low, std::optional<double> high,
+                                          const Name& kl_estimator, const Name& kl_reduction) {
   check_floating({mu, logvar, prior_mu, prior_logvar, eps});
   const Device device(mu);
   cuda::LatentForward a{};
-  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, low, high,
                   kl_estimator);
   a.seeds = call.seeds(seed, eps);
   const std::tuple<Tensor, Tensor> results = call.results(kl_reduction);
@@ -142,13 +142,12 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
                                     const std::optional<Tensor>& prior_mu, const std::optional<Tensor>& prior_logvar,
                                     const std::optional<Tensor>& seed, const std::optional<Tensor>& eps,
                                     std::vector<bool> needs, int64_t batch_dims, int64_t packed_dim,
-                                    std::optional<int64_t> num_samples, const Name& scale,
-                                    std::vector<double> logvar_clamp, const Name& kl_estimator,
-                                    const Name& kl_reduction) {
+                                    std::optional<int64_t> num_samples, const Name& scale, std::optional<double> low,
+                                    std::optional<double> high, const Name& kl_estimator, const Name& kl_reduction) {
   check_floating({grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, eps});
   const Device device(mu);
   cuda::LatentBackward a{};
-  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, logvar_clamp,
+  LatentCall call(a, mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, num_samples, scale, low, high,
                   kl_estimator);
   a.seeds = call.seeds(seed, eps);
   call.set_upstream(grad_z, grad_kl, kl_reduction);

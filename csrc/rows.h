@@ -14,26 +14,42 @@ namespace vk {
 
 enum class Type { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
-constexpr int kMaxDims = 64;  // torch's own limit
+// A list of numbers, one for each dim. A call on small tensors costs less than an allocation, so that only what more
+// than kHere of them take is allocated.
+class Dims {
+ public:
+  int count() const { return count_; }
+  int64_t* begin() { return more_.empty() ? here_ : more_.data(); }
+  int64_t* end() { return begin() + count_; }
+  const int64_t* begin() const { return more_.empty() ? here_ : more_.data(); }
+  const int64_t* end() const { return begin() + count_; }
+  int64_t& operator[](int i) { return begin()[i]; }
+  int64_t operator[](int i) const { return begin()[i]; }
 
-// A short list without an allocation: a call on small tensors costs less than one.
-struct Dims {
-  int count = 0;
-  int64_t at[kMaxDims];
+  // What is added has no value yet.
+  void resize(int count) {
+    if (count > kHere || !more_.empty()) {
+      if (more_.empty()) more_.assign(here_, here_ + count_);
+      more_.resize(size_t(count));
+    }
+    count_ = count;
+  }
+  void push_back(int64_t value) {
+    resize(count_ + 1);
+    begin()[count_ - 1] = value;
+  }
 
-  int64_t* begin() { return at; }
-  int64_t* end() { return at + count; }
-  const int64_t* begin() const { return at; }
-  const int64_t* end() const { return at + count; }
-  int64_t& operator[](int i) { return at[i]; }
-  int64_t operator[](int i) const { return at[i]; }
-  void push_back(int64_t value) { at[count++] = value; }
+ private:
+  static constexpr int kHere = 8;
+  int count_ = 0;
+  int64_t here_[kHere];
+  std::vector<int64_t> more_;  // all of them, where there were ever more
 };
 
 // Sizes and strides of a tensor, in elements.
 struct Shape {
   Dims sizes, strides;
-  int dims() const { return sizes.count; }
+  int dims() const { return sizes.count(); }
 };
 
 inline bool same_sizes(const Shape& a, const Shape& b) {
@@ -49,7 +65,7 @@ inline int64_t product(const Dims& sizes, int begin, int end) {
 // Strides of memory without gaps, with the dims in `order`, fastest first.
 inline void fill_strides(Shape* shape, const Dims& order) {
   int64_t next = 1;
-  shape->strides.count = shape->dims();
+  shape->strides.resize(shape->dims());
   for (const int64_t d : order) {
     shape->strides[int(d)] = next;
     next *= std::max<int64_t>(shape->sizes[int(d)], 1);
@@ -99,7 +115,7 @@ inline Dims memory_order(const Shape& tensor) {
     if (of_a != of_b) return of_a > of_b ? 1 : -1;
     return tensor.sizes[int(a)] > tensor.sizes[int(b)] ? 1 : 0;
   };
-  for (int i = 1; i < order.count; ++i) {
+  for (int i = 1; i < order.count(); ++i) {
     int at = i;
     for (int j = i - 1; j >= 0; --j) {
       const int comparison = comes_after(order[j], order[at]);
@@ -146,7 +162,7 @@ inline bool merge_dims(const Shape& shape, const Dims& order, int64_t* outer_str
                        int64_t* inner_stride) {
   int levels = 0;
   int64_t size[2] = {1, 1}, stride[2] = {0, 0};  // level 0 is the faster one
-  for (int i = order.count - 1; i >= 0; --i) {
+  for (int i = order.count() - 1; i >= 0; --i) {
     const int64_t n = shape.sizes[int(order[i])], s = shape.strides[int(order[i])];
     if (n == 1) continue;
     if (levels > 0 && s == stride[levels - 1] * size[levels - 1]) {
@@ -185,7 +201,7 @@ inline bool make_view(const Shape& shape, int batch_dims, const Dims& columns, V
 // Where each column's element lies, in the columns' order. For what no view expresses: broadcasting along several dims.
 inline std::vector<int64_t> column_offsets(const Shape& shape, const Dims& columns) {
   std::vector<int64_t> offsets(1, 0);
-  for (int i = columns.count - 1; i >= 0; --i) {
+  for (int i = columns.count() - 1; i >= 0; --i) {
     const int d = int(columns[i]);
     const size_t inner = offsets.size();
     for (int64_t k = 1; k < shape.sizes[d]; ++k) {

@@ -10,6 +10,7 @@ from error_rule import check, expected, results
 from fresh_process import python
 from samples import BF16, DEVICE, F32, F64, OPS, U8, Sample, sample
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_kernels as vk
 
@@ -127,6 +128,78 @@ def test_seeds(backend: str) -> None:
     torch.manual_seed(6)
     got = [run(mu, logvar, None)[0] for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+# Of two tensors (4, 6) that need a gradient, x of that shape with values in (0, 1), a number and an integer that change.
+NUMBERS = {
+    "logvar": lambda a, b, x, n, k: vk.gaussian_log_likelihood(a, x, n),
+    "an integer": lambda a, b, x, n, k: vk.gaussian_log_likelihood(a, x, k),
+    "log_scale": lambda a, b, x, n, k: vk.laplace_log_likelihood(a, b, n),
+    "log_scale beside bins": lambda a, b, x, n, k: vk.discretized_logistic_log_likelihood(a, x, n, bins=16),
+    "theta": lambda a, b, x, n, k: vk.negative_binomial_log_likelihood(a.exp(), x, n),
+    "theta before a tensor": lambda a, b, x, n, k: vk.zero_inflated_negative_binomial_log_likelihood(a.exp(), x, n, b),
+    "zero_logits": lambda a, b, x, n, k: vk.zero_inflated_negative_binomial_log_likelihood(a.exp(), x, b.exp(), n),
+    "two numbers": lambda a, b, x, n, k: vk.zero_inflated_negative_binomial_log_likelihood(a.exp(), x, n, n - 1),
+    "both bounds": lambda a, b, x, n, k: vk.reparameterize_kl(a, b, seed=1, logvar_clamp=(-n, n)),
+    "upper bound": lambda a, b, x, n, k: vk.reparameterize_kl(a, b, seed=1, logvar_clamp=(-float("inf"), n)),
+    "bounds of packed": lambda a, b, x, n, k: vk.reparameterize_kl_packed(a, dim=-1, seed=1, logvar_clamp=(-n, 9)),
+    "bounds of a logstd": lambda a, b, x, n, k: vk.reparameterize_kl(
+        a, b, seed=1, scale="logstd", logvar_clamp=(-n, n)
+    ),
+    "bounds of a std": lambda a, b, x, n, k: vk.reparameterize_kl(
+        a, b.exp(), seed=1, scale="std", logvar_clamp=(-n, n)
+    ),
+    "bounds of a variance": lambda a, b, x, n, k: vk.reparameterize_kl(
+        a, b.exp(), seed=1, scale="variance", logvar_clamp=(-n, n), num_samples=2, kl_estimator="monte_carlo"
+    ),
+    "seed": lambda a, b, x, n, k: vk.reparameterize_kl(a, b, seed=k),
+    "beta": lambda a, b, x, n, k: vk.elbo(a, b, beta=n),
+    "capacity": lambda a, b, x, n, k: vk.elbo(a, b, capacity=n),
+    "capacity of the batch": lambda a, b, x, n, k: vk.elbo(a, b, capacity=n, capacity_per="batch"),
+    "free_bits": lambda a, b, x, n, k: vk.elbo(a[:, 0], b, free_bits=n / 4),
+    "free_bits of a group": lambda a, b, x, n, k: vk.elbo(a[:, 0], b, free_bits=n / 4, free_bits_per="group"),
+    "dataset_size": lambda a, b, x, n, k: vk.elbo(a, b, dataset_size=k),
+    "baseline": lambda a, b, x, n, k: vk.score_function_elbo(a, b, a * b, baseline=n),
+    "beta of the score function": lambda a, b, x, n, k: vk.score_function_elbo(a, b, a * b, beta=n),
+    "bin_width": lambda a, b, x, n, k: vk.bits_per_dimension(a, 6, bin_width=n),
+    "dimensions": lambda a, b, x, n, k: vk.bits_per_dimension(a, k),
+    "a schedule": lambda a, b, x, n, k: a * vk.linear_schedule(3, 15, start=n, stop=2 * n),
+}
+
+
+def _check_numbers(
+    call: Callable[..., Tensor | tuple[Tensor, ...]], compiler: str, differentiated: bool = True
+) -> None:
+    """Two graphs, one for the first value and one for all others, and the results and gradients of each value."""
+    a, b = (torch.randn(4, 6, device=DEVICE, requires_grad=differentiated) for _ in range(2))
+    x = torch.rand(4, 6, device=DEVICE)
+    counter = CompileCounterWithBackend(compiler)
+    run = torch.compile(call, fullgraph=True, backend=counter)
+    for step in range(20):
+        found = []
+        for function in (call, run):
+            outputs = function(a, b, x, 0.3 + 0.137 * step, 100 + step)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            generator = torch.Generator().manual_seed(step)
+            upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+            gradients = ()
+            if differentiated:
+                gradients = torch.autograd.grad(outputs, (a, b), upstream, materialize_grads=True)
+            found.append((*outputs, *gradients))
+        for want, got in zip(*found, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("call", NUMBERS)
+def test_numbers_compile_twice(backend: str, call: str) -> None:
+    _check_numbers(NUMBERS[call], "aot_eager")
+
+
+@pytest.mark.parametrize("call", ["logvar", "bounds of packed", "free_bits"])
+def test_numbers_compile_twice_by_inductor(backend: str, call: str) -> None:
+    """One of each way that a number takes."""
+    _check_numbers(NUMBERS[call], "inductor", differentiated=False)
 
 
 def test_drawn_noise_of_inductor(backend: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from error_rule import check, expected, results
 from samples import BF16, DEVICE, F32, F64, LAYOUTS, OPS, U8, Sample, sample
 from torch import Tensor
@@ -129,6 +130,105 @@ def test_expanded_upstream(backend: str, case: Sample) -> None:
         copied = gradients(case, lambda tensor, expand=expand: expand(tensor).contiguous())
         for expanded, contiguous in zip(gradients(case, expand), copied, strict=True):
             assert torch.equal(expanded, contiguous)
+
+
+# How an upstream gradient may come, from a dense one of the same values.
+UPSTREAM = {
+    "sparse": Tensor.to_sparse,
+    "sparse rows": lambda g: g.to_sparse(1),
+    "not coalesced": lambda g: torch.sparse_coo_tensor(
+        g.to_sparse().indices().repeat(1, 2), (g.to_sparse().values() / 2).repeat(2), g.shape, check_invariants=True
+    ),
+    "negated view": lambda g: torch._neg_view(-g),
+    "conjugated": lambda g: torch.complex(torch.zeros_like(g), -g).conj().imag,
+    "float64": Tensor.double,
+    "a parameter": torch.nn.Parameter,
+}
+
+
+class _SendsBack(torch.autograd.Function):
+    """The identity, whose gradient comes in another form."""
+
+    @staticmethod
+    def forward(ctx, value, form):
+        ctx.form = form
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.form(gradient), None
+
+
+# Each op of the latent step, and the terms of objectives, of tensors of (4, 6) that need a gradient.
+MORE_CALLS = {
+    "latent by a seed": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1),
+    "prior": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, prior_mu=c, prior_logvar=c),
+    "shared prior": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, prior_mu=c[0]),
+    "packed": lambda a, b, c: vk.reparameterize_kl_packed(a, dim=-1, seed=1),
+    "samples": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, num_samples=3, kl_estimator="path"),
+    "elements": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, kl_reduction="none"),
+    "a number": lambda a, b, c: vk.gaussian_log_likelihood(a, b, 0.5),
+    "every element kept": lambda a, b, c: vk.gaussian_log_likelihood(a, b, c, batch_dims=2),
+    "categorical": lambda a, b, c: vk.categorical_log_likelihood(a, torch.arange(4, device=DEVICE)),
+    "elbo": lambda a, b, c: vk.elbo(a, b, reduction="none"),
+    "free bits": lambda a, b, c: vk.elbo(a[:, 0], b, free_bits=0.1, reduction="none"),
+    "importance weighted": lambda a, b, c: vk.importance_weighted_elbo(a, b),
+    "doubly reparameterized": lambda a, b, c: vk.importance_weighted_elbo(a, b, z=c, gradient="dreg"),
+    "score function": lambda a, b, c: vk.score_function_elbo(a, b, c, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("form", UPSTREAM)
+@pytest.mark.parametrize("call", [*OPS, *MORE_CALLS])
+def test_upstream_of_another_form(backend: str, call: str, form: str) -> None:
+    """Handed to autograd or sent back by an op behind, of one output or of all: the gradients are those of a dense one,
+    and dense."""
+    if call in OPS:
+        function, inputs = function_and_inputs(sample(call, (4, 6)))
+    else:
+        function = MORE_CALLS[call]
+        inputs = tuple(torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(3))
+
+    def run() -> tuple[Tensor, ...]:
+        outputs = function(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    upstream = [torch.randn_like(o) for o in run()]
+    for chosen in (slice(None), slice(1), slice(1, None))[: 2 * len(upstream) - 1]:
+        given = upstream[chosen]
+        pull_back = functools.partial(torch.autograd.grad, inputs=inputs, materialize_grads=True)
+        want = pull_back(run()[chosen], grad_outputs=given)
+        formed = [UPSTREAM[form](g) for g in given]
+        for found in (
+            pull_back(run()[chosen], grad_outputs=formed),
+            pull_back([_SendsBack.apply(o, UPSTREAM[form]) for o in run()[chosen]], grad_outputs=given),
+            pull_back(run()[chosen], grad_outputs=formed, create_graph=True),
+        ):
+            for got, wanted in zip(found, want, strict=True):
+                assert got.layout is torch.strided
+                torch.testing.assert_close(got, wanted)
+
+
+def test_upstream_zeros_that_take_no_memory(backend: str) -> None:
+    for call in MORE_CALLS.values():
+        inputs = tuple(torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(3))
+        outputs = call(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        zeros = [torch._efficientzerotensor(o.shape, dtype=o.dtype, device=DEVICE) for o in outputs]
+        found = torch.autograd.grad(outputs, inputs, zeros, materialize_grads=True)
+        assert all(torch.equal(g + 0, torch.zeros_like(t)) for g, t in zip(found, inputs, strict=True))
+
+
+def test_an_embedding_of_the_samples(backend: str) -> None:
+    """`F.embedding(sparse=True)` looks up some of z's rows: as looked up by an index."""
+    mu, logvar = (torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(2))
+    index, upstream = torch.tensor([2, 0, 2], device=DEVICE), torch.randn(3, 6, device=DEVICE)
+    found = []
+    for look_up in (lambda z: F.embedding(index, z, sparse=True), lambda z: z[index]):
+        z, kl = vk.reparameterize_kl(mu, logvar, seed=1)
+        found.append(torch.autograd.grad((look_up(z) * upstream).sum() + kl.sin().sum(), (mu, logvar)))
+    for sparse, dense in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense)
 
 
 @pytest.mark.parametrize("case", [c for c in MEDIUM if c.op == "latent"], ids=str)

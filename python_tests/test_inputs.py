@@ -80,6 +80,12 @@ REFUSED = {
     "kl_reduction_unknown": (latent(kl_reduction="mean"), ValueError, "kl_reduction", "'mean'", "none"),
     "scale_unknown": (latent(scale="sigma"), ValueError, "scale", "'sigma'", "logstd"),
     "logvar_clamp_one": (latent(logvar_clamp=(1.0,)), ValueError, "logvar_clamp", "(1.0,)"),
+    "logvar_clamp_nothing_between": (
+        latent(logvar_clamp=(math.inf, math.inf)),
+        ValueError,
+        "logvar_clamp",
+        "(inf, inf)",
+    ),
     "logvar_clamp_reversed": (latent(logvar_clamp=(2, 1)), ValueError, "logvar_clamp", "(2, 1)"),
     "logvar_clamp_nan": (latent(logvar_clamp=(0, float("nan"))), ValueError, "logvar_clamp", "nan"),
     "logvar_clamp_open": (latent(logvar_clamp=(None, 20)), TypeError, "logvar_clamp", "None", "-inf"),
@@ -260,6 +266,67 @@ def test_empty_with_noise(backend: str) -> None:
                 assert (z.shape, kl.shape) == (mu.shape, mu.shape[:batch_dims])
                 assert torch.equal(kl, torch.zeros_like(kl))
                 assert torch.autograd.grad(z.sum() + kl.sum(), mu)[0].shape == mu.shape
+
+
+# Of tensors (2, …, 3) that need a gradient; `n` dims of them are kept.
+MANY_DIMS = {
+    "latent": lambda a, b, c, n: vk.reparameterize_kl(a, b, seed=1, batch_dims=n),
+    "packed": lambda a, b, c, n: vk.reparameterize_kl_packed(torch.cat((a, b), -1), dim=-1, seed=1, batch_dims=n),
+    "samples": lambda a, b, c, n: vk.reparameterize_kl(
+        a, b, seed=1, num_samples=4, kl_estimator="path", batch_dims=n, prior_mu=c
+    ),
+    "elements": lambda a, b, c, n: vk.reparameterize_kl(a, b, eps=c, kl_reduction="none", batch_dims=n),
+    "prior": lambda a, b, c, n: vk.reparameterize_kl(a, b, seed=1, prior_mu=c, prior_logvar=c, batch_dims=n),
+    "shared prior": lambda a, b, c, n: vk.reparameterize_kl(a, b, seed=1, prior_mu=c.reshape(2, 3)[0], batch_dims=n),
+    "no family's own": lambda a, b, c, n: vk.bernoulli_log_likelihood(a, b, batch_dims=n),
+    "number": lambda a, b, c, n: vk.gaussian_log_likelihood(a, b, 0.5, batch_dims=n),
+    "parameter": lambda a, b, c, n: vk.gaussian_log_likelihood(a, b, c, batch_dims=n),
+    "column": lambda a, b, c, n: vk.laplace_log_likelihood(a, b, c.reshape(2, 3)[0], batch_dims=n),
+    "one": lambda a, b, c, n: vk.laplace_log_likelihood(a, b, c.flatten()[0], batch_dims=n),
+    "row": lambda a, b, c, n: vk.gaussian_log_likelihood(a, b, c[..., :1], batch_dims=n),
+    "categorical": lambda a, b, c, n: vk.categorical_log_likelihood(
+        a, torch.arange(2, device=DEVICE).view(a.shape[:-1]), batch_dims=n
+    ),
+}
+
+
+def _reversed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, the first dim the fastest."""
+    backwards = range(tensor.dim())[::-1]
+    return tensor.permute(*backwards).contiguous().permute(*backwards)
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _reversed], ids=["contiguous", "reversed"])
+@pytest.mark.parametrize("dims", [8, 9, 64, 65, 90])
+@pytest.mark.parametrize("call", MANY_DIMS)
+def test_any_number_of_dims(backend: str, call: str, dims: int, layout: Callable) -> None:
+    """Dims of one element change nothing, however many they are; torch itself sums no more than 64."""
+
+    def results(dims: int, batch_dims: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(4)
+        given = [
+            layout(torch.randn(2, 3, generator=generator).to(DEVICE).view(2, *[1] * (dims - 2), 3)) for _ in range(3)
+        ]
+        given = [t.requires_grad_() for t in given]
+        outputs = MANY_DIMS[call](*given, batch_dims)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        upstream = [layout(torch.randn(o.numel(), generator=generator).to(o).view(o.shape)) for o in outputs]
+        gradients = torch.autograd.grad(outputs, given, upstream, materialize_grads=True)
+        return [t.flatten() for t in (*outputs, *gradients)]
+
+    for batch_dims in (1, dims - 1):
+        want = results(2, 1)
+        try:
+            got = results(dims, batch_dims)
+        except RuntimeError as error:
+            assert "only tensors with up to 64 dims are supported" in str(error)
+            assert backend == "eager" and call in ("samples", "shared prior", "column", "one", "row")  # autograd sums
+            continue
+        for found, wanted in zip(got, want, strict=True):
+            if backend == "eager":  # sums may be in another order
+                torch.testing.assert_close(found, wanted)
+            else:
+                assert torch.equal(found, wanted)
 
 
 MORE_THAN_INT32 = 2**31 + 1024

@@ -210,6 +210,29 @@ def test_dreg_refuses_a_full_gradient(backend: str) -> None:
     vk.importance_weighted_elbo(-kl, kl, z=z, gradient="dreg")  # the value alone is the same
 
 
+class _Foreign(torch.autograd.Function):
+    """The identity, whose node carries what it is given."""
+
+    @staticmethod
+    def forward(ctx, value, settings, metadata):
+        ctx.settings = settings
+        ctx.metadata.update(metadata)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+@pytest.mark.parametrize("settings", [None, 3, {"lr": 0.1}, ("monte_carlo", "sum")], ids=str)
+def test_dreg_trusts_nothing_of_another_node(backend: str, settings: object) -> None:
+    """Whoever made the kl may call what it keeps as we do."""
+    log_px, kl, z = (torch.randn(3, 4, requires_grad=True) for _ in range(3))
+    want = vk.importance_weighted_elbo(log_px, kl, z=z * 1, gradient="dreg")
+    foreign = _Foreign.apply(kl, settings, {"kl_estimator": "monte_carlo"})
+    assert torch.equal(vk.importance_weighted_elbo(log_px, foreign, z=z * 1, gradient="dreg"), want)
+
+
 def test_dreg_compiles_in_one_graph(backend: str) -> None:
     """The hook on z is part of the graph."""
     torch.manual_seed(0)

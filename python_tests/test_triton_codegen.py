@@ -91,7 +91,7 @@ def _both_ways(*inputs: Tensor | None, batch_dims: int = 1, num_samples: int | N
     inputs = (*inputs, *(None for _ in range(6 - len(inputs))))
     if inputs[4] is None and inputs[5] is None:
         inputs = (*inputs[:4], empty(1, dtype=torch.int64), None)
-    given = {"scale": "logvar", "clamp": [], "estimator": "analytic", "reduction": "sum"} | settings
+    given = {"scale": "logvar", "low": None, "high": None, "estimator": "analytic", "reduction": "sum"} | settings
     settings = (batch_dims, 0, num_samples, *given.values())
     z, kl = latent.latent_forward(*inputs, *settings)
     needs = [t is not None for t in (*inputs[:4], inputs[5])]
@@ -122,7 +122,7 @@ OTHERS: dict[str, Callable[[], object]] = {
     ),
     "a prior for each column": lambda: _both_ways(empty(64, 64), empty(64, 64), empty(64), empty(1, 64)),
     "half a prior, of double numbers": lambda: _both_ways(
-        empty(5, 37), empty(5, 37), None, empty(5, 37, dtype=torch.float64), scale="variance", clamp=[-3.0, 4.0]
+        empty(5, 37), empty(5, 37), None, empty(5, 37, dtype=torch.float64), scale="variance", low=-3.0, high=4.0
     ),
     "split rows": lambda: _both_ways(empty(2, 786432), empty(2, 786432)),
     "split rows of samples": lambda: _both_ways(

@@ -43,7 +43,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     x, batch_dims = _check(logits, x, batch_dims)
     backend = "eager" if transforms.active() else current_backend(logits.device.type)
     if backend == "eager":
-        return _eager(logits, x, batch_dims)
+        return transforms.with_dense_gradients(_eager(logits, x, batch_dims))
     return CategoricalLogLikelihood.apply(logits, x, batch_dims, f"vae_kernels_{backend}")
 
 
@@ -58,6 +58,7 @@ class CategoricalLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         logits, x = ctx.saved_tensors
         if torch.is_grad_enabled() or transforms.batched(grad):
             (grad_logits,) = eager.gradients(lambda a: _eager(a, x, ctx.batch_dims), (logits,), (True,), (grad,))

@@ -67,6 +67,11 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
     if value.dtype not in dtypes:
         advice = f": pass {name}.dequantize()" if value.is_quantized and torch.float32 in dtypes else ""
         raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, dtypes))}, got {value.dtype}{advice}")
+    if type(value) is not Tensor and hasattr(value, "to_local"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a {type(value).__name__}: pass {name}.to_local(), and give each sample "
+            "a seed of its own, so that the noise is that of the whole batch"
+        )
     dense(name, value)
 
 

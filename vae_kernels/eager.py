@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import symbols
+from .rows import row_shape
+
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype of arithmetic and sums: float64 if any tensor is, else float32."""
@@ -17,8 +20,10 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
-    """Sum over the dims behind the first `batch_dims`."""
-    return elements if elements.dim() == batch_dims else elements.sum(dim=tuple(range(batch_dims, elements.dim())))
+    """Sum over the dims behind the first `batch_dims`. In row form: torch sums tensors of 64 dims at most."""
+    if elements.dim() == batch_dims:
+        return elements
+    return elements.reshape(row_shape(elements, batch_dims)).sum(1).reshape(elements.shape[:batch_dims])
 
 
 # Others have no float64 (MPS, some XPUs), or it is not known that they do.
@@ -49,18 +54,32 @@ def exp_minus_1_minus(l: Tensor) -> Tensor:
     return torch.where(small, series * inside * inside, torch.expm1(l) - l)
 
 
-def std_and_logvar(raw: Tensor, scale: str, clamp: Sequence[float]) -> tuple[Tensor, Tensor]:
+def std_and_logvar(raw: Tensor, scale: str, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
     """Standard deviation and log-variance from what the caller has: `logvar`, `logstd`, `std` or `variance`. Where a
-    clamp takes the log-variance, neither has a derivative."""
-    if clamp:
-        logvar = SCALES[scale](raw)[1]
-        below, above = logvar < clamp[0], logvar > clamp[1]
-        raw = torch.where(below | above, 1, raw)  # a derivative that is not finite there would not vanish
+    bound takes the log-variance, neither has a derivative."""
+    logvar = SCALES[scale](raw)[1]
+    clamps = [(outside, symbols.tensor(bound, logvar)) for outside, bound in _outside(logvar, low, high)]
+    for outside, _ in clamps:
+        raw = torch.where(outside, 1, raw)  # a derivative that is not finite there would not vanish
     std, logvar = SCALES[scale](raw)
-    if clamp:
-        for outside, bound in zip((below, above), clamp, strict=True):
-            std, logvar = torch.where(outside, math.exp(bound / 2), std), torch.where(outside, bound, logvar)
+    for outside, bound in clamps:
+        std, logvar = torch.where(outside, torch.exp(bound / 2).to(std.dtype), std), torch.where(outside, bound, logvar)
     return std, logvar
+
+
+def clamped(raw: Tensor, scale: str, low: float | None, high: float | None) -> Tensor:
+    """`raw` with its log-variance between the bounds, in the dtype of the arithmetic."""
+    raw = raw.to(compute_dtype(raw))
+    logvar = SCALES[scale](raw)[1]
+    for outside, bound in _outside(logvar, low, high):
+        raw = torch.where(outside, _RAW[scale](symbols.tensor(bound, logvar)).to(raw.dtype), raw)
+    return raw
+
+
+def _outside(logvar: Tensor, low: float | None, high: float | None) -> list[tuple[Tensor, float]]:
+    """Where a bound takes the log-variance, for each bound."""
+    below = [] if low is None else [(logvar < low, low)]
+    return below if high is None else [*below, (logvar > high, high)]
 
 
 # Of a standard deviation given as such the logarithm is taken in float64: rounded, it would spoil e^logvar.
@@ -69,6 +88,15 @@ SCALES = {
     "logstd": lambda raw: (torch.exp(raw), 2 * raw),
     "std": lambda raw: (raw, 2 * torch.log(_wide(raw))),
     "variance": lambda raw: (torch.sqrt(raw), torch.log(_wide(raw))),
+}
+
+
+# The other way: what has a given log-variance.
+_RAW = {
+    "logvar": lambda logvar: logvar,
+    "logstd": lambda logvar: logvar / 2,
+    "std": lambda logvar: torch.exp(logvar / 2),
+    "variance": torch.exp,
 }
 
 
@@ -81,14 +109,15 @@ def reparameterize_kl(
     batch_dims: int,
     num_samples: int | None = None,
     scale: str = "logvar",
-    logvar_clamp: Sequence[float] = (),
+    low: float | None = None,
+    high: float | None = None,
     kl_estimator: str = "analytic",
     kl_reduction: str = "sum",
 ) -> tuple[Tensor, Tensor]:
     """`z = mu + std·eps` and the KL divergence to the prior, analytic or as the estimator says, per sample or element."""
     dtype = compute_dtype(*(t for t in (mu, logvar, prior_mu, prior_logvar) if t is not None))
     m, e = mu.to(dtype), eps.to(dtype)
-    std, l = std_and_logvar(logvar.to(dtype), scale, logvar_clamp)
+    std, l = std_and_logvar(logvar.to(dtype), scale, low, high)
     z = m + std * e
     prior = [None if t is None else t.to(dtype) for t in (prior_mu, prior_logvar)]
     if kl_estimator == "analytic":

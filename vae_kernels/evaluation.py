@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import symbols
 from .latent import reparameterize_kl
 
 PROPOSALS = ("posterior", "prior")
@@ -214,4 +215,4 @@ def bits_per_dimension(log_px: Tensor, dimensions: int, *, bin_width: float = 1.
         raise ValueError(f"dimensions must be at least 1, got {dimensions}")
     if not bin_width > 0:
         raise ValueError(f"bin_width must be positive, got {bin_width}")
-    return -(log_px / dimensions + math.log(bin_width)) / math.log(2)
+    return -(log_px / dimensions + torch.log(symbols.tensor(bin_width, log_px))) / math.log(2)

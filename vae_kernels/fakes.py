@@ -4,8 +4,6 @@
 floats follow in `constants`.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from .eager import compute_dtype
 from .rows import empty_samples
 
 _SETTINGS = (
-    "int batch_dims, int packed_dim, int? num_samples, str scale, float[] logvar_clamp, str kl_estimator,"
+    "int batch_dims, int packed_dim, int? num_samples, str scale, float? low, float? high, str kl_estimator,"
     " str kl_reduction"
 )
 
@@ -40,10 +38,10 @@ SCHEMAS = {
         " int batch_dims) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "latent_packed_forward": (
-        "(Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high) -> (Tensor, Tensor)"
+        "(Tensor moments, Tensor seed, int batch_dims, int dim, float? low, float? high) -> (Tensor, Tensor)"
     ),
     "latent_packed_backward": (
-        "(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int batch_dims, int dim, float low, float high)"
+        "(Tensor grad_z, Tensor grad_kl, Tensor moments, Tensor seed, int batch_dims, int dim, float? low, float? high)"
         " -> Tensor"
     ),
     "likelihood_forward": "(str family, Tensor[] inputs, float[] constants, int batch_dims) -> Tensor",
@@ -63,10 +61,10 @@ SCHEMAS = {
 
 
 def plain_settings(
-    batch_dims: int, packed_dim: int = 0, clamp: Sequence[float] = ()
-) -> tuple[int, int, None, str, list[float], str, str]:
+    batch_dims: int, packed_dim: int = 0, low: float | None = None, high: float | None = None
+) -> tuple[int, int, None, str, float | None, float | None, str, str]:
     """The settings of the ops with few arguments."""
-    return batch_dims, packed_dim, None, "logvar", list(clamp), "analytic", "sum"
+    return batch_dims, packed_dim, None, "logvar", low, high, "analytic", "sum"
 
 
 def register(namespace: str) -> None:
@@ -85,7 +83,8 @@ def _latent_forward(
     packed_dim: int,
     num_samples: int | None,
     scale: str,
-    logvar_clamp: list[float],
+    low: float | None,
+    high: float | None,
     kl_estimator: str,
     kl_reduction: str,
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +112,8 @@ def _latent_backward(
     packed_dim: int,
     num_samples: int | None,
     scale: str,
-    logvar_clamp: list[float],
+    low: float | None,
+    high: float | None,
     kl_estimator: str,
     kl_reduction: str,
 ) -> list[Tensor]:
@@ -160,7 +160,7 @@ def _latent_prior_backward(
 
 
 def _latent_packed_forward(
-    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float, high: float
+    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float | None, high: float | None
 ) -> tuple[Tensor, Tensor]:
     return _latent_forward(moments, None, None, None, seed, None, *plain_settings(batch_dims, dim))
 
@@ -172,8 +172,8 @@ def _latent_packed_backward(
     seed: Tensor,
     batch_dims: int,
     dim: int,
-    low: float,
-    high: float,
+    low: float | None,
+    high: float | None,
 ) -> Tensor:
     return torch.empty_like(moments)
 

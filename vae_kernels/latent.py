@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import checks, eager, noise, transforms
+from . import checks, eager, noise, symbols, transforms
 from .backends import current_backend
 from .fakes import plain_settings
 from .rows import check_broadcast, empty_samples, expand_others, kernels_sum, sum_others
@@ -16,7 +16,8 @@ KL_REDUCTIONS = ("sum", "none")
 
 # num_samples, scale, kl_estimator and kl_reduction of the commonest calls, which have ops of few arguments.
 _PLAIN = (None, "logvar", "analytic", "sum")
-_NO_CLAMP = (-math.inf, math.inf)
+# Where the eager kl's node keeps how it was estimated.
+_KL_ESTIMATOR = "vae_kernels.kl_estimator"
 
 
 def reparameterize_kl(
@@ -98,7 +99,7 @@ def reparameterize_kl(
     checks.same_shape("logvar", logvar, "mu", mu)
     checks.same_device("logvar", logvar, "mu", mu)
     batch_dims = checks.batch_dims(batch_dims, "mu", mu)
-    settings = (batch_dims, 0, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
+    settings = (batch_dims, 0, num_samples, scale, *_check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings)
 
 
@@ -148,13 +149,16 @@ def reparameterize_kl_packed(
     checks.tensor("moments", moments, checks.FLOATS)
     batch_dims = checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
-    settings = (batch_dims, dim, num_samples, scale, _check_clamp(logvar_clamp), kl_estimator, kl_reduction)
+    settings = (batch_dims, dim, num_samples, scale, *_check_clamp(logvar_clamp), kl_estimator, kl_reduction)
     return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, settings)
 
 
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings) -> tuple[Tensor, Tensor]:
     """Of mu and logvar, or of the moments and None."""
-    batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction = settings
+    batch_dims, packed_dim, num_samples, scale, low, high, kl_estimator, kl_reduction = settings
+    if any(bound is not None and symbols.changes(bound) for bound in (low, high)):
+        mu, logvar = (mu, logvar) if logvar is not None else mu.chunk(2, packed_dim)
+        logvar, low, high = eager.clamped(logvar, scale, low, high), None, None
     if num_samples is not None:
         num_samples = checks.integer("num_samples", num_samples, "an int or None")
     only_q = prior_mu is None and prior_logvar is None and eps is None
@@ -178,18 +182,19 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
         if eps is None:
             eps = _eager_noise(mu, seed, generator, batch_dims, num_samples)
         z, kl = eager.reparameterize_kl(
-            mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, logvar_clamp, kl_estimator,
+            mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, low, high, kl_estimator,
             kl_reduction,
         )  # fmt: skip
+        z, kl = transforms.with_dense_gradients(z), transforms.with_dense_gradients(kl)
         if not torch.compiler.is_compiling() and not transforms.active() and kl.grad_fn is not None:
-            kl.grad_fn.metadata["kl_estimator"] = kl_estimator
+            kl.grad_fn.metadata[_KL_ESTIMATOR] = kl_estimator
         return z, kl
     if eps is None:
         seed = _seed_tensor(mu, seed, generator)
     namespace = f"vae_kernels_{backend}"
     if plain and only_q and logvar is None:
-        return PackedLatentStep.apply(mu, seed, namespace, batch_dims, packed_dim, *(logvar_clamp or _NO_CLAMP))
-    plain = plain and logvar is not None and not logvar_clamp
+        return PackedLatentStep.apply(mu, seed, namespace, batch_dims, packed_dim, low, high)
+    plain = plain and logvar is not None and low is None and high is None
     if plain and only_q:
         return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
     priors = [p for p in (prior_mu, prior_logvar) if p is not None]
@@ -197,7 +202,7 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, setti
         return PriorLatentStep.apply(mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims)
     return LatentStep.apply(
         mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
-        batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction,
+        batch_dims, packed_dim, num_samples, scale, low, high, kl_estimator, kl_reduction,
     )  # fmt: skip
 
 
@@ -205,9 +210,9 @@ def kl_estimator_of(kl: Tensor) -> str | None:
     """How a kl that comes straight from the latent step was estimated; None where that is not known."""
     if torch.compiler.is_compiling() or kl.grad_fn is None:
         return None
-    if settings := getattr(kl.grad_fn, "settings", None):  # LatentStep's
-        return settings[-2]
-    return kl.grad_fn.metadata.get("kl_estimator")
+    if isinstance(kl.grad_fn, LatentStep._backward_cls):
+        return kl.grad_fn.settings[-2]
+    return kl.grad_fn.metadata.get(_KL_ESTIMATOR)
 
 
 class LatentStep(torch.autograd.Function):
@@ -223,6 +228,7 @@ class LatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *upstream):
+        upstream = tuple(map(transforms.dense, upstream))
         needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
         mu, *others = ctx.saved_tensors
         grads = _gradients(ctx, upstream, (_laid_out(mu, ctx.strides), *others), needs)
@@ -242,6 +248,7 @@ class PlainLatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         mu, logvar, seed = ctx.saved_tensors
         mu = _laid_out(mu, ctx.strides)
         needs = ctx.needs_input_grad[:2]
@@ -267,6 +274,7 @@ class PriorLatentStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         mu, logvar, prior_mu, prior_logvar, seed = ctx.saved_tensors
         mu = _laid_out(mu, ctx.strides)
         needs = ctx.needs_input_grad[:4]
@@ -287,17 +295,18 @@ class PackedLatentStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(moments, seed)
         ctx.strides, ctx.namespace = moments.stride(), namespace
-        ctx.settings = plain_settings(batch_dims, dim, (low, high))
+        ctx.settings = plain_settings(batch_dims, dim, low, high)
         return getattr(torch.ops, namespace).latent_packed_forward.default(moments, seed, batch_dims, dim, low, high)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
+        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
         moments, seed = ctx.saved_tensors
         moments = _laid_out(moments, ctx.strides)
         if _is_plain(grad_z, grad_kl):
-            batch_dims, dim, _, _, clamp, *_ = ctx.settings
+            batch_dims, dim, _, _, low, high, *_ = ctx.settings
             op = getattr(torch.ops, ctx.namespace).latent_packed_backward.default
-            grad = op(grad_z, grad_kl, moments, seed, batch_dims, dim, *clamp)
+            grad = op(grad_z, grad_kl, moments, seed, batch_dims, dim, low, high)
         else:
             inputs = (moments, None, None, None, seed, None)
             grad = _gradients(ctx, (grad_z, grad_kl), inputs, [True, False, False, False, False])[0]
@@ -418,17 +427,18 @@ def _check_names(num_samples: int | None, scale: str, kl_estimator: str, kl_redu
         raise ValueError(f"kl_reduction must be one of {', '.join(KL_REDUCTIONS)}, got {kl_reduction!r}")
 
 
-def _check_clamp(logvar_clamp: Sequence[float] | None) -> list[float]:
+def _check_clamp(logvar_clamp: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """Both bounds; None for one that is infinite."""
     if logvar_clamp is None:
-        return []
+        return None, None
     if not isinstance(logvar_clamp, Sequence):
         raise TypeError(f"logvar_clamp must be (lo, hi) or None, got {type(logvar_clamp).__name__}")
     if not all(map(checks.is_number, logvar_clamp)):
         raise TypeError(f"logvar_clamp must hold two numbers (-inf and inf for no bound), got {logvar_clamp}")
     bounds = [float(bound) for bound in logvar_clamp]
-    if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+    if len(bounds) != 2 or not bounds[0] <= bounds[1] or bounds[0] == math.inf or bounds[1] == -math.inf:
         raise ValueError(f"logvar_clamp must be (lo, hi) with lo <= hi, got {logvar_clamp}")
-    return bounds
+    return tuple(bound if symbols.changes(bound) or math.isfinite(bound) else None for bound in bounds)
 
 
 def _check_noise(seed, generator, eps, mu, batch_dims, num_samples) -> None:

@@ -1,19 +1,20 @@
 """Reconstruction terms: log-likelihoods of `x` under the decoder's output, summed per sample."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks, eager, transforms
+from . import checks, eager, symbols, transforms
 from .backends import current_backend
 from .rows import check_broadcast, expand_others, kernels_sum, sum_others
 
 
 class Family(NamedTuple):
     """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
-    which values `check_values` lets pass.
+    which values `check_values` lets pass, and which arguments are numbers, never tensors.
 
     The kernels of every backend know the family by its key in `FAMILIES`.
     """
@@ -21,6 +22,7 @@ class Family(NamedTuple):
     arguments: tuple[str, ...]
     log_prob: Callable[..., Tensor]
     ranges: dict[str, checks.Range]
+    numbers: tuple[str, ...] = ()
 
 
 _COUNTS = {"mu": checks.NOT_NEGATIVE, "x": checks.NOT_NEGATIVE, "theta": checks.POSITIVE}
@@ -36,7 +38,7 @@ FAMILIES = {
         ("mu", "x", "theta", "zero_logits"), eager.zero_inflated_negative_binomial, _COUNTS
     ),
     "discretized_logistic": Family(
-        ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}
+        ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}, ("bins",)
     ),
 }
 
@@ -327,7 +329,7 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
     inputs, constants, batch_dims = _check(family, arguments, batch_dims)
     backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
     if backend == "eager":
-        return _eager(family, inputs, constants, batch_dims)
+        return transforms.with_dense_gradients(_eager(family, inputs, constants, batch_dims))
     namespace = f"vae_kernels_{backend}"
     first, x, *parameters = inputs
     if len(parameters) < 2 and not constants and not x.requires_grad:
@@ -354,6 +356,7 @@ class LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
         if torch.is_grad_enabled() or transforms.batched(grad):
             grads = eager.gradients(
@@ -387,6 +390,7 @@ class LeanLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         first, x, parameter = ctx.saved_tensors
         ops = getattr(torch.ops, ctx.namespace)
         if torch.is_grad_enabled() or transforms.batched(grad):
@@ -425,7 +429,7 @@ def _check(
         x = x.to(_dtype_of(arguments))
     inputs = [first, checks.target(x, first.shape, names[0], batch_dims)]
     constants = []
-    for name, parameter in zip(names[2:], _numbers_last(arguments), strict=True):
+    for name, parameter in zip(names[2:], _numbers_last(family, arguments), strict=True):
         if not isinstance(parameter, Tensor):
             if not checks.is_number(parameter):
                 raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
@@ -455,10 +459,15 @@ def _check_values(family: str, inputs: list[Tensor], constants: list[float], bat
             checks.in_range(name, value, dims, allowed)
 
 
-def _numbers_last(arguments: tuple[Tensor | float, ...]) -> list[Tensor | float]:
-    """The parameters behind x; a number before a tensor becomes one too: the kernels take numbers behind tensors."""
+def _numbers_last(family: str, arguments: tuple[Tensor | float, ...]) -> list[Tensor | float]:
+    """The parameters behind x. A number becomes a tensor before a tensor, for the kernels take numbers last; where it
+    changes within compiled code; and where it is not finite, which no exported program can hold as an op's argument."""
     parameters = list(arguments[2:])
-    for i, parameter in enumerate(parameters[:-1]):
-        if checks.is_number(parameter) and not all(map(checks.is_number, parameters[i:])):
-            parameters[i] = torch.full((), parameter, dtype=_dtype_of(arguments), device=arguments[0].device)
+    for i in reversed(range(len(parameters))):
+        number = parameters[i]
+        if not checks.is_number(number) or FAMILIES[family].arguments[i + 2] in FAMILIES[family].numbers:
+            continue
+        before_tensor = any(isinstance(other, Tensor) for other in parameters[i:])
+        if before_tensor or symbols.changes(number) or not math.isfinite(number):
+            parameters[i] = symbols.tensor(number, arguments[0], _dtype_of(arguments))
     return parameters

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from . import checks
+from . import checks, symbols, transforms
 from .latent import kl_estimator_of
 from .rows import expands
 
@@ -162,7 +162,7 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         )
     if gradient == "dreg":
         return _doubly_reparameterized(log_px, kl, z)
-    return log_mean_exp(log_px - kl)
+    return transforms.with_dense_gradients(log_mean_exp(log_px - kl))
 
 
 def score_function_elbo(
@@ -239,6 +239,7 @@ class _DoublyReparameterized(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = transforms.dense(grad)
         (weights,) = ctx.saved_tensors
         return grad * weights, -grad * weights * weights, None
 
@@ -265,7 +266,7 @@ def _free_bits(kl: Tensor, free_bits: float, per: str, process_group) -> Tensor:
     if parts.dim() > 2:
         parts = parts.flatten(1) if per == "dimension" else parts.flatten(2).sum(2)
     below = _batch_mean(parts, process_group) < free_bits
-    return torch.where(below, free_bits, parts).sum(1)
+    return torch.where(below, symbols.tensor(free_bits, parts), parts).sum(1)
 
 
 def _capacity(kl: Tensor, capacity: float | Tensor, per: str, process_group) -> Tensor:
@@ -288,7 +289,9 @@ def _over_samples(terms: Tensor) -> Tensor:
 
 
 def _reduce(value: Tensor, reduction: str) -> Tensor:
-    return value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
+    if reduction == "none":
+        return transforms.with_dense_gradients(value)
+    return value.sum() if reduction == "sum" else value.mean()
 
 
 def _minibatch_scale(batch: int, dataset_size: int | None) -> float:

@@ -5,6 +5,7 @@ Rows are the first `batch_dims` dims, flattened. Columns are the other dims, fla
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,4 +78,12 @@ def sum_others(gradient: Tensor, parameter: Tensor) -> Tensor:
     """The gradient of what was expanded."""
     if gradient.shape == parameter.shape:
         return gradient
-    return gradient.sum_to_size(parameter.shape).to(parameter.dtype)
+    return sum_to_size(gradient, parameter.shape).to(parameter.dtype)
+
+
+def sum_to_size(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """`tensor.sum_to_size(shape)` without the dims of one element: torch sums tensors of 64 dims at most."""
+    wanted = (*(1 for _ in range(tensor.dim() - len(shape))), *shape)
+    sizes = [(have, want) for have, want in zip(tensor.shape, wanted, strict=True) if have != 1]
+    summed = tensor.reshape([have for have, _ in sizes]).sum_to_size([want for _, want in sizes])
+    return summed.reshape(shape)

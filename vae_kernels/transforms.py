@@ -31,6 +31,33 @@ def readable(tensor: Tensor) -> bool:
     return not (tensor.is_meta or is_fake(tensor) or functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """An upstream gradient as kernels and formulas take it: `F.embedding(z, sparse=True)` sends a sparse one."""
+    if gradient is None or torch.compiler.is_compiling() or gradient.layout is torch.strided:
+        return gradient
+    return gradient.to_dense()
+
+
+def with_dense_gradients(result: Tensor) -> Tensor:
+    """What plain PyTorch computed, so that its formulas meet dense gradients alone. Neither compiled code nor transforms
+    send others."""
+    if not result.requires_grad or torch.compiler.is_compiling() or active():
+        return result
+    return _DenseGradients.apply(result)
+
+
+class _DenseGradients(torch.autograd.Function):
+    """The identity; a hook may not change a gradient's layout."""
+
+    @staticmethod
+    def forward(ctx, result):
+        return result.detach()  # unlike a view, it may be modified in place
+
+    @staticmethod
+    def backward(ctx, grad):
+        return dense(grad)
+
+
 def batched(gradient: Tensor | None) -> bool:
     """Whether a backward pass runs for several upstream gradients at once: within `vmap`, or by `is_grads_batched`."""
     if gradient is None or torch.compiler.is_compiling():

@@ -1,5 +1,6 @@
 """The latent step's two ops: from tensors to launches of the kernels in `latent_kernels.py`."""
 
+import math
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..eager import compute_dtype
 from ..fakes import plain_settings
-from ..rows import column_dims, empty_samples
+from ..rows import column_dims, empty_samples, sum_to_size
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, Strides, dense, from_dense, layout
@@ -46,7 +47,8 @@ class Settings(NamedTuple):
     packed_dim: int
     num_samples: int | None
     scale: str
-    clamp: list[float]
+    low: float | None
+    high: float | None
     estimator: str
     reduction: str
 
@@ -80,18 +82,25 @@ def latent_forward(
     """`z` and `kl`, as the schema in `vae_kernels.fakes` says."""
     inputs = (mu, logvar, prior_mu, prior_logvar, seed, eps)
     key = ("latent_forward", _key(inputs, settings))
-    return planned(key, lambda: _Forward(inputs, Settings(*settings)))(*inputs, settings[4])
+    return planned(key, lambda: _Forward(inputs, Settings(*settings)))(*inputs, _clamp(*settings[4:6]))
 
 
 def _key(inputs: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Hashable:
     """Of all that a plan depends on."""
     mu, logvar, prior_mu, prior_logvar, seed, eps = inputs
-    batch_dims, packed_dim, num_samples, scale, clamp, estimator, reduction = settings
+    batch_dims, packed_dim, num_samples, scale, low, high, estimator, reduction = settings
     return (
         mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar),
         signature(eps), seed is not None and seed.numel(),
-        batch_dims, packed_dim, num_samples, scale, len(clamp), estimator, reduction,
+        batch_dims, packed_dim, num_samples, scale, low is None and high is None, estimator, reduction,
     )  # fmt: skip
+
+
+def _clamp(low: float | None, high: float | None) -> tuple[tuple[float, ...], ...]:
+    """Both bounds, as the kernels take numbers, or nothing."""
+    if low is None and high is None:
+        return ()
+    return float32_parts(-math.inf if low is None else low), float32_parts(math.inf if high is None else high)
 
 
 class _Forward:
@@ -122,7 +131,7 @@ class _Forward:
         z, kl = self._empty(mu)
         if self._launch is None:
             return z, kl.zero_()
-        self._launch(mu, logvar, prior_mu, prior_logvar, seed, eps, tuple(map(float32_parts, clamp)), z, kl)
+        self._launch(mu, logvar, prior_mu, prior_logvar, seed, eps, clamp, z, kl)
         return z, kl
 
 
@@ -246,7 +255,7 @@ def latent_backward(
     of_kl = grad_kl is not None and signature(grad_kl)
     key = ("latent_backward", signature(grad_z), of_kl, *needs, _key(inputs, settings))
     plan = planned(key, lambda: _Backward(grad_z, grad_kl, inputs, needs, Settings(*settings)))
-    return plan(grad_z, grad_kl, *inputs, settings[4])
+    return plan(grad_z, grad_kl, *inputs, _clamp(*settings[4:6]))
 
 
 def latent_plain_forward(mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
@@ -283,18 +292,25 @@ def latent_prior_backward(
 
 
 def latent_packed_forward(
-    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, *clamp: float
+    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float | None, high: float | None
 ) -> tuple[Tensor, Tensor]:
-    settings = plain_settings(batch_dims, dim, clamp)
+    settings = plain_settings(batch_dims, dim, low, high)
     return latent_forward(moments, None, None, None, seed, None, *settings)
 
 
 def latent_packed_backward(
-    grad_z: Tensor, grad_kl: Tensor, moments: Tensor, seed: Tensor, batch_dims: int, dim: int, *clamp: float
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    moments: Tensor,
+    seed: Tensor,
+    batch_dims: int,
+    dim: int,
+    low: float | None,
+    high: float | None,
 ) -> Tensor:
     needs = [True, False, False, False, False]
     inputs = (moments, None, None, None, seed, None)
-    return latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims, dim, clamp))[0]
+    return latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims, dim, low, high))[0]
 
 
 class _Backward:
@@ -356,7 +372,6 @@ class _Backward:
             seed = seed.contiguous()
         found, grads = self._empty(mu, mean)
         if self._launch is not None:
-            clamp = tuple(map(float32_parts, clamp))
             self._launch(grad_z, grad_kl, mean, raw, prior_mu, prior_logvar, seed, eps, clamp, grads)
         return found
 
@@ -476,7 +491,7 @@ def _from_dense(tensor: Tensor, like: Tensor, given: Settings, order: list[int],
 def _forward_through_copies(given: Settings, order: list[int], *arguments: Any) -> None:
     *tensors, clamp, z, kl = arguments
     inputs = _dense_inputs(*tensors, given, order)
-    given = given._replace(clamp=_numbers(clamp))
+    given = _clamped(given, clamp)
     dense_z, dense_kl = latent_forward(*inputs, *given)
     _from_dense(dense_z, z, given, order, samples=True)
     if given.reduction == "none":
@@ -485,14 +500,15 @@ def _forward_through_copies(given: Settings, order: list[int], *arguments: Any) 
         kl.copy_(dense_kl)
 
 
-def _numbers(clamp: tuple[tuple[float, ...], ...]) -> list[float]:
-    return [sum(reversed(parts)) for parts in clamp]
+def _clamped(given: Settings, clamp: tuple[tuple[float, ...], ...]) -> Settings:
+    """With the bounds of this call; the plan's were of another."""
+    return given._replace(**dict(zip(("low", "high"), (sum(reversed(parts)) for parts in clamp), strict=False)))
 
 
 def _backward_through_copies(given: Settings, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
     *tensors, clamp, grads = arguments
     inputs = _dense_inputs(*tensors, given, order)
-    given = given._replace(clamp=_numbers(clamp))
+    given = _clamped(given, clamp)
     grad_z = _dense(grad_z, given, order)
     if grad_kl is not None:
         grad_kl = grad_kl.contiguous() if given.reduction == "sum" else _dense(grad_kl, given, order, given.sampled)
@@ -516,4 +532,4 @@ def _share_out(dense_grad: Tensor, grad: Tensor, order: list[int]) -> None:
         return
     in_order = dense_grad.permute([order.index(d) for d in sorted(order)])
     own = grad.shape[max(grad.dim() - len(order), 0) :]
-    grad.copy_(in_order.sum_to_size(own).view(grad.shape))
+    grad.copy_(sum_to_size(in_order, own).view(grad.shape))

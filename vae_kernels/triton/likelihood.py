@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import compute_dtype
-from ..rows import column_dims
+from ..rows import column_dims, sum_to_size
 from .gamma import (
     STEPS_FLOAT32,
     STEPS_FLOAT64,
@@ -640,4 +640,4 @@ def _backward_through_copies(family, batch_dims, order, needs, inputs, constants
         else:
             in_order = dense_grad.permute([order.index(d) for d in sorted(order)])
             own = result.shape[max(result.dim() - len(order), 0) :]
-            result.copy_(in_order.sum_to_size(own).view(result.shape))
+            result.copy_(sum_to_size(in_order, own).view(result.shape))

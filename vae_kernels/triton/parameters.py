@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rows import sum_to_size
 from .launch import sum_rows
 from .tile import load, offsets
 
@@ -63,7 +64,7 @@ class SumOfPartials:
         self._sum(partials, sums)
         in_order = sums.permute([self._order.index(d) for d in sorted(self._order)])
         own = grad.shape[max(grad.dim() - len(self._shape), 0) :]
-        grad.copy_(in_order.sum_to_size(own).view(grad.shape))
+        grad.copy_(sum_to_size(in_order, own).view(grad.shape))
 
 
 def float32_parts(number: float) -> tuple[float, float, float]:
