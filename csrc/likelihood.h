@@ -84,9 +84,12 @@ struct NegativeBinomialTerms {
         fused(theta * inverse_e, ((mu - z_b) + kEps) * inverse_b, (m * inverse_e) * ((shifts - T(1)) * inverse_b));
     return log_product(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
   }
-  // ln(c (theta + eps) / (t e)); e times its difference from 1
+  // ln(c (theta + eps) / (t e)), of 1 and the difference where that loses nothing; e times the difference
   VK_INLINE Logarithm<T> log_dispersion() const {
-    return log_product((theta + kEps) * t.inverse * up, (c.z * down) * inverse_e, dispersion_excess() * inverse_e);
+    const T minus_1 = dispersion_excess() * inverse_e;
+    const bool exact = absolute(minus_1) < T(0.5);
+    const T up_to_1 = exact ? T(1) : (theta + kEps) * t.inverse * up;
+    return log_product(up_to_1, exact ? T(1) + minus_1 : (c.z * down) * inverse_e, minus_1);
   }
   VK_INLINE T dispersion_excess() const {
     const T shifts = c.shift - t.shift;
@@ -96,8 +99,8 @@ struct NegativeBinomialTerms {
   // theta times the logarithm, also where its difference from 1 is smaller than any number of the type
   VK_INLINE T dispersion_term(const Logarithm<T>& dispersion) const {
     const T excess = dispersion_excess();
-    return absolute(excess * inverse_e) < T(0.25) ? fused(theta, dispersion.beyond, excess * (theta * inverse_e))
-                                                  : theta * dispersion.value;
+    const bool near = absolute(excess * inverse_e) < T(0.25);
+    return fused(theta, near ? dispersion.beyond : dispersion.value, near ? excess * (theta * inverse_e) : T(0));
   }
 
   VK_INLINE T log_prob() const {
@@ -129,13 +132,13 @@ struct NegativeBinomialTerms {
   // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta). Where c and t are shifted
   // alike, ln c (theta + eps) / (t e) cancels (m - x) / e to first order.
   VK_INLINE T gradient_theta(const Logarithm<T>& dispersion) const {
+    const bool alike = c.shift == t.shift;
     const T of_eps = kEps / (theta + kEps);
     const T remainder = of_eps * (dispersion_excess() * inverse_e) - (t.shift * t.inverse) * (x * inverse_e);
     const T difference = ((mu - x) + kEps) * inverse_e - of_eps;
     const T steps = t.slope / t.product - c.slope / c.product,
             tails = digamma_tail(c.inverse) - digamma_tail(t.inverse);
-    return c.shift == t.shift ? ((dispersion.beyond + remainder) + tails) + steps
-                              : (steps + difference) + (dispersion.value + tails);
+    return (steps + (alike ? remainder : difference)) + ((alike ? dispersion.beyond : dispersion.value) + tails);
   }
   // 0, or NaN where an argument is not finite
   VK_INLINE T undefined() const { return ((mu - mu) + (x - x)) + (theta - theta); }
@@ -213,24 +216,23 @@ struct Laplace {
   static constexpr int kConstants = 0;
   static constexpr bool kShort = true;
 
-  // |x - loc| e^-s, in two steps because x - loc may be subnormal.
+  // d e^-s, in two steps because d, x - loc, may be subnormal.
   template <class T>
-  VK_INLINE static T distance(const T (&v)[3]) {
-    const T half = T(-0.5) * v[2];
-    return times_exp(times_exp(absolute(v[1] - v[0]), half), half);
+  VK_INLINE static T scaled(T d, T s) {
+    return times_exp(times_exp(d, T(-0.5) * s), T(-0.5) * s);
   }
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
-    return -(distance(v) + v[2] + T(0.6931471805599453));
+    return -(scaled(absolute(v[1] - v[0]), v[2]) + v[2] + T(0.6931471805599453));
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const T difference = v[1] - v[0], rate = exp(-v[2]);
+    const T difference = v[1] - v[0], rate = scaled(T(1), v[2]);
     g[0] = difference > T(0) ? rate : difference < T(0) ? -rate : T(0);
     g[1] = -g[0];
-    g[2] = distance(v) - T(1);
+    g[2] = scaled(absolute(difference), v[2]) - T(1);
   }
 };
 
@@ -340,7 +342,8 @@ struct DiscretizedLogistic {
     VK_INLINE T inside() const { return -exp_minus_1(-width, unit_width); }  // 1 - e^-width
     // ln(1 - e^-width), which is ln width where that is tiny
     VK_INLINE T log_inside() const {
-      return width < T(1e-30) ? log(T(2) * half) - s : log_ratio(inside(), -unit_width).value;
+      const T of_tiny = log(T(2) * half) - s, value = log_ratio(inside(), -unit_width).value;
+      return width < T(1e-30) ? of_tiny : value;
     }
   };
 
@@ -348,7 +351,8 @@ struct DiscretizedLogistic {
   VK_INLINE static T log_prob(const T (&v)[4]) {
     const Bin<T> bin(v);
     const T upper = -softplus(-bin.p, bin.unit_p), lower = -softplus(bin.q, bin.unit_q);
-    return bin.first ? upper : bin.last ? lower : (upper + lower) + bin.log_inside();
+    const T between = (upper + lower) + bin.log_inside();
+    return bin.first ? upper : bin.last ? lower : between;
   }
 
   template <class T>

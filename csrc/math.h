@@ -159,22 +159,24 @@ VK_INLINE T exp_minus(T x) {
   return p * bits_as<T>(bits_as<Bits>(shifted) << kMantissaBits<T>) * kDown;
 }
 
-// d e^t; 1.5 ulp where d is 0 or normal. (d 2^h) p 2^r, e^t = p 2^h 2^r: no step over- or underflows before the result
-// does, and d = 0 gives 0 for every t but NaN. The clamps keep both powers of two normal; what they change of the
-// result is far beyond the type's range, or below 2^-123 where it should be 0.
+// d e^t; 1.5 ulp where d is 0 or normal. (d 2^h) (p 2^r), e^t = p 2^h 2^r: no step over- or underflows before the
+// result does, and d = 0 gives 0 for every t but NaN. The clamps keep both powers of two normal and p finite; what they
+// change of the result is far beyond the type's range, or below 2^-123 where it should be 0.
 template <class T>
 VK_INLINE T times_exp(T d, T t) {
-  using Bits = std::make_unsigned_t<typename ExpRange<T>::Integer>;
+  using Integer = typename ExpRange<T>::Integer;
+  using Bits = std::make_unsigned_t<Integer>;
   constexpr int kBits = kMantissaBits<T>;
   constexpr T kLeast = is_float<T> ? T(-174) : T(-1416);  // in powers of two -251 and -2043, half for each
-  constexpr T kMost = is_float<T> ? T(176) : T(1418);     // 254 and 2046
   constexpr T kRound = ExpRange<T>::kRound + T(2 * kExponentBias<T>);
+  constexpr T kFinite = is_float<T> ? T(3.40282347e+38) : T(1.7976931348623157e+308);
+  const Integer end = bits_as<Integer>(kRound + T(2 * kExponentBias<T>));
   t = t < kLeast ? kLeast : t;
-  t = t > kMost ? kMost : t;
-  const T shifted = fused(t, T(1.4426950408889634), kRound);
-  const Bits biased = bits_as<Bits>(shifted), half = biased << (kBits - 1) & ~Bits(0) << kBits;
-  const T p = exp_reduced(minus_log2s(t, shifted - kRound));
-  return (d * bits_as<T>(half)) * p * bits_as<T>((biased << kBits) - half);
+  const Integer shifted = bits_as<Integer>(fused(t, T(1.4426950408889634), kRound));
+  const Integer clamped = shifted < end ? shifted : end;
+  const Bits biased = Bits(clamped), half = biased << (kBits - 1) & ~Bits(0) << kBits;
+  const T p = exp_reduced(minus_log2s(t, bits_as<T>(clamped) - kRound)), e = p * bits_as<T>((biased << kBits) - half);
+  return d * bits_as<T>(half) * (e > kFinite ? kFinite : e);
 }
 
 // -2 ln x for normal x in (0, 1]; 1.5 ulp, relative also next to 1. x = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
@@ -242,7 +244,7 @@ template <class T>
 VK_INLINE Logarithm<T> log_product(T a, T b, T f) {
   constexpr T kLift = is_float<T> ? T(0x1p96) : T(0x1p600);
   constexpr T kLifted = is_float<T> ? T(192) : T(1200);
-  const T r = absolute(f) < T(0.5) ? T(1) + f : a * b;
+  const T r = a * b;
   const bool tiny = r < (is_float<T> ? T(1.17549435e-38) : T(2.2250738585072014e-308));
   const T normal = tiny ? (a * kLift) * (b * kLift) : r;
   T n, reduced;
@@ -257,7 +259,8 @@ VK_INLINE Logarithm<T> log_product(T a, T b, T f) {
     n = bits_as<double>(biased | 0x4330000000000000u) - 4503599627371519.0;  // 2^52 + 1023
     reduced = bits_as<double>(bits - ((biased - 1023u) << 52));
   }
-  const bool near = n == T(0) && !tiny;
+  n = tiny ? n - kLifted : n;
+  const bool near = n == T(0);
   const T g = near ? f : reduced - T(1);
   const T h = T(0.5) * g * g, s = divide(g, T(2) + g), z = s * s;
   T p, high, low;
@@ -270,7 +273,6 @@ VK_INLINE Logarithm<T> log_product(T a, T b, T f) {
     high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10;
   }
   const T tail = fused(s, fused(z, p, h), -h);
-  n = tiny ? n - kLifted : n;
   const T finite = fused(n, high, g + fused(n, low, tail));
   const T value = normal > T(0) ? (r < T(INFINITY) ? finite : r) : normal == T(0) ? -T(INFINITY) : T(NAN);
   return {value, near ? tail : value - f};

@@ -26,7 +26,7 @@ from .gamma import (
 )
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
-from .math import exp, exp_minus_abs, log1p_unit, polynomial, times_exp
+from .math import exp_minus_abs, log1p_unit, polynomial, times_exp
 from .parameters import SumOfPartials, float32_parts, load_parameter, store_partial
 from .tile import (
     HELD,
@@ -90,25 +90,24 @@ def _softplus(y, u):
 
 
 @triton.jit
-def _laplace_distance(x, params):
-    """`|x − loc| e^−s`, in two steps because x − loc may be subnormal."""
-    half = -0.5 * params[1]
-    return times_exp(times_exp(tl.abs(x - params[0]), half), half)
+def _laplace_scaled(d, s):
+    """`d e^−s`, in two steps because d, x − loc, may be subnormal."""
+    return times_exp(times_exp(d, -0.5 * s), -0.5 * s)
 
 
 @triton.jit
 def laplace_log_prob(x, params):
     """`−|x − loc| e^−s − s − ln 2`, s the logarithm of the scale."""
-    return -((_laplace_distance(x, params) + params[1]) + 0.6931471805599453)
+    return -((_laplace_scaled(tl.abs(x - params[0]), params[1]) + params[1]) + 0.6931471805599453)
 
 
 @triton.jit
 def laplace_grad(x, params):
     """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
     difference = x - params[0]
-    rate = exp(-params[1])
+    rate = _laplace_scaled(x * 0.0 + 1.0, params[1])
     signed = tl.where(difference > 0, rate, tl.where(difference < 0, -rate, 0.0))
-    return signed, -signed, _laplace_distance(x, params) - 1.0
+    return signed, -signed, _laplace_scaled(tl.abs(difference), params[1]) - 1.0
 
 
 @triton.jit
@@ -193,10 +192,14 @@ def _negative_binomial_terms(x, mu, theta):
     shifts = c[0] - t[0]
     excess = 1e-8 * t[2] * (x + shifts) - (t[0] * t[2]) * mu
     excess = (theta * t[2]) * ((x - mu) + shifts) + excess
-    dispersion, beyond = log_product((theta + 1e-8) * t[2] * up, (c[1] * down) * inverse_e, excess * inverse_e)
+    minus_1 = excess * inverse_e
+    # Of 1 and the difference where that loses nothing.
+    exact = tl.abs(minus_1) < 0.5
+    up_to_1 = tl.where(exact, 1.0, (theta + 1e-8) * t[2] * up)
+    dispersion, beyond = log_product(up_to_1, tl.where(exact, 1.0 + minus_1, (c[1] * down) * inverse_e), minus_1)
     # Also where the difference from 1 is smaller than any number of the type.
-    near = tl.abs(excess * inverse_e) < 0.25
-    term = tl.where(near, theta * beyond + excess * (theta * inverse_e), theta * dispersion)
+    near = tl.abs(minus_1) < 0.25
+    term = theta * tl.where(near, beyond, dispersion) + tl.where(near, excess * (theta * inverse_e), 0.0)
     return c, t, b, inverse_e, down, up, dispersion, beyond, excess, term
 
 
@@ -253,8 +256,8 @@ def _negative_binomial_grad(x, mu, theta):
     remainder = of_eps * (excess * inverse_e) - (t[0] * t[2]) * (x * inverse_e)
     difference = ((mu - x) + 1e-8) * inverse_e - of_eps
     steps, tails = t[4] - c[4], digamma_tail(c[2]) - digamma_tail(t[2])
-    alike = ((beyond + remainder) + tails) + steps
-    to_theta = tl.where(c[0] == t[0], alike, (steps + difference) + (dispersion + tails))
+    alike = c[0] == t[0]
+    to_theta = (steps + tl.where(alike, remainder, difference)) + (tl.where(alike, beyond, dispersion) + tails)
     return to_mu, to_x, to_theta, term
 
 

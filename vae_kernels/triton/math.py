@@ -74,8 +74,8 @@ def times_exp(d, t):
         p = _exp_reduced(t, shifted - 12582912.0)
         bits = shifted.to(tl.int32, bitcast=True)
         half = bits >> 1
-        d = d * ((half << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-        return d * p * (((bits - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+        p *= (((bits - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+        return d * ((half << 23) + 0x3F800000).to(tl.float32, bitcast=True) * p
 
 
 @triton.jit
