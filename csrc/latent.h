@@ -74,11 +74,13 @@ VK_INLINE Relative<T> relative(T mu, T l, T std) {
 }
 
 // To N(m, e^v). e^d is the square of r, within 6 ulp: an exponential of its own would be nearer by half, but only
-// |d| > 3/2 needs it, and it would take a fifth of the time of a forward pass.
+// |d| > 3/2 needs it, and it would take a fifth of the time of a forward pass. Where w would be infinite it is the
+// largest number: times u, which is large then or 0, it is infinite or 0.
 template <class T>
 VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
-  const T w = exp(T(-0.5) * v), r = std * w;
-  return {(mu - m) * w, l - v, r * r, r, w};
+  constexpr T kLargest = is_float<T> ? T(3.40282347e+38) : T(1.7976931348623157e+308);
+  const T t = T(-0.5) * v, w = times_exp(T(1), t), r = times_exp(std, t);
+  return {times_exp(mu - m, t), l - v, r * r, r, w > kLargest ? kLargest : w};
 }
 
 template <class T>

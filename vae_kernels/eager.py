@@ -135,7 +135,7 @@ def reparameterize_kl(
 
 def analytic_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
     """`½ (u² + e^d − 1 − d)`, `u = (mu − prior_mu) e^(−prior_logvar/2)`, `d = logvar − prior_logvar`."""
-    u, d, _ = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
+    u, d = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
     return 0.5 * (u * u + exp_minus_1_minus(d))
 
 
@@ -144,18 +144,17 @@ def sampled_kl(
 ) -> Tensor:
     """`log q(z) − log p(z)` at `z = mu + std·eps`: `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`, `r = std e^(−prior_logvar/2)`;
     where q is near the prior nothing cancels."""
-    u, d, w = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
-    r = std if w is None else std * w
+    u, d = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
+    r = std if prior_logvar is None else times_exp(std, -0.5 * prior_logvar)
     return 0.5 * (u * u + 2 * u * r * eps + torch.expm1(d) * eps * eps - d)
 
 
-def _relative_to_prior(mu, logvar, prior_mu, prior_logvar) -> tuple[Tensor, Tensor, Tensor | None]:
-    """u, d, and `w = e^(−prior_logvar/2)` or None."""
+def _relative_to_prior(mu, logvar, prior_mu, prior_logvar) -> tuple[Tensor, Tensor]:
+    """u and d."""
     u = mu if prior_mu is None else mu - prior_mu
     if prior_logvar is None:
-        return u, logvar, None
-    w = torch.exp(-0.5 * prior_logvar)
-    return u * w, logvar - prior_logvar, w
+        return u, logvar
+    return times_exp(u, -0.5 * prior_logvar), logvar - prior_logvar
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:

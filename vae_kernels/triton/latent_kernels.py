@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .gamma import log
-from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
+from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1, times_exp
 from .parameters import load_parameter, store_partial
 from .philox import normals
 from .tile import add_compensated, block_index, compensated, load, offsets, per_row_offsets, store
@@ -54,8 +54,11 @@ def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
     w = 1.0
     if v is not None:
         d = l - v
-        w = exp(v * -0.5)
-        u = u * w
+        half_v = v * -0.5
+        u = times_exp(u, half_v)
+        # Finite: times u, which is large or 0 where it would not be, it is infinite or 0.
+        MOST: tl.constexpr = 1.7976931348623157e308 if mu.dtype == tl.float64 else 3.4028234663852886e38
+        w = tl.minimum(exp(half_v), MOST, propagate_nan=tl.PropagateNan.ALL)
     if SCALE == "logvar" or SCALE == "logstd":
         if EXCESS:
             half, rest = std_and_excess(d)
@@ -64,15 +67,17 @@ def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
         std = half
         if v is not None:
             std = exp(l * 0.5)
-        r = std * w
     else:
         std = raw
         if SCALE == "variance":
             std = tl.sqrt(raw) if raw.dtype == tl.float64 else tl.sqrt_rn(raw)
         if len(clamp) > 0:
             std = tl.where(outside, exp(l * 0.5), std)
+    r = std
+    if v is not None:
+        r = times_exp(std, half_v)
+    if SCALE == "std" or SCALE == "variance":
         # l has been rounded: e^d is not taken from it.
-        r = std * w
         rest = excess_from(d, r * r) if EXCESS else expm1_from(d, r * r)
     return std, u, w, r, d, rest, outside
 
