@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 import mpmath
 import numpy as np
 import pytest
 import reference
 import torch
-from samples import DEVICE, F32, F64
+from samples import DEVICE, F32, F64, OPS
 
 import vae_kernels as vk
 
@@ -173,3 +174,82 @@ def test_checks_of_values_let_the_edges_pass(backend: str) -> None:
         vk.bernoulli_probs_log_likelihood(zero, one)
         vk.bernoulli_probs_log_likelihood(one, zero.to(torch.uint8))
         vk.discretized_logistic_log_likelihood(zero, -one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, F32, torch.bfloat16, torch.float16], ids=str)
+def test_constant_pixels_under_a_tiny_variance(backend: str, dtype: torch.dtype) -> None:
+    """A decoder with a learned variance reaches this: the density is large there, and only the variance has a gradient."""
+    mean = torch.zeros(1, 1, dtype=dtype, device=DEVICE, requires_grad=True)
+    logvar = torch.full_like(mean, -100).requires_grad_()
+    log_px = vk.gaussian_log_likelihood(mean, torch.zeros_like(mean), logvar)
+    want = torch.distributions.Normal(0.0, math.exp(-50)).log_prob(torch.zeros((), dtype=torch.float64)).item()
+    torch.testing.assert_close(log_px.item(), want, rtol=4 * EPS32, atol=0)
+    gradients = torch.autograd.grad(log_px.sum(), (mean, logvar))
+    assert [g.item() for g in gradients] == [0.0, -0.5]
+    log_px = vk.laplace_log_likelihood(mean, torch.zeros_like(mean), logvar)
+    torch.testing.assert_close(log_px.item(), 100 - math.log(2), rtol=4 * EPS32, atol=0)
+    assert [g.item() for g in torch.autograd.grad(log_px.sum(), (mean, logvar))] == [0.0, -1.0]
+
+
+def test_a_poissons_limit(backend: str) -> None:
+    """θ as far as float32 goes; and under transforms, where eager's formula answers."""
+    theta = torch.tensor([[1e8], [1e20], [1e37]], device=DEVICE, requires_grad=True)
+    mu, x = torch.full_like(theta, 3), torch.full_like(theta, 2)
+    want = torch.distributions.Poisson(torch.tensor(3.0, dtype=F64)).log_prob(torch.tensor(2.0, dtype=F64)).item()
+    for call in (
+        vk.negative_binomial_log_likelihood,
+        torch.func.vmap(partial(vk.negative_binomial_log_likelihood, batch_dims=0)),
+    ):
+        log_px = call(mu, x, theta)
+        torch.testing.assert_close(log_px.flatten().tolist(), [want] * 3, rtol=16 * EPS32, atol=0)
+        assert torch.autograd.grad(log_px.sum(), theta)[0].isfinite().all()
+
+
+def test_below_1e_8_a_count_is_zero(backend: str) -> None:
+    """As in scvi-tools, whose formula is written out here: value and gradients do not depend on such an x."""
+    for count in (-0.5, 0.0, 9e-9):
+        mu, theta, logits = (torch.tensor([[v]], dtype=F64, device=DEVICE, requires_grad=True) for v in (1.0, 2.0, 0.3))
+        x = torch.tensor([[count]], dtype=F64, device=DEVICE, requires_grad=True)
+        log_px = vk.zero_inflated_negative_binomial_log_likelihood(mu, x, theta, logits)
+        zero = theta * (torch.log(theta + 1e-8) - torch.log(theta + mu + 1e-8))
+        want = torch.nn.functional.softplus(zero - logits) - torch.nn.functional.softplus(-logits)
+        torch.testing.assert_close(log_px, want[0])
+        found = torch.autograd.grad(log_px.sum(), (mu, theta, logits, x))
+        assert found[3].item() == 0
+        torch.testing.assert_close(found[:3], torch.autograd.grad(want.sum(), (mu, theta, logits)))
+    torch.testing.assert_close(log_px.item(), -0.269738, rtol=1e-5, atol=0)
+
+
+# Arguments outside the usual domain, where the formula still has a value.
+OUTSIDE = {
+    "bernoulli": ((0.7, -2.5), (-0.7, 3.0), (2.0, 255.0)),
+    "gaussian": ((0.3, -200.0, -30.0), (1e5, -1e5, 20.0)),
+    "laplace": ((0.3, -200.0, -30.0), (1e5, -1e5, 20.0)),
+    "continuous_bernoulli": ((0.7, -2.5), (-3.0, 1.5), (40.0, 2.0)),
+    "bernoulli_probs": ((0.3, -2.5), (0.9, 1.5)),
+    "negative_binomial": ((1.0, -0.5, 2.0), (3.0, 0.4, 0.7), (1.0, -0.9, 1.5), (0.2, 1e-6, 3.0)),
+    "zero_inflated_negative_binomial": ((1.0, -0.5, 2.0, 0.3), (3.0, 0.4, 0.7, -5.0), (3.0, -7.0, 0.7, 2.0)),
+    "discretized_logistic": ((0.3, 1.7, -1.0), (0.2, -2.0, 0.0), (3.0, 0.3, -2.0), (0.1, 0.1234, -3.0)),
+}
+
+
+@pytest.mark.parametrize(("family", "arguments"), [(f, a) for f, rows in OUTSIDE.items() for a in rows])
+def test_the_gradient_is_that_of_the_value(backend: str, family: str, arguments: tuple[float, ...]) -> None:
+    """By differences of the value itself."""
+    call = OPS[family].call
+    inputs = [torch.tensor([[v]], dtype=F64, device=DEVICE, requires_grad=True) for v in arguments]
+    gradients = torch.autograd.grad(call(*inputs, batch_dims=1).sum(), inputs)
+    for i, gradient in enumerate(gradients):
+        step = 1e-5 * max(abs(arguments[i]), 1e-2)
+        sides = ([t.detach() + (side * step if i == j else 0) for j, t in enumerate(inputs)] for side in (1, -1))
+        above, below = (call(*side, batch_dims=1).item() for side in sides)
+        torch.testing.assert_close(gradient.item(), (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(1.0, -1.5, 3.0), (1.0, -2.5, 4.0), (1.0, -0.5, 0.25), (1.0, 2.0, -0.5), (-1.0, 2.0, 1.0)]
+)
+def test_counts_that_no_formula_has_are_nan(backend: str, arguments: tuple[float, ...]) -> None:
+    """Where a gamma function or a logarithm is of a negative number, even where two of them would hide it."""
+    inputs = [torch.tensor([[v]], dtype=F64, device=DEVICE) for v in arguments]
+    assert vk.negative_binomial_log_likelihood(*inputs).isnan().all()

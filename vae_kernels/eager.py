@@ -167,7 +167,7 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 def times_exp(d: Tensor, t: Tensor) -> Tensor:
     """`d eᵗ`, also where eᵗ leaves the type's range and the product is in it; 0 for d = 0, as are its derivatives to t."""
     fixed = t.detach()
-    half = torch.exp(0.5 * torch.where((d == 0) & (fixed > _log_max(t)), 0, fixed))
+    half = torch.exp(0.5 * torch.where((d == 0) & (fixed > 0.5 * _log_max(t)), 0, fixed))
     return d * half * half * _one(t)
 
 
@@ -189,8 +189,9 @@ def gaussian(mean: Tensor, x: Tensor, logvar: Tensor) -> Tensor:
 
 def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     """`−|x − loc| e^−s − s − ln 2`, s = log_scale; in two steps because x − loc may be subnormal."""
-    half = -0.5 * log_scale
-    return -(times_exp(times_exp(torch.abs(x - loc), half), half) + log_scale + math.log(2))
+    half = -0.5 * log_scale.detach()
+    distance = times_exp(times_exp(torch.abs(x - loc), half), half) * _one(-log_scale)
+    return -(distance + log_scale + math.log(2))
 
 
 # B₂ₙ / (2n (2n)!): ln(sinh(a/2) / (a/2)) = Σ of them times a²ⁿ.
@@ -244,7 +245,7 @@ def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:
 # scvi-tools' constant: it keeps logarithms and gradients finite at mu = 0, which a softmax decoder reaches.
 COUNT_EPS = 1e-8
 
-# From which z on Stirling's series serves, and its coefficients: those of z⁻¹, z⁻³, …
+# From which z on Stirling's series serves (n), and its coefficients: those of z⁻¹, z⁻³, …
 STIRLING = {
     torch.float32: (2, (0.08333332178671254, -0.0027762802492264666, 0.0007615399684259511, -0.00034972389564190425)),
     torch.float64: (
@@ -258,16 +259,22 @@ STIRLING = {
 
 
 def lgamma_tail(z: Tensor) -> Tensor:
-    """`ln Γ(z) − ((z − ½) ln z − z + ½ ln 2π)`, what Stirling's formula leaves; NaN for z < 0."""
-    least, coefficients = STIRLING[z.dtype]
-    large = z >= least
-    inverse = 1 / torch.where(large, z, least)
+    """`ln Γ(z) − ((z − ½) ln z − z + ½ ln 2π)`, what Stirling's formula leaves; NaN for z < 0. For z < n by
+    `Γ(z) = Γ(z + n) / (z (z + 1) … (z + n − 1))`, where `torch.lgamma` would cancel."""
+    n, coefficients = STIRLING[z.dtype]
+    small = z < n
+    shifted = torch.where(small, z + n, z)
+    inverse = 1 / shifted
     square, series = inverse * inverse, torch.zeros_like(z)
     for c in reversed(coefficients):
         series = series * square + c
-    small = torch.where(large, 1, z)
-    direct = torch.lgamma(small) - ((small - 0.5) * torch.log(small) - small + 0.5 * math.log(2 * math.pi))
-    return torch.where(large, series * inverse, direct)
+    z = torch.where(small, z, 1)
+    log = torch.log(z + n) - torch.log(z)
+    log = (
+        log + (torch.log1p(n / z) - log).detach()
+    )  # better than the difference, but for its derivative where z is tiny
+    product = math.prod((z + k) / (z + n) for k in range(1, n))
+    return series * inverse + torch.where(small, (z + 0.5) * log - n - torch.log(product), 0)
 
 
 def _log_product(a: Tensor, b: Tensor, log: Tensor, minus_1: Tensor) -> Tensor:
