@@ -167,7 +167,7 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 def times_exp(d: Tensor, t: Tensor) -> Tensor:
     """`d eᵗ`, also where eᵗ leaves the type's range and the product is in it; 0 for d = 0, as are its derivatives to t."""
     fixed = t.detach()
-    half = torch.exp(0.5 * torch.where((d == 0) & (fixed > 0.5 * _log_max(t)), 0, fixed))
+    half = torch.exp(0.5 * torch.where((d == 0) & (fixed > _log_max(t)), 0, fixed))
     return d * half * half * _one(t)
 
 
@@ -189,7 +189,7 @@ def gaussian(mean: Tensor, x: Tensor, logvar: Tensor) -> Tensor:
 
 def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     """`−|x − loc| e^−s − s − ln 2`, s = log_scale; in two steps because x − loc may be subnormal."""
-    half = -0.5 * log_scale.detach()
+    half = torch.where(x == loc, 0, -0.5 * log_scale.detach())  # no slope of the distance meets an infinite rate there
     distance = times_exp(times_exp(torch.abs(x - loc), half), half) * _one(-log_scale)
     return -(distance + log_scale + math.log(2))
 
