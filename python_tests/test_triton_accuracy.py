@@ -33,3 +33,15 @@ def test_edges() -> None:
         "test_inputs.py::test_empty_with_a_parameter",
         "test_inputs.py::test_empty_with_noise",
     )
+
+
+def test_extremes() -> None:
+    run_in_interpreter(
+        "test_extremes.py::test_arguments_go_as_far_as_their_type",
+        "test_extremes.py::test_a_prior_of_any_variance",
+        "test_families.py::test_constant_pixels_under_a_tiny_variance",
+        "test_families.py::test_a_poissons_limit",
+        "test_families.py::test_below_1e_8_a_count_is_zero",
+        "test_families.py::test_the_gradient_is_that_of_the_value",
+        "test_families.py::test_counts_that_no_formula_has_are_nan",
+    )

@@ -135,8 +135,10 @@ def reparameterize_kl(
 
 def analytic_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
     """`½ (u² + e^d − 1 − d)`, `u = (mu − prior_mu) e^(−prior_logvar/2)`, `d = logvar − prior_logvar`."""
-    u, d = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
-    return 0.5 * (u * u + exp_minus_1_minus(d))
+    fixed = None if prior_logvar is None else prior_logvar.detach()
+    u, _ = _relative_to_prior(mu, logvar, prior_mu, fixed)
+    square = 0.5 * u * u if prior_logvar is None else 0.5 * u * u * _one(-prior_logvar)
+    return square + 0.5 * exp_minus_1_minus(logvar if prior_logvar is None else logvar - prior_logvar)
 
 
 def sampled_kl(

@@ -49,7 +49,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) 
         log p(x) = Σ x · a − softplus(a),    a = logits        [nats]
 
     This is `−binary_cross_entropy_with_logits(logits, x, reduction="sum")` of each sample. `x` outside [0, 1] is
-    evaluated by the formula.
+    evaluated by the formula. Accurate for `logits` as far as their type goes.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -80,7 +80,8 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, logvar: Tensor | float = 0.
         log p(x) = Σ −½ (logvar + (x − mean)² · exp(−logvar) + ln 2π)        [nats]
 
     The constant is always there. `logvar` is the natural logarithm of the *variance*; from a log standard deviation pass
-    `2 * logstd`.
+    `2 * logstd`. Accurate for all arguments as far as their type goes: also where `exp(−logvar)` would be infinite and
+    `x` is `mean`.
 
     Args:
         mean: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -112,7 +113,8 @@ def laplace_log_likelihood(loc: Tensor, x: Tensor, log_scale: Tensor | float = 0
 
         log p(x) = Σ −|x − loc| · exp(−log_scale) − log_scale − ln 2        [nats]
 
-    An L1 reconstruction loss with its scale. The derivative at `x = loc` is 0.
+    An L1 reconstruction loss with its scale. The derivative at `x = loc` is 0. Accurate for all arguments as far as their
+    type goes.
 
     Args:
         loc: the decoder's output, the median; float64, float32, bfloat16 or float16, any shape and strides.
@@ -145,8 +147,8 @@ def continuous_bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims
         log p(x) = Σ x · a − ln((exp(a) − 1) / a),    a = logits        [nats]
 
     The density on [0, 1] that a Bernoulli decoder's loss lacks the normalizer of: for grey values in [0, 1] it is a
-    true likelihood. Accurate around `a = 0` (p = ½), where the normalizer is 0/0, and for large |a|. It is positive
-    where the density is above 1. `x` outside [0, 1] is evaluated by the formula.
+    true likelihood. Accurate around `a = 0` (p = ½), where the normalizer is 0/0, and for |a| as large as its type goes.
+    It is positive where the density is above 1. `x` outside [0, 1] is evaluated by the formula.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -178,8 +180,8 @@ def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int 
         log p(x) = Σ x · max(ln p, −100) + (1 − x) · max(ln(1 − p), −100),    p = probs        [nats]
 
     This is `−binary_cross_entropy(probs, x, reduction="sum")` of each sample, for decoders that end in a sigmoid, with
-    its gradient `(x − p) / max(p (1 − p), 1e-12)`. `bernoulli_log_likelihood` from logits is exact where this one is
-    clamped. `x` outside [0, 1] is evaluated by the formula.
+    its gradient `(x − p) / max(p (1 − p), 1e-12)`: next to 0 and 1 that is not the derivative of the clamped value, but what
+    people train with. `bernoulli_log_likelihood` from logits is exact where this one is clamped. `x` outside [0, 1] is evaluated by the formula.
 
     Args:
         probs: the decoder's output in [0, 1] (elsewhere the result is NaN), float64, float32, bfloat16 or float16, any
@@ -214,8 +216,12 @@ def negative_binomial_log_likelihood(mu: Tensor, x: Tensor, theta: Tensor | floa
 
     Mean mu, variance mu + mu²/θ. A drop-in for the `log_prob` of scvi-tools' `NegativeBinomial(mu=, theta=)`, summed
     over genes, its ε included: it keeps value and gradient finite at mu = 0. Terms that do not depend on the parameters
-    are included. The kernels put the gamma functions and the logarithms together before they evaluate them, so that
-    large counts and large θ do not cancel.
+    are included. The gamma functions and the logarithms are put together before they are evaluated, so that large counts
+    and large θ, a Poisson's limit, do not cancel.
+
+    To 16 ulp for mu and θ from the least normal number of their type to an eighth of the largest, mu also 0, and counts
+    up to 1e30 (float64: 1e300); of an x between 0 and 0.1 that is no count, to 16 ulp of 1. NaN for x ≤ −1, x + θ < 0 and
+    other arguments that the formula does not have.
 
     Args:
         mu: the decoder's mean, not negative; float64, float32, bfloat16 or float16, any shape and strides.
@@ -248,12 +254,13 @@ def zero_inflated_negative_binomial_log_likelihood(
 ) -> Tensor:
     """Sum the zero-inflated negative binomial log-likelihood of the counts `x` per sample.
 
-        log p(x) = Σ ln(s + (1 − s) NB(0))    where x = 0
+        log p(x) = Σ ln(s + (1 − s) NB(0))    where x < 1e-8
                      ln(1 − s) + ln NB(x)     elsewhere        [nats]
         s = sigmoid(zero_logits),    ln NB that of `negative_binomial_log_likelihood`
 
     A drop-in for the `log_prob` of scvi-tools' `ZeroInflatedNegativeBinomial(mu=, theta=, zi_logits=)` summed over
-    genes. As there, x below 1e-8 counts as zero.
+    genes. As there, x below 1e-8 counts as zero, in value and gradients. Accurate where
+    `negative_binomial_log_likelihood` is, for logits as far as their type goes.
 
     Args:
         mu: the decoder's mean, not negative; float64, float32, bfloat16 or float16, any shape and strides.
@@ -293,7 +300,8 @@ def discretized_logistic_log_likelihood(
 
     `x` in [−1, 1] takes the values −1, −1 + 2h, …, 1. The ends are open: where x is in the first bin its lower edge is
     −∞, in the last its upper edge is ∞, so that the probabilities of all bins add up to 1. Evaluated as a sum of
-    logarithms of one sign, without a floor on the difference.
+    logarithms of one sign, without a floor on the difference: accurate for `mean` and `log_scale` as far as their type
+    goes.
 
     Args:
         mean: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.

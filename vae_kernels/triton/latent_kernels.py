@@ -192,16 +192,16 @@ def latent_forward_kernel(
                 else:
                     total, lost = _add(total, lost, _sum_columns(element, mask), kl, chunk, row, rows, SPLIT)
         if not SAMPLED:
-            element = u * u + rest
+            element = (0.5 * u) * u + 0.5 * rest
             if SUMMED:
                 # Masked elements are zeros, and so are their terms, if nothing else comes in.
                 PLAIN: tl.constexpr = (
                     SCALE == "logvar" and prior_mu is None and prior_logvar is None and len(clamp) == 0
                 )
-                sums = 0.5 * (tl.sum(element, 1) if PLAIN else _sum_columns(element, mask))
+                sums = tl.sum(element, 1) if PLAIN else _sum_columns(element, mask)
                 total, lost = _add(total, lost, sums, kl, chunk, row, rows, SPLIT)
             else:
-                store(kl + at, 0.5 * element, mask)
+                store(kl + at, element, mask)
     if SUMMED and not SPLIT and not ONE_BY_ONE:
         store(kl + row, compensated(total, lost), row < rows)
 
@@ -399,7 +399,7 @@ def latent_backward_kernel(
             kl_by_mu = gu if prior_logvar is None else gu * w
             twice_by_l = g * expm1
             by_mu = kl_by_mu if by_mu is None else kl_by_mu + by_mu
-            by_prior = (-kl_by_mu, -0.5 * (twice_by_l + gu * u))
+            by_prior = (-kl_by_mu, -0.5 * twice_by_l - (0.5 * gu) * u)
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
         if grad_mu is not None:
             store(grad_mu + at, by_mu, mask)

@@ -217,14 +217,14 @@ def negative_binomial_log_prob(x, params):
     """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
     mu, theta = params[0], params[1]
     c, t, b, inverse_e, down, up, _, _, _, term = _negative_binomial_terms(x, mu, theta)
+    value = x * _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0]) + term
     above = product_lifted(t, x.dtype) * product_lifted(b, x.dtype) * c[5]
     products = above / (product_lifted(c, x.dtype) * t[5] * b[5])
     roots = tl.sqrt(t[1] * (c[2] * up) * (b[2] * up)) * down
     # 1 - log(2π)/2
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
     rest = log_product(roots, products, roots * products - 1.0)[0] + tails
-    counts = _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0])
-    return x * counts + (term + tl.where(x == 0.0, 0.0, rest)) + _undefined(x, mu, theta)
+    return value + tl.where(x == 0.0, 0.0, rest) + _undefined(x, mu, theta)
 
 
 @triton.jit
