@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from samples import DEVICE, F32, F64, OPS
+from samples import DEVICE, F32, F64, OPS, sample
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_kernels as vk
 
@@ -253,3 +254,25 @@ def test_counts_that_no_formula_has_are_nan(backend: str, arguments: tuple[float
     """Where a gamma function or a logarithm is of a negative number, even where two of them would hide it."""
     inputs = [torch.tensor([[v]], dtype=F64, device=DEVICE) for v in arguments]
     assert vk.negative_binomial_log_likelihood(*inputs).isnan().all()
+
+
+class Names(TorchDispatchMode):
+    """The ops that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", [op for op in OPS if op != "latent"])
+def test_autocast_forbids_nothing(backend: str, family: str) -> None:
+    """On CUDA it refuses `binary_cross_entropy`, in either direction."""
+    inputs = sample(family).make()
+    with Names() as names:
+        torch.autograd.grad(OPS[family].call(*inputs.values(), batch_dims=1).sum(), list(inputs.values()))
+    assert names.called
+    assert not {name for name in names.called if name.startswith("binary_cross_entropy") and "logits" not in name}

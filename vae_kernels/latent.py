@@ -71,12 +71,13 @@ def reparameterize_kl(
         shape `mu.shape[:batch_dims]`, float64 if an input is, else float32; with another estimator than the analytic
         one also behind the leading dim; with `kl_reduction="none"` of the shape of `mu` or `z`.
 
-        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: log-variances
-        within ±177 (float64: ±1418), where the standard deviation is a number of the type; with the analytic KL
-        `prior_logvar` may be any number. `eps` is
-        drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the inputs
-        themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is made
-        only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as the
+        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may be
+        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With the analytic KL
+        `prior_logvar` may be any number, with the others it is to be above −177 too.
+
+        `eps` is drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the
+        inputs themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is
+        made only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as the
         inside of a larger 3-D box.
 
     Raises:

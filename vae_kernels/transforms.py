@@ -33,9 +33,7 @@ def readable(tensor: Tensor) -> bool:
 
 def dense(gradient: Tensor | None) -> Tensor | None:
     """An upstream gradient as kernels and formulas take it: `F.embedding(z, sparse=True)` sends a sparse one."""
-    if gradient is None or torch.compiler.is_compiling() or gradient.layout is torch.strided:
-        return gradient
-    return gradient.to_dense()
+    return gradient if gradient is None or gradient.layout is torch.strided else gradient.to_dense()
 
 
 def with_dense_gradients(result: Tensor) -> Tensor:
