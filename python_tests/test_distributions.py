@@ -99,6 +99,9 @@ def check_error_rule(backend: str, sample: Sample) -> None:
     of_others = yardstick(sample, backend)
     want = true_results(sample, {name: got[name] for name in OPS[sample.op].outputs})
     assert set(got) == set(want)
+    if backend == "eager" and "theta" in OPS[sample.op].arguments:
+        # Gradients that are the difference of parts, on whose magnitude test_accuracy counts eager's errors.
+        got = {name: got[name] for name in OPS[sample.op].outputs}
     for name, value in got.items():
         mine, allowed = error(value, want[name]), 2 * error(of_others[name], want[name]) + SLACK_ULP
         assert mine <= allowed, f"{name}: {mine:.4g} ulp off, {allowed:.4g} allowed"

@@ -265,13 +265,15 @@ def test_second_derivatives(backend: str, op: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_prior_of_any_variance(backend: str, dtype: torch.dtype) -> None:
-    """The analytic KL and its gradients, where q's standard deviation is a number of the arithmetic's type."""
+    """The analytic KL and its gradients, where q's standard deviation is a number of the arithmetic's type, and the means
+    are equal or differ by more than 1e-16."""
     count, wide = (60 if dtype == F64 else 400), arithmetic(dtype)
     source = Draw(torch.Generator().manual_seed(zlib.crc32(f"prior {dtype}".encode())), count, dtype)
     ends = 1400 if dtype == F64 else 170
-    mu, difference = source.real(True), source.real(True)
+    wide_range = (source.exponents(-50, 2000) * source.among(-1, 1), source.among(0))
+    mu, difference = source.mixture(*wide_range), source.mixture(*wide_range)
     logvar = source.mixture(source.uniform(-ends, ends), source.uniform(-2, 2))
-    prior_mu = source.mixture(mu, mu + difference, source.real(True))
+    prior_mu = source.mixture(mu, mu + difference, difference)
     prior_logvar = source.mixture(source.log(True), logvar, logvar + source.uniform(-1, 1))
     given = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     given = {name: v.to(dtype).to(DEVICE)[:, None].requires_grad_() for name, v in given.items()}

@@ -34,6 +34,8 @@ MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < ti
 
 # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
 SPILLING = {
+    ("latent, one prior for all, backward", "float32", "sm_100"),
+    ("latent, samples, prior, monte carlo, forward", "float32", "sm_90"),
     ("latent, samples, prior, monte carlo, forward", "bfloat16", "sm_80"),
     ("latent, samples, prior, monte carlo, forward", "float16", "sm_80"),
 }

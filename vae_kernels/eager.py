@@ -247,7 +247,7 @@ def bernoulli_probs(probs: Tensor, x: Tensor) -> Tensor:
 # scvi-tools' constant: it keeps logarithms and gradients finite at mu = 0, which a softmax decoder reaches.
 COUNT_EPS = 1e-8
 
-# From which z on Stirling's series serves (n), and its coefficients: those of z⁻¹, z⁻³, …
+# From which z on Stirling's series serves, and its coefficients: those of z⁻¹, z⁻³, …
 STIRLING = {
     torch.float32: (2, (0.08333332178671254, -0.0027762802492264666, 0.0007615399684259511, -0.00034972389564190425)),
     torch.float64: (
@@ -261,22 +261,16 @@ STIRLING = {
 
 
 def lgamma_tail(z: Tensor) -> Tensor:
-    """`ln Γ(z) − ((z − ½) ln z − z + ½ ln 2π)`, what Stirling's formula leaves; NaN for z < 0. For z < n by
-    `Γ(z) = Γ(z + n) / (z (z + 1) … (z + n − 1))`, where `torch.lgamma` would cancel."""
-    n, coefficients = STIRLING[z.dtype]
-    small = z < n
-    shifted = torch.where(small, z + n, z)
-    inverse = 1 / shifted
+    """`ln Γ(z) − ((z − ½) ln z − z + ½ ln 2π)`, what Stirling's formula leaves; NaN for z < 0."""
+    least, coefficients = STIRLING[z.dtype]
+    large = z >= least
+    inverse = 1 / torch.where(large, z, least)
     square, series = inverse * inverse, torch.zeros_like(z)
     for c in reversed(coefficients):
         series = series * square + c
-    z = torch.where(small, z, 1)
-    log = torch.log(z + n) - torch.log(z)
-    log = (
-        log + (torch.log1p(n / z) - log).detach()
-    )  # better than the difference, but for its derivative where z is tiny
-    product = math.prod((z + k) / (z + n) for k in range(1, n))
-    return series * inverse + torch.where(small, (z + 0.5) * log - n - torch.log(product), 0)
+    small = torch.where(large, 1, z)
+    direct = torch.lgamma(small) - ((small - 0.5) * torch.log(small) - small + 0.5 * math.log(2 * math.pi))
+    return torch.where(large, series * inverse, direct)
 
 
 def _log_product(a: Tensor, b: Tensor, log: Tensor, minus_1: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def reparameterize_kl(
 
         Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may be
         within ±177 (float64: ±1418), where the standard deviation is a number of the type. With the analytic KL
-        `prior_logvar` may be any number, with the others it is to be above −177 too.
+        `prior_logvar` may be any number where the means are equal or differ by more than 1e-15, with the others it is to be
+        above −177 too.
 
         `eps` is drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the
         inputs themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is

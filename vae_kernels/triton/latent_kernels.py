@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .gamma import log
-from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1, times_exp
+from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
 from .parameters import load_parameter, store_partial
 from .philox import normals
 from .tile import add_compensated, block_index, compensated, load, offsets, per_row_offsets, store
@@ -43,22 +43,27 @@ def _log_variance(raw, clamp, SCALE: tl.constexpr):
 
 
 @triton.jit
+def _times_w(x, v):
+    """`x w`, `w = e^(−v/2)`, at most the largest number, so that 0 times it is 0; v may be None. (`times_exp`, which would
+    be right for a tiny x too, takes registers that AMD's GPUs do not have here.)"""
+    if v is not None:
+        END: tl.constexpr = 709.75 if x.dtype == tl.float64 else 88.7
+        x = x * exp(tl.minimum(v * -0.5, END, propagate_nan=tl.PropagateNan.ALL))
+    return x
+
+
+@triton.jit
 def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
-    """std, and q as seen from the prior: u, w, r, d, and `e^d − 1 − d` if EXCESS, else `e^d − 1`; m and v may be None.
+    """std, and q as seen from the prior: u, r, d, and `e^d − 1 − d` if EXCESS, else `e^d − 1`; m and v may be None.
     And where a clamp took away what depends on raw."""
     l, outside = _log_variance(raw, clamp, SCALE)
     u = mu
     if m is not None:
         u = mu - m
     d = l
-    w = 1.0
     if v is not None:
         d = l - v
-        half_v = v * -0.5
-        u = times_exp(u, half_v)
-        # Finite: times u, which is large or 0 where it would not be, it is infinite or 0.
-        MOST: tl.constexpr = 1.7976931348623157e308 if mu.dtype == tl.float64 else 3.4028234663852886e38
-        w = tl.minimum(exp(half_v), MOST, propagate_nan=tl.PropagateNan.ALL)
+    u = _times_w(u, v)
     if SCALE == "logvar" or SCALE == "logstd":
         if EXCESS:
             half, rest = std_and_excess(d)
@@ -73,13 +78,11 @@ def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
             std = tl.sqrt(raw) if raw.dtype == tl.float64 else tl.sqrt_rn(raw)
         if len(clamp) > 0:
             std = tl.where(outside, exp(l * 0.5), std)
-    r = std
-    if v is not None:
-        r = times_exp(std, half_v)
+    r = _times_w(std, v)
     if SCALE == "std" or SCALE == "variance":
         # l has been rounded: e^d is not taken from it.
         rest = excess_from(d, r * r) if EXCESS else expm1_from(d, r * r)
-    return std, u, w, r, d, rest, outside
+    return std, u, r, d, rest, outside
 
 
 @triton.jit
@@ -174,7 +177,7 @@ def latent_forward_kernel(
         s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        std, u, _, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
+        std, u, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
         at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
         for k in range(SAMPLES):
             e = _noise(
@@ -334,7 +337,7 @@ def latent_backward_kernel(
             x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
             m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        std, u, w, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
+        std, u, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
         by_z = u * ratio
         sums = ()
         if grad_z is not None or SAMPLED:
@@ -367,7 +370,7 @@ def latent_backward_kernel(
         if SAMPLED:
             FIRST: tl.constexpr = 0 if grad_z is None else 2
             g, ge, gee = sums[FIRST], sums[FIRST + 1], sums[FIRST + 2]
-            uw, rw = u * w, ratio * w
+            uw, rw = _times_w(u, v), _times_w(ratio, v)
             of_eps = rw
             if PATH:
                 # rw − 1/std
@@ -396,10 +399,10 @@ def latent_backward_kernel(
                 DTYPE,
             )
             gu = g * u
-            kl_by_mu = gu if prior_logvar is None else gu * w
+            kl_by_mu = _times_w(gu, v)
             twice_by_l = g * expm1
             by_mu = kl_by_mu if by_mu is None else kl_by_mu + by_mu
-            by_prior = (-kl_by_mu, -0.5 * twice_by_l - (0.5 * gu) * u)
+            by_prior = (-kl_by_mu, -(g * (0.5 * expm1) + (0.5 * gu) * u))
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
         if grad_mu is not None:
             store(grad_mu + at, by_mu, mask)

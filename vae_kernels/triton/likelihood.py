@@ -105,7 +105,7 @@ def laplace_log_prob(x, params):
 def laplace_grad(x, params):
     """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
     difference = x - params[0]
-    rate = _laplace_scaled(x * 0.0 + 1.0, params[1])
+    rate = _laplace_scaled(tl.full(x.shape, 1.0, x.dtype), params[1])
     signed = tl.where(difference > 0, rate, tl.where(difference < 0, -rate, 0.0))
     return signed, -signed, _laplace_scaled(tl.abs(difference), params[1]) - 1.0
 
@@ -272,7 +272,8 @@ def negative_binomial_grad(x, params):
 def zero_inflated_negative_binomial_log_prob(x, params):
     """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
     zero = x < 1e-8
-    l = negative_binomial_log_prob(tl.where(zero, 0.0, x), params)
+    x = tl.where(zero, 0.0, x)
+    l = negative_binomial_log_prob(x, params)
     z = params[2] + x * 0.0
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
