@@ -33,7 +33,10 @@ def readable(tensor: Tensor) -> bool:
 
 def dense(gradient: Tensor | None) -> Tensor | None:
     """An upstream gradient as kernels and formulas take it: `F.embedding(z, sparse=True)` sends a sparse one."""
-    return gradient if gradient is None or gradient.layout is torch.strided else gradient.to_dense()
+    # Dynamo refuses to look at a layout here.
+    if gradient is None or torch.compiler.is_compiling() or gradient.layout is torch.strided:
+        return gradient
+    return gradient.to_dense()
 
 
 def with_dense_gradients(result: Tensor) -> Tensor:
