@@ -32,6 +32,9 @@ REGISTERS, MANY_REGISTERS = 128, 255
 MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < tile.HELD]
 
 
+# Of the 512 that a thread of this GPU can have: in another order of the same terms two kernels spill on sm_100.
+BEYOND = {("negative_binomial forward", "float32", "gfx942"): 257}
+
 # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
 SPILLING = {
     ("latent, one prior for all, backward", "float32", "sm_100"),
@@ -45,7 +48,8 @@ def check(row: dict[str, str | int | float]) -> None:
     spills = (row["kernel"], row["dtype"], row["target"]) in SPILLING
     assert row["spilled"] <= 4 * spills and row["local_bytes"] <= 8 * spills
     many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
-    assert row["registers"] <= (MANY_REGISTERS if many else REGISTERS)
+    allowed = MANY_REGISTERS if many else REGISTERS
+    assert row["registers"] <= BEYOND.get((row["kernel"], row["dtype"], row["target"]), allowed)
     if not row["kernel"].endswith(", sum"):
         assert (row["loaded"], row["stored"]) == (row["ideal_loaded"], row["ideal_stored"])
         # Of a thread, whatever it holds: the seed, numbers of a row, sums.
