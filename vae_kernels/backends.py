@@ -1,11 +1,13 @@
 """Which backend serves which device, and why another does not."""
 
 import os
+import threading
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 import torch
+
+from . import blocks
 
 NAMES = ("auto", "eager", "cpp", "cuda", "triton")
 
@@ -14,16 +16,29 @@ AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
 _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")}
 
-_requested = os.environ.get("VAE_KERNELS_BACKEND", "auto")
+# The process's choice, where no block makes another.
+_default = os.environ.get("VAE_KERNELS_BACKEND", "auto")
+
+
+class _Undecided(threading.local):
+    """Id and name of the `use_backend` that this thread made last, while it may yet be entered as a block."""
+
+    choice: tuple[int, str] | None = None
+
+
+_undecided = _Undecided()
 
 
 class use_backend:
-    """Choose the backend of every later call: as a function for the whole process, as a context manager for a block.
+    """Choose the backend of later calls: as a function for the whole process, as a context manager for a block.
 
     `"auto"` (the default, or what the environment variable `VAE_KERNELS_BACKEND` says) takes the fastest backend that can
     serve the device and never raises for the lack of one; a backend named here that cannot serve raises `RuntimeError`
-    with the reason. A backward pass runs on the backend of its forward pass. The choice holds for all threads of the
-    process: blocks of several threads must not overlap.
+    with the reason. A backward pass runs on the backend of its forward pass.
+
+    A block's choice holds in its own thread and async context, where it comes before the process's: blocks of several
+    threads or tasks may overlap. A thread started within a block begins with the process's choice; `torch.utils.checkpoint`
+    repeats a forward pass on a GPU in such a thread.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.use_backend("eager"):
@@ -31,23 +46,37 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _requested
         if name not in NAMES:
             raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
         if name not in ("auto", "eager"):
             reasons = {device: _why_not(name, device) for device in _DEVICES[name]}
             if all(reasons.values()):
                 raise RuntimeError(f"backend {name!r} is not available: {next(iter(reasons.values()))}")
-        self._previous, _requested = _requested, name
+        if _undecided.choice is not None:
+            _decide()
+        self._name, _undecided.choice = name, (id(self), name)
 
     def __enter__(self) -> "use_backend":
+        if self._may_be_a_block():
+            _undecided.choice = None
+        blocks.enter("backend", self._name)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        global _requested
-        _requested = self._previous
+    def __exit__(self, *_: object) -> None:
+        blocks.leave("backend")
+
+    def __del__(self) -> None:
+        if self._may_be_a_block():
+            _decide()
+
+    def _may_be_a_block(self) -> bool:
+        return _undecided.choice is not None and _undecided.choice[0] == id(self)
+
+
+def _decide() -> None:
+    """What this thread chose and did not enter is for the process."""
+    global _default
+    _default, _undecided.choice = _undecided.choice[1], None
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -68,8 +97,10 @@ def backends() -> dict[str, dict[str, str]]:
 
 
 def current_backend(device_type: str) -> str:
-    """The backend that serves tensors on this type of device now."""
-    return _select(device_type, _requested)
+    """The backend that serves tensors on this type of device here and now."""
+    if _undecided.choice is not None:
+        _decide()
+    return _select(device_type, blocks.innermost("backend") or _default)
 
 
 def _select(device_type: str, requested: str) -> str:

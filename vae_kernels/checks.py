@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import transforms
+from . import blocks, transforms
 from .rows import expands
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -28,7 +28,7 @@ SYMMETRIC_UNIT = Range("in [-1, 1]", lambda v: (v >= -1) & (v <= 1))
 NOT_NEGATIVE = Range("at least 0", lambda v: v >= 0)
 POSITIVE = Range("positive", lambda v: v > 0)
 
-_checking_values = os.environ.get("VAE_KERNELS_CHECK", "0") not in ("", "0")
+_CHECK_ALWAYS = os.environ.get("VAE_KERNELS_CHECK", "0") not in ("", "0")
 
 
 class check_values:
@@ -38,7 +38,7 @@ class check_values:
     The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for
     finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Nothing
     is checked where there are no values to read: in compiled, exported or traced code, under `vmap`, of meta and fake
-    tensors. It holds for all threads of the process: blocks of several threads must not overlap.
+    tensors. A block holds in its own thread and async context.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.check_values():
@@ -46,18 +46,18 @@ class check_values:
     """
 
     def __enter__(self) -> "check_values":
-        global _checking_values
-        self._previous, _checking_values = _checking_values, True
+        blocks.enter("check_values", True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _checking_values
-        _checking_values = self._previous
+        blocks.leave("check_values")
 
 
 def values_checked() -> bool:
     """Whether values are to be checked here."""
-    return _checking_values and not transforms.traced()
+    if torch.compiler.is_compiling():
+        return False
+    return (_CHECK_ALWAYS or blocks.innermost("check_values") is not None) and not transforms.traced()
 
 
 def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
