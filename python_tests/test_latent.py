@@ -100,7 +100,9 @@ class Case(NamedTuple):
         mu, raw = tensors["moments"].chunk(2, self.packed_dim) if "moments" in tensors else _pair(tensors)
         logvar = LOGVARS[self.scale](raw)
         if self.clamp is not None:
-            logvar = logvar.clamp(*self.clamp)
+            low, high = self.clamp
+            # Tensor.clamp has the derivative 1 or 0 at a bound, as the version of torch has it.
+            logvar = torch.where(logvar < low, low, torch.where(logvar > high, high, logvar))
         std = torch.exp(logvar / 2)
         zero = torch.zeros((), dtype=mu.dtype, device=DEVICE)
         m, v = tensors.get("prior_mu", zero), tensors.get("prior_logvar", zero)
@@ -318,6 +320,33 @@ CASES += [
         (F32, F32, F64, F32, F32),
     )
 ]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0)], ids=str)
+@pytest.mark.parametrize("scale", SPREADS)
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_at_a_bound_the_log_variance_has_its_gradient(
+    backend: str, packed: bool, scale: str, bounds: tuple[float, float], dtype: torch.dtype
+) -> None:
+    """As if it were not clamped, whatever the derivative of torch.clamp is; beyond the bound there is none."""
+    unclamped = torch.tensor([0.0, -3.0, 3.0] * 8, dtype=F64).reshape(3, 8)
+    raw = SPREADS[scale](unclamped).to(dtype).to(DEVICE)  # of a log-variance of 0 it is exactly 0 or 1
+    mu, upstream = torch.randn(2, 3, 8).to(dtype).to(DEVICE)
+
+    def gradient(clamp: tuple[float, float] | None) -> Tensor:
+        leaf = raw.clone().requires_grad_()
+        options = {"scale": scale, "logvar_clamp": clamp, "seed": 5}
+        if packed:
+            z, kl = vk.reparameterize_kl_packed(torch.cat((mu, leaf), 1), **options)
+        else:
+            z, kl = vk.reparameterize_kl(mu, leaf, **options)
+        return torch.autograd.grad((z, kl), leaf, (upstream, torch.ones_like(kl)))[0]
+
+    at_bound, clamped = (unclamped == 0).to(DEVICE), gradient(bounds)
+    assert torch.equal(clamped[at_bound], gradient(None)[at_bound])
+    assert clamped[at_bound].count_nonzero() > 0
+    assert clamped[~at_bound].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -55,8 +55,8 @@ def reparameterize_kl(
         kl_reduction: `"sum"` per sample, or `"none"`: the KL of every element, for free bits and statistics.
         scale: what the second argument holds: `"logvar"`, `"logstd"` (log standard deviation), `"std"` or `"variance"`.
             Gradients are those of what was passed.
-        logvar_clamp: `(lo, hi)` between which the log-variance is clamped before anything else; without a gradient
-            outside.
+        logvar_clamp: `(lo, hi)` between which the log-variance is clamped before anything else. Its derivative is 1 from
+            lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at a bound 1 up to torch 2.13, 0 from 2.14.)
         seed: fixes the noise: an int in [0, 2⁶³) or an int64 tensor of one element on the device of `mu`. The same seed
             gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
             elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
@@ -386,7 +386,7 @@ def _differentiable_backward(
 def _seed_tensor(mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None) -> Tensor:
     if seed is None:
         return noise.draw_seed(mu.device, generator)
-    return seed if isinstance(seed, Tensor) else torch.tensor([seed], dtype=torch.int64, device=mu.device)
+    return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=mu.device)
 
 
 def _eager_noise(
