@@ -128,16 +128,6 @@ def _noise(
         return normals(tl.load(seed), row + sample * rows, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
 
 
-@triton.jit
-def _load_prior(parameter, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """Nothing where it is missing."""
-    if parameter is None:
-        return None
-    else:
-        ONE: tl.constexpr = len(strides) == 0
-        return load_parameter(parameter, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
-
-
 @triton.jit(
     do_not_specialize=[
         "seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program", "z_step", "eps_step",
@@ -175,8 +165,12 @@ def latent_forward_kernel(
             mask = (r < rows) & (c < cols * VEC)
         x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-        m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        m = None
+        v = None
+        if prior_mu is not None:
+            m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        if prior_logvar is not None:
+            v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         std, u, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
         at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
         for k in range(SAMPLES):
@@ -335,8 +329,10 @@ def latent_backward_kernel(
         v = None
         if grad_kl is not None:
             x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-            m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+            if prior_mu is not None:
+                m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        if prior_logvar is not None:
+            v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         std, u, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
         by_z = u * ratio
         sums = ()
@@ -419,9 +415,7 @@ def latent_backward_kernel(
         added = more
     there = first < row_blocks
     if ADDED[0]:
-        ONE: tl.constexpr = len(prior_strides[0]) == 0
-        store_partial(grad_prior_mu, added[0], group, first_col, cols, there, ONE, VEC, BLOCK_COLS)
+        store_partial(grad_prior_mu, added[0], prior_strides[0], group, first_col, cols, there, VEC, BLOCK_COLS)
     if ADDED[1]:
         LAST: tl.constexpr = len(added) - 1
-        ALSO_ONE: tl.constexpr = len(prior_strides[1]) == 0
-        store_partial(grad_prior_logvar, added[LAST], group, first_col, cols, there, ALSO_ONE, VEC, BLOCK_COLS)
+        store_partial(grad_prior_logvar, added[LAST], prior_strides[1], group, first_col, cols, there, VEC, BLOCK_COLS)
