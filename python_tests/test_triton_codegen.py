@@ -1,6 +1,7 @@
 """What the compiler makes of the Triton kernels for GPUs that need not be there: whole vectors, ideal traffic, no spills."""
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +18,22 @@ if sys.platform != "linux":
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, compiled, rows_of  # noqa: E402
-from vae_kernels.triton import latent, likelihood, tile  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+from triton_calls import (  # noqa: E402
+    CALLS,
+    Make,
+    categorical,
+    channels_last,
+    cropped,
+    latent_step,
+    likelihood,
+    transposed,
+)
+
+from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, compiled, rows_of  # noqa: E402
+from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
+from vae_kernels.triton import latent_kernels, launch, tile  # noqa: E402
+from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
 
 # Every kernel for every target, every kernel in every dtype: a Latin square of all combinations.
 SQUARE = [
@@ -29,7 +44,7 @@ SQUARE = [
 
 # With 128 registers a multiprocessor holds 512 threads; what needs more is bound by arithmetic.
 REGISTERS, MANY_REGISTERS = 128, 255
-MANY = [name for name, family in likelihood.FAMILIES.items() if family.held < tile.HELD]
+MANY = [name for name, family in likelihood_kernels.FAMILIES.items() if family.held < tile.HELD]
 
 
 # Of the 512 that a thread of this GPU can have: in another order of the same terms two kernels spill on sm_100.
@@ -79,69 +94,79 @@ NAMES = ("kernel", "dtype", "target", "triton")
 empty = partial(torch.empty, device="meta")
 
 
-def _transposed(*shape: int) -> Tensor:
-    return empty(shape[::-1]).permute(*range(len(shape))[::-1])
+def _moved(which: int | None, by: int, made: list[Tensor]) -> Make:
+    """Makes tensors that begin where memory is aligned, but number `which`, that begins `by` elements behind it."""
+
+    def make(*shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        size = torch.Size(shape[0] if shape and not isinstance(shape[0], int) else shape)
+        before = by if len(made) == which else 0
+        made.append(torch.empty(size.numel() + before, dtype=dtype)[before:].view(size))
+        return made[-1]
+
+    return make
 
 
-def _cropped(*shape: int) -> Tensor:
-    return empty([n + 1 for n in shape])[tuple(slice(1, None) for _ in shape)]
+def test_what_a_kernel_was_compiled_for_follows_from_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of a plan's first launch serves all others: Triton would choose the same for each of them."""
+    chosen: dict[launch.Launch, object] = {}
+
+    def choose(self: launch.Launch, tensors: tuple[Any, ...]) -> None:
+        binder = self._kernel.device_caches[driver.active.get_current_device()][-1]
+        specialization = binder(*tensors, *self._arguments, num_warps=4, debug=False)[1]
+        assert chosen.setdefault(self, specialization) == specialization, self._kernel.__name__
+
+    monkeypatch.setattr(driver, "_active", Target("sm_90"))
+    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch.Launch, "_run", choose)
+    for call in CALLS.values():
+        made: list[Tensor] = []
+        call(_moved(None, 0, made))
+        for which in range(len(made)):
+            for by in (1, 2, 3):
+                call(_moved(which, by, []))
+    assert {launch._kernel for launch in chosen} == KERNELS
 
 
-def _both_ways(*inputs: Tensor | None, batch_dims: int = 1, num_samples: int | None = None, **settings: Any) -> None:
-    """Of mu, logvar, the prior's parameters, seed and eps, those behind the last given being missing."""
-    inputs = (*inputs, *(None for _ in range(6 - len(inputs))))
-    if inputs[4] is None and inputs[5] is None:
-        inputs = (*inputs[:4], empty(1, dtype=torch.int64), None)
-    given = {"scale": "logvar", "low": None, "high": None, "estimator": "analytic", "reduction": "sum"} | settings
-    settings = (batch_dims, 0, num_samples, *given.values())
-    z, kl = latent.latent_forward(*inputs, *settings)
-    needs = [t is not None for t in (*inputs[:4], inputs[5])]
-    latent.latent_backward(z, kl, *inputs, needs, *settings)
-
-
-def _likelihood_both_ways(*inputs: Tensor, batch_dims: int = 1) -> None:
-    out = likelihood.likelihood_forward("gaussian", list(inputs), [], batch_dims)
-    likelihood.likelihood_backward("gaussian", out, list(inputs), [], batch_dims, [True, False, True])
-
-
-OTHERS: dict[str, Callable[[], object]] = {
-    "tails": lambda: _both_ways(empty(5, 37), empty(5, 37)),
-    "noise given": lambda: _both_ways(empty(5, 37), empty(5, 37), None, None, None, empty(5, 37)),
-    "a seed for each": lambda: _both_ways(
-        empty(5, 37), empty(5, 37), None, None, empty(5, dtype=torch.int64), num_samples=3, estimator="path"
-    ),
-    "samples of elements": lambda: _both_ways(
-        empty(5, 37),
-        empty(5, 37),
-        None,
-        None,
-        None,
-        empty(3, 5, 37),
-        num_samples=3,
-        estimator="monte_carlo",
-        reduction="none",
-    ),
-    "a prior for each column": lambda: _both_ways(empty(64, 64), empty(64, 64), empty(64), empty(1, 64)),
-    "half a prior, of double numbers": lambda: _both_ways(
-        empty(5, 37), empty(5, 37), None, empty(5, 37, dtype=torch.float64), scale="variance", low=-3.0, high=4.0
-    ),
-    "split rows": lambda: _both_ways(empty(2, 786432), empty(2, 786432)),
-    "split rows of samples": lambda: _both_ways(
-        empty(2, 786432), empty(2, 786432), num_samples=2, estimator="monte_carlo", scale="logstd"
-    ),
-    "two levels of rows": lambda: _both_ways(_cropped(3, 4, 16), empty(3, 4, 16), batch_dims=2),
-    "two levels of columns": lambda: _both_ways(_cropped(3, 4, 16), empty(3, 4, 16)),
-    "columns apart": lambda: _both_ways(_transposed(5, 37), empty(5, 37)),
-    "more than 2^31": lambda: _both_ways(*(empty(1).expand(2**22, 1024) for _ in range(2)), num_samples=2),
-    "one per column": lambda: _likelihood_both_ways(empty(64, 64), empty(64, 64), empty(64)),
-    "columns apart of a likelihood": lambda: _likelihood_both_ways(*(_transposed(5, 37) for _ in range(3))),
-    "mixed dtypes": lambda: _likelihood_both_ways(
-        empty(5, 37, dtype=torch.bfloat16), empty(5, 37, dtype=torch.uint8), empty(1)
-    ),
+KERNELS = {
+    latent_kernels.latent_forward_kernel,
+    latent_kernels.latent_backward_kernel,
+    likelihood_kernels.likelihood_forward_kernel,
+    likelihood_kernels.likelihood_backward_kernel,
+    categorical_kernels.categorical_forward_kernel,
+    categorical_kernels.categorical_backward_kernel,
+    categorical_kernels.sum_positions_kernel,
+    tile.sum_rows_kernel,
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_layouts_compile(name: str) -> None:
-    """The interpreter takes more than the compiler does."""
-    assert compiled(OTHERS[name], "sm_90")
+# More than 2³¹ columns, and more than 2³¹ elements of few columns.
+LONG = 2**31 + 2**20
+LARGE: dict[str, Callable[[], object]] = {
+    "samples under a prior": lambda: latent_step(
+        empty, empty(2, LONG), empty(2, LONG), empty(LONG), empty(1), num_samples=2, estimator="monte_carlo"
+    ),
+    "elements of the KL": lambda: latent_step(
+        empty, *(empty(1).expand(2**22, 1024) for _ in range(2)), num_samples=2, reduction="none", estimator="path"
+    ),
+    "columns apart": lambda: latent_step(empty, transposed(empty, 2, LONG), empty(2, LONG)),
+    "channels last": lambda: latent_step(
+        empty, channels_last(empty, 2, 3, 2**15, 2**15), channels_last(empty, 2, 3, 2**15, 2**15), empty(3, 1, 1)
+    ),
+    "a parameter for each column": lambda: likelihood(empty, "gaussian", empty(2, LONG), empty(2, LONG), empty(LONG)),
+    "two levels of rows": lambda: likelihood(
+        empty, "gaussian", cropped(empty, 3, 4, 2**28), empty(3, 4, 2**28), empty(1), batch_dims=2
+    ),
+    "classes": lambda: categorical(empty, empty(2, 3, LONG)),
+    "positions": lambda: categorical(empty, empty(2, LONG, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_offsets_are_counted_in_64_bits(name: str) -> None:
+    """Where tensors need it: no product of 32 bits may hold a size, a stride or an index."""
+    for kernel, _ in compiled(LARGE[name], "sm_90"):
+        code = kernel.asm["ttir"]
+        programs = set(re.findall(r"(%\w+) = tt\.get_(?:program_id|num_programs) ", code))
+        products = re.findall(r"arith\.muli (%\w+), (%\w+) : (?:tensor<[\dx]*)?i32", code)
+        # Which block of rows is the program's: there are fewer than 2³¹.
+        assert all({a, b} <= programs for a, b in products), (kernel.metadata.name, products)

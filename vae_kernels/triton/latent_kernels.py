@@ -11,7 +11,17 @@ from .gamma import log
 from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
 from .parameters import load_parameter, store_partial
 from .philox import normals
-from .tile import add_compensated, block_index, compensated, load, offsets, per_row_offsets, store
+from .tile import (
+    add_compensated,
+    block_index,
+    chunk_index,
+    compensated,
+    load,
+    offsets,
+    per_row_offsets,
+    store,
+    widened,
+)
 
 
 @triton.jit
@@ -146,14 +156,10 @@ def latent_forward_kernel(
     chunk into kl [chunks, SAMPLES, rows]. Not SUMMED: its elements, laid out as those of z."""
     DTYPE: tl.constexpr = kl.dtype.element_ty
     ONE_BY_ONE: tl.constexpr = SAMPLED and SAMPLES > 1
-    first = tl.program_id(0) * chunks_per_program
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
-        first = first.to(tl.int64)
-        z_step = z_step.to(tl.int64)
-        eps_step = eps_step.to(tl.int64)
-        rows = rows.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    z_step, eps_step = widened(z_step, WIDE), widened(eps_step, WIDE)
+    first = chunk_index(WIDE) * chunks_per_program
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     r = row[:, None]
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
@@ -293,15 +299,11 @@ def latent_backward_kernel(
 ):  # fmt: skip
     """Gradients of a chunk of columns of a block of rows. ADDED says which of the prior's two parameters have gradients
     that are sums over rows: then of `blocks_per_program` blocks, into [programs per chunk, cols], see `store_partial`."""
-    group = block_index()
-    first_col = tl.program_id(0) * BLOCK_COLS
-    if WIDE:
-        first_col = first_col.to(tl.int64)
-        rows = rows.to(tl.int64)
-        grad_z_step = grad_z_step.to(tl.int64)
-        grad_kl_step = grad_kl_step.to(tl.int64)
-        eps_step = eps_step.to(tl.int64)
-        grad_eps_step = grad_eps_step.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    grad_z_step, grad_kl_step = widened(grad_z_step, WIDE), widened(grad_kl_step, WIDE)
+    eps_step, grad_eps_step = widened(eps_step, WIDE), widened(grad_eps_step, WIDE)
+    group = block_index(WIDE)
+    first_col = chunk_index(WIDE) * BLOCK_COLS
     c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
     added = ()
     for i in tl.static_range(2):
@@ -316,8 +318,6 @@ def latent_backward_kernel(
     NOISE: tl.constexpr = SAMPLED or (grad_z is not None and grad_raw is not None)
     for block in range(blocks):
         row = (first + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        if WIDE:
-            row = row.to(tl.int64)
         r = row[:, None]
         mask = None
         if not EVEN:

@@ -12,6 +12,9 @@ from .tile import THREADS, sum_rows_kernel
 
 # A plan for each combination of shapes, strides and dtypes met: a training has a handful.
 MAX_PLANS = 4096
+# Triton compiles one kernel for pointers that this divides and another for those that it does not. Of two halves of a
+# tensor the second may be aligned where the first is not, so that it is not enough to know whether the tensor is.
+ALIGNMENT = 16
 
 _plans: dict[Hashable, Callable[..., None]] = {}
 
@@ -92,4 +95,4 @@ def signature(tensor: Tensor | None) -> Hashable:
     """All that a plan may depend on but the device."""
     if tensor is None:
         return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % ALIGNMENT

@@ -32,6 +32,7 @@ from .tile import (
     HELD,
     add_compensated,
     block_index,
+    chunk_index,
     chunks_per_program,
     compensated,
     geometry,
@@ -41,6 +42,7 @@ from .tile import (
     row_blocks_per_program,
     store,
     tile,
+    widened,
 )
 
 
@@ -385,11 +387,9 @@ def likelihood_forward_kernel(
     """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
     out [chunks, rows]."""
     DTYPE: tl.constexpr = out.dtype.element_ty
-    first = tl.program_id(0) * chunks_per_program
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
-        first = first.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    first = chunk_index(WIDE) * chunks_per_program
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     r = row[:, None]
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
@@ -421,10 +421,9 @@ def likelihood_backward_kernel(
 ):  # fmt: skip
     """Gradients of a chunk of columns of `blocks_per_program` blocks of rows. Those of the inputs STORED go to outs. Those
     of the inputs SUMMED are summed over the program's rows, into sum_outs, see `store_partial`."""
-    group = block_index()
-    first_col = tl.program_id(0) * BLOCK_COLS
-    if WIDE:
-        first_col = first_col.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    group = block_index(WIDE)
+    first_col = chunk_index(WIDE) * BLOCK_COLS
     c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
     sums = ()
     for _ in tl.static_range(len(SUMMED)):
@@ -432,8 +431,6 @@ def likelihood_backward_kernel(
     first = group * blocks_per_program
     for block in range(first, tl.minimum(first + blocks_per_program, row_blocks)):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        if WIDE:
-            row = row.to(tl.int64)
         r = row[:, None]
         mask = None
         if not EVEN:

@@ -28,7 +28,7 @@ def store_partial(out, sums, strides, group, first_col, cols, there, VEC: tl.con
     """What a program's rows `sums` [R, C] add up to, for a parameter of these strides: into out [groups, cols], of one
     element into out [groups, chunks]."""
     if len(strides) == 0:
-        at = group * tl.num_programs(0) + tl.program_id(0)
+        at = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
         tl.store(out + at, tl.sum(tl.sum(sums, 1), 0), mask=there)
     else:
         col = first_col + tl.arange(0, BLOCK_COLS)

@@ -85,23 +85,38 @@ def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
 
 
 @triton.jit
-def block_index():
+def widened(number, WIDE: tl.constexpr):
+    """A number that others are multiplied with: of 64 bits if WIDE, before anything is."""
+    return tl.cast(number, tl.int64) if WIDE else number
+
+
+@triton.jit
+def chunk_index(WIDE: tl.constexpr):
+    """Which chunks of columns are the program's."""
+    return widened(tl.program_id(0), WIDE)
+
+
+@triton.jit
+def block_index(WIDE: tl.constexpr):
     """Which blocks of rows are the program's; perhaps some that are not there."""
-    return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
+    return widened(tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), WIDE)
 
 
 @triton.jit
 def offsets(row, col, strides, inner_rows, inner_cols, VEC: tl.constexpr):
-    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements; see `layout.Layout`."""
+    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements, see `layout.Layout`; of 64 bits if
+    those of the rows have them."""
+    WIDE: tl.constexpr = row.dtype == tl.int64
     if len(strides) == 1:
-        return row * (strides[0] * VEC) + col
+        return row * (widened(strides[0], WIDE) * VEC) + col
     else:
-        first = (row // inner_rows) * (strides[0] * VEC) + (row % inner_rows) * (strides[1] * VEC)
+        first = (row // inner_rows) * (widened(strides[0], WIDE) * VEC)
+        first += (row % inner_rows) * (widened(strides[1], WIDE) * VEC)
         if len(strides) == 2:
             return first + col
         else:
-            inner = inner_cols * VEC
-            outer_col = (col // inner) * (strides[2] * VEC)
+            inner = widened(inner_cols, WIDE) * VEC
+            outer_col = (col // inner) * (widened(strides[2], WIDE) * VEC)
             if len(strides) == 3:
                 return first + (outer_col + col % inner)
             else:
@@ -152,13 +167,14 @@ def sum_rows_kernel(x, out, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl
     """`out[c] = Σ_r x[r, c]`, in an order that follows from the sizes. With BLOCK_ROWS = 1 it is the order, and the
     arithmetic, of a program that adds `cols` sums up itself, chunk after chunk."""
     DTYPE: tl.constexpr = x.dtype.element_ty
-    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+    rows = tl.cast(rows, tl.int64)
+    col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     for start in tl.range(0, rows, BLOCK_ROWS, loop_unroll_factor=8):
         row = start + tl.arange(0, BLOCK_ROWS)[:, None]
-        term = tl.load(x + row.to(tl.int64) * cols + col, mask=(row < rows) & (col < cols), other=0)
+        term = tl.load(x + row * cols + col, mask=(row < rows) & (col < cols), other=0)
         total, lost = add_compensated(total, lost, term)
     result = tl.sum(compensated(total, lost), 0)
-    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     store(out + col, result, col < cols)
