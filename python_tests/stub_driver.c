@@ -1,7 +1,7 @@
 // A libcuda that computes nothing, for `stubbed_driver.py`: with it Triton compiles and launches without a GPU.
 //
-// Every launch becomes a line of JSON in the file that STUB_DRIVER_LOG names: kernel, grid, threads, stream, and the size
-// and the bytes of each parameter as the kernel's own code declares them.
+// Every launch becomes a line of JSON in the file that STUB_DRIVER_LOG names: kernel, grid, threads, stream, and the
+// size and the bytes of each parameter as the kernel's own code declares them.
 #include <elf.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,7 +11,7 @@
 enum { OK = 0, MAX_PARAMETERS = 256 };
 
 typedef struct {
-  const unsigned char *image;
+  const unsigned char* image;
 } Module;
 
 typedef struct {
@@ -28,11 +28,11 @@ typedef struct {
 } Config;
 
 int cuInit(unsigned flags) { return OK; }
-int cuDriverGetVersion(int *version) { return *version = 13000, OK; }
-int cuGetErrorString(int error, const char **text) { return *text = "error of the stub", OK; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, OK; }
+int cuDriverGetVersion(int* version) { return *version = 13000, OK; }
+int cuGetErrorString(int error, const char** text) { return *text = "error of the stub", OK; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, OK; }
 
-int cuDeviceGetAttribute(int *value, int attribute, int device) {
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
   switch (attribute) {
     case 8: *value = 48 << 10; break;    // shared memory of a block
     case 10: *value = 32; break;         // threads of a warp
@@ -43,35 +43,35 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
   return OK;
 }
 
-int cuCtxGetCurrent(void **context) { return *context = (void *)1, OK; }
-int cuCtxSetCurrent(void *context) { return OK; }
-int cuCtxGetDevice(int *device) { return *device = 0, OK; }
-int cuCtxGetLimit(size_t *value, int limit) { return *value = 1 << 20, OK; }
+int cuCtxGetCurrent(void** context) { return *context = (void*)1, OK; }
+int cuCtxSetCurrent(void* context) { return OK; }
+int cuCtxGetDevice(int* device) { return *device = 0, OK; }
+int cuCtxGetLimit(size_t* value, int limit) { return *value = 1 << 20, OK; }
 int cuCtxSetLimit(int limit, size_t value) { return OK; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (void *)1, OK; }
-int cuStreamIsCapturing(void *stream, int *status) { return *status = 0, OK; }
-int cuFuncSetCacheConfig(void *function, int config) { return OK; }
-int cuFuncSetAttribute(void *function, int attribute, int value) { return OK; }
-int cuFuncGetAttribute(int *value, int attribute, void *function) { return *value = attribute == 0 ? 1024 : 0, OK; }
-int cuOccupancyMaxActiveClusters(int *count, void *function, void *config) { return *count = 1, OK; }
+int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)1, OK; }
+int cuStreamIsCapturing(void* stream, int* status) { return *status = 0, OK; }
+int cuFuncSetCacheConfig(void* function, int config) { return OK; }
+int cuFuncSetAttribute(void* function, int attribute, int value) { return OK; }
+int cuFuncGetAttribute(int* value, int attribute, void* function) { return *value = attribute == 0 ? 1024 : 0, OK; }
+int cuOccupancyMaxActiveClusters(int* count, void* function, void* config) { return *count = 1, OK; }
 int cuTensorMapEncodeTiled(void) { return OK; }
 int cuTensorMapEncodeIm2col(void) { return OK; }
 int cuLaunchKernel(void) { return OK; }
 
-int cuPointerGetAttribute(void *data, int attribute, unsigned long long pointer) {
+int cuPointerGetAttribute(void* data, int attribute, unsigned long long pointer) {
   return memcpy(data, &pointer, sizeof pointer), OK;
 }
 
-int cuModuleLoadData(void **module, const void *image) {
-  Module *loaded = malloc(sizeof *loaded);
+int cuModuleLoadData(void** module, const void* image) {
+  Module* loaded = malloc(sizeof *loaded);
   loaded->image = image;
   return *module = loaded, OK;
 }
 
-int cuModuleUnload(void *module) { return OK; }
+int cuModuleUnload(void* module) { return OK; }
 
 // Reads the parameters' sizes from the section .nv.info.KERNEL: entries of a format, an attribute and a value.
-static void read_parameters(Function *function, const unsigned char *at, const unsigned char *end) {
+static void read_parameters(Function* function, const unsigned char* at, const unsigned char* end) {
   enum { SIZED_VALUE = 4, PARAMETER = 0x17 };
   while (at < end) {
     if (at[0] != SIZED_VALUE) {
@@ -91,25 +91,25 @@ static void read_parameters(Function *function, const unsigned char *at, const u
   }
 }
 
-int cuModuleGetFunction(void **found, void *module, const char *name) {
-  Function *function = calloc(1, sizeof *function);
+int cuModuleGetFunction(void** found, void* module, const char* name) {
+  Function* function = calloc(1, sizeof *function);
   snprintf(function->name, sizeof function->name, "%s", name);
   char wanted[300];
   snprintf(wanted, sizeof wanted, ".nv.info.%s", name);
-  const unsigned char *image = ((Module *)module)->image;
-  const Elf64_Ehdr *header = (const void *)image;
-  const Elf64_Shdr *sections = (const void *)(image + header->e_shoff);
-  const char *names = (const char *)image + sections[header->e_shstrndx].sh_offset;
+  const unsigned char* image = ((Module*)module)->image;
+  const Elf64_Ehdr* header = (const void*)image;
+  const Elf64_Shdr* sections = (const void*)(image + header->e_shoff);
+  const char* names = (const char*)image + sections[header->e_shstrndx].sh_offset;
   for (int i = 0; i < header->e_shnum; ++i) {
-    const unsigned char *start = image + sections[i].sh_offset;
+    const unsigned char* start = image + sections[i].sh_offset;
     if (!strcmp(names + sections[i].sh_name, wanted)) read_parameters(function, start, start + sections[i].sh_size);
   }
   return *found = function, OK;
 }
 
-int cuLaunchKernelEx(const Config *config, void *launched, void **parameters, void **extra) {
-  const Function *function = launched;
-  FILE *log = fopen(getenv("STUB_DRIVER_LOG"), "a");
+int cuLaunchKernelEx(const Config* config, void* launched, void** parameters, void** extra) {
+  const Function* function = launched;
+  FILE* log = fopen(getenv("STUB_DRIVER_LOG"), "a");
   fprintf(log, "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"threads\": %u, \"stream\": %llu, \"parameters\": [",
           function->name, config->grid[0], config->grid[1], config->grid[2], config->block[0],
           (unsigned long long)config->stream);

@@ -1,7 +1,10 @@
 """What the compiler makes of the Triton kernels for GPUs that need not be there: whole vectors, ideal traffic, no spills."""
 
 import csv
+import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton_versions
 from torch import Tensor
 
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 sys.path.append(str(ROOT))
 
 from triton.runtime import driver  # noqa: E402
@@ -32,7 +37,7 @@ from triton_calls import (  # noqa: E402
 
 from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, compiled, rows_of  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
-from vae_kernels.triton import latent_kernels, launch, tile  # noqa: E402
+from vae_kernels.triton import latent, latent_kernels, launch, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
 
 # Every kernel for every target, every kernel in every dtype: a Latin square of all combinations.
@@ -77,6 +82,23 @@ def test_code(case: str, dtype: str, target: str) -> None:
         check(vars(row))
 
 
+@pytest.mark.parametrize("version", triton_versions.OTHERS)
+def test_code_of_other_versions(version: str) -> None:
+    """Every kernel for an H100."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "sm_90"),
+            f"{__file__}::test_code",
+        ],
+        env=triton_versions.environment(version, dict(os.environ)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert re.search(rf"^{len(CASES)} passed", done.stdout.splitlines()[-1]), done.stdout
+
+
 def test_the_table_is_whole_and_as_good() -> None:
     """What `python -m benchmarks.triton_codegen` wrote."""
     with RESULTS.open(newline="") as file:
@@ -112,7 +134,7 @@ def test_what_a_kernel_was_compiled_for_follows_from_the_plan(monkeypatch: pytes
 
     def choose(self: launch.Launch, tensors: tuple[Any, ...]) -> None:
         binder = self._kernel.device_caches[driver.active.get_current_device()][-1]
-        specialization = binder(*tensors, *self._arguments, num_warps=4, debug=False)[1]
+        specialization = binder(*tensors, *self._arguments, **launch.options(), debug=False)[1]
         assert chosen.setdefault(self, specialization) == specialization, self._kernel.__name__
 
     monkeypatch.setattr(driver, "_active", Target("sm_90"))
@@ -170,3 +192,69 @@ def test_offsets_are_counted_in_64_bits(name: str) -> None:
         products = re.findall(r"arith\.muli (%\w+), (%\w+) : (?:tensor<[\dx]*)?i32", code)
         # Which block of rows is the program's: there are fewer than 2³¹.
         assert all({a, b} <= programs for a, b in products), (kernel.metadata.name, products)
+
+
+# Rows of few and of many samples: how many, of how many columns.
+FORWARD: dict[str, tuple[int, Callable[[int], object]]] = {
+    "latent": (784, lambda rows: _latent_forward(rows, 784, torch.float32)),
+    "latent of half numbers": (784, lambda rows: _latent_forward(rows, 784, torch.bfloat16)),
+    "short rows of half numbers": (32, lambda rows: _latent_forward(rows, 32, torch.bfloat16)),
+    "bytes": (784, lambda rows: _likelihood_forward("bernoulli", rows, 784, torch.bfloat16, torch.uint8)),
+    "counts": (256, lambda rows: _likelihood_forward("negative_binomial", rows, 256, *(torch.float16,) * 3)),
+    "many chunks": (40960, lambda rows: _likelihood_forward("bernoulli", rows, 40960, *(torch.bfloat16,) * 2)),
+}
+
+
+def _latent_forward(rows: int, cols: int, dtype: torch.dtype) -> object:
+    return latent.latent_plain_forward(
+        *(empty(rows, cols, dtype=dtype) for _ in range(2)), empty(1, dtype=torch.int64), 1
+    )
+
+
+def _likelihood_forward(family: str, rows: int, cols: int, *dtypes: torch.dtype) -> object:
+    return likelihood_kernels.likelihood_forward(family, [empty(rows, cols, dtype=dtype) for dtype in dtypes], [], 1)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_sum_has_the_same_order_in_a_small_batch_and_a_large_one(name: str) -> None:
+    """The threads that a row lies over, as far as the compiler tells, and how many sums are added up how."""
+    cols, call = FORWARD[name]
+    few, many = (
+        [_order_of_sums(kernel) for kernel, _ in compiled(partial(call, rows), "sm_90")] for rows in (3, 2**28 // cols)
+    )
+    assert few == many
+    assert few[0]
+
+
+def _order_of_sums(kernel: Any) -> list[tuple[str, ...]]:
+    """For each sum over the threads: the elements of a thread, the threads and the warps along its axis."""
+    code = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>$", code, re.MULTILINE))
+    found = []
+    for axis, shape, layout in re.findall(
+        r'"tt\.reduce"\(.*?\) <\{axis = (\d) : i32.*?\(tensor<(\S+), (#\w+)>\)', code, re.DOTALL
+    ):
+        along = re.findall(r"\w+ = \[([\d, ]+)\]", layouts[layout])[:3]
+        found.append((shape.split("x")[int(axis)], *(part.split(", ")[int(axis)] for part in along)))
+    return found
+
+
+@pytest.mark.parametrize("shape", [(16, 1024), (4, 4, 64, 64), (128, 784), (16, 16, 32, 32), (1, 2**20), (8, 786432)])
+def test_there_are_enough_programs(shape: tuple[int, ...]) -> None:
+    """A gradient keeps a GPU busy however few rows there are, and nothing is added up in a long sequence."""
+    grids: dict[str, int] = {}
+
+    def note(self: launch.Launch, tensors: tuple[Any, ...]) -> None:
+        name, *sizes = self._kernel.__name__, *self._arguments
+        grids[name] = math.prod(self._grid)
+        if name == "sum_rows_kernel":
+            rows, _, block_rows, _ = sizes
+            assert rows <= 32 * block_rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_active", Target("sm_90"))
+        patch.setattr(launch, "_plans", {})
+        patch.setattr(launch.Launch, "_run", note)
+        latent_step(empty, empty(*shape), empty(*shape))
+        likelihood(empty, "gaussian", empty(*shape), empty(*shape), empty(1))
+        assert grids["latent_backward_kernel"] >= min(math.prod(shape) // 512, tile.ENOUGH_PROGRAMS)

@@ -11,6 +11,7 @@ from torch import Tensor
 from triton_calls import CALLS, Make
 
 from vae_kernels.triton import launch
+from vae_kernels.triton.tile import THREADS
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 SHARED_BYTES = 227 * 1024
@@ -48,7 +49,7 @@ def _check(self: launch.Launch, tensors: tuple[Any, ...], given: dict[str, Any])
     assert given["kernel"] == self._kernel.__name__
     assert given["grid"] == list(self._grid)
     assert all(1 <= n <= most for n, most in zip(given["grid"], MAX_GRID, strict=True))
-    assert given["threads"] == 32 * launch.num_warps()
+    assert given["threads"] == THREADS
     assert given["stream"] == STREAM
     assert kernel.metadata.shared <= SHARED_BYTES
 

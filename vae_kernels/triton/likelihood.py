@@ -35,7 +35,9 @@ from .tile import (
     chunk_index,
     chunks_per_program,
     compensated,
+    finer,
     geometry,
+    is_split,
     load,
     offsets,
     per_row_offsets,
@@ -472,9 +474,9 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
     form = layout(_in_full_shape(inputs, one), batch_dims, order)
     if form is None:
         return partial(_forward_through_copies, family, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), FAMILIES[family].held)
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), inputs, FAMILIES[family].held)
     chunks = chunks_per_program(shape)
-    split = chunks < shape.chunks
+    split = is_split(shape, chunks)
     launch = Launch(
         likelihood_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
@@ -545,10 +547,12 @@ def _plan_backward(
     if form is None:
         return partial(_backward_through_copies, family, batch_dims, order, needs)
     dtype = compute_dtype(*inputs)
-    shape = tile(form.rows, form.cols * form.vec, dtype, FAMILIES[family].held)
+    shape = tile(form.rows, form.cols * form.vec, dtype, inputs, FAMILIES[family].held)
     needed = [i for i, need in enumerate(needs) if need]
     stored = tuple(i for i in needed if inputs[i].shape == full.shape)
     summed = tuple(i for i in needed if inputs[i].shape != full.shape)
+    if not summed:
+        shape = finer(shape, form.cols * form.vec, inputs)
     blocks = row_blocks_per_program(shape) if summed else 1
     groups = triton.cdiv(shape.row_blocks, blocks)
     launch = Launch(
