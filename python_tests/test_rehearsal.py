@@ -1,4 +1,7 @@
-"""The launches of the Triton kernels without a GPU, as far as the driver: see `stubbed_driver.py`."""
+"""What runs on a GPU as far as it runs without one: the libraries load, Triton launches into a stub of the driver.
+
+`make gpu-rehearsal` runs this and the rest of the suite beside the torch and the Triton of a GPU machine.
+"""
 
 import shutil
 import subprocess
@@ -12,8 +15,28 @@ if sys.platform != "linux":
 
 import stubbed_driver
 import triton_versions
+from fresh_process import python
+
+import vae_kernels as vk
 
 TESTS = Path(__file__).parent
+
+
+LOAD = """
+import sys, torch
+from vae_kernels import fakes
+path, namespace = sys.argv[1:]
+torch.ops.load_library(path)
+print(*(name for name in fakes.SCHEMAS if not hasattr(getattr(torch.ops, namespace), name)))
+"""
+
+
+@pytest.mark.parametrize("name", ["cpp", "cuda"])
+def test_the_library_loads_and_has_every_op(name: str) -> None:
+    path = Path(vk.__file__).with_name(f"_{name}.so")
+    if not path.exists():
+        pytest.skip(f"{path.name} was not built")
+    assert python(LOAD, str(path), f"vae_kernels_{name}") == ""
 
 
 @pytest.mark.parametrize("version", [None, *triton_versions.OTHERS])
