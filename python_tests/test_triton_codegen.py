@@ -68,7 +68,8 @@ def check(row: dict[str, str | int | float]) -> None:
     spills = (row["kernel"], row["dtype"], row["target"]) in SPILLING
     assert row["spilled"] <= 4 * spills and row["local_bytes"] <= 8 * spills
     many = row["dtype"] == "float64" or row["kernel"].split(" ")[0] in MANY
-    allowed = MANY_REGISTERS if many else REGISTERS
+    # How many registers another version takes is not for the kernels to say, as long as it spills none.
+    allowed = MANY_REGISTERS if many or row["triton"] in triton_versions.OTHERS else REGISTERS
     assert row["registers"] <= BEYOND.get((row["kernel"], row["dtype"], row["target"]), allowed)
     if not row["kernel"].endswith(", sum"):
         assert (row["loaded"], row["stored"]) == (row["ideal_loaded"], row["ideal_stored"])
