@@ -40,7 +40,7 @@ gpu-rehearsal: $(if $(filter build/%,$(REHEARSAL)),build/rehearsal/ready)
 # Python 3.12 and PyPI's torch, which is built with CUDA and brings its own triton, whose interpreter needs this numpy.
 build/rehearsal/ready:
 	python3.12 -m venv build/rehearsal
-	$(REHEARSAL) -m pip install --quiet torch==2.11.0 'numpy<2.5' setuptools
+	$(REHEARSAL) -m pip install --quiet torch==2.11.0 'numpy<2.4' setuptools
 	VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0 $(REHEARSAL) -m pip install --quiet --no-build-isolation --editable '.[test]'
 	touch $@
 

@@ -129,9 +129,9 @@ print(vk.backends()["cpu"]["triton"])
     ("triton", "numpy", "interpret", "reason"),
     [
         ("3.5.1", "2.3.5", "0", "triton 3.5.1 is installed, 3.6 or later is needed"),
-        ("3.6.0", "2.5.5", "1", "interpreter of triton 3.6.0 needs a numpy before 2.5"),
+        ("3.6.0", "2.4.0", "1", "the interpreter of triton 3.6.0 needs a numpy before 2.4"),
         ("3.6.0", "2.5.5", "0", "with TRITON_INTERPRET=1"),
-        ("3.6.0", "2.4.6", "1", "available"),
+        ("3.6.0", "2.3.5", "1", "available"),
         ("3.10.0", "2.5.5", "1", "available"),
     ],
 )

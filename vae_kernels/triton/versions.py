@@ -15,8 +15,8 @@ if _major_minor(triton.__version__) < OLDEST:
 if (
     triton.knobs.runtime.interpret
     and _major_minor(triton.__version__) == (3, 6)
-    and _major_minor(np.__version__) > (2, 4)
+    and _major_minor(np.__version__) > (2, 3)
 ):
     raise ImportError(
-        f"the interpreter of triton {triton.__version__} needs a numpy before 2.5, {np.__version__} is installed"
+        f"the interpreter of triton {triton.__version__} needs a numpy before 2.4, {np.__version__} is installed"
     )
