@@ -8,7 +8,10 @@ export OMP_WAIT_POLICY := passive
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: train test lint bench gpu-check clean
+# Where torch and triton are those of a GPU machine; PYTHON, if given, is another interpreter that has them.
+REHEARSAL := $(if $(filter file,$(origin PYTHON)),build/rehearsal/bin/python,$(PYTHON))
+
+.PHONY: train test lint bench gpu-check gpu-rehearsal clean
 
 train: $(VENV)/ready
 	$(RUN) -m vae_kernels.train --out out/digits
@@ -27,6 +30,19 @@ bench: $(VENV)/ready
 # With the interpreter that sees the GPU, which needs pytest and what `.[test]` names: nothing is installed.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
+
+# What needs no GPU of the checks on one: the libraries that are here load, Triton's launches reach a stub of the driver,
+# and the suite passes on the CPU and in Triton's interpreter.
+gpu-rehearsal: $(if $(filter build/%,$(REHEARSAL)),build/rehearsal/ready)
+	$(REHEARSAL) -m vae_kernels
+	$(REHEARSAL) -m pytest -q --numprocesses 2 --dist loadfile
+
+# Python 3.12 and PyPI's torch, which is built with CUDA and brings its own triton, whose interpreter needs this numpy.
+build/rehearsal/ready:
+	python3.12 -m venv build/rehearsal
+	$(REHEARSAL) -m pip install --quiet torch==2.11.0 'numpy<2.4' setuptools
+	VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0 $(REHEARSAL) -m pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
 
 clean:
 	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so

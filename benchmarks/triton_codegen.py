@@ -237,7 +237,7 @@ def compiled(call: Callable[[], object], target: str) -> list[tuple[Any, int]]:
     kernels = []
 
     def compile_only(self: launch.Launch, tensors: tuple[Any, ...]) -> None:
-        kernel = self._kernel.warmup(*tensors, *self._arguments, grid=self._grid, num_warps=launch.num_warps())
+        kernel = self._kernel.warmup(*tensors, *self._arguments, grid=self._grid, **launch.options())
         given = dict(zip(self._kernel.arg_names[-len(self._arguments) :], self._arguments, strict=True))
         kernels.append((kernel, given["BLOCK_ROWS"] * given["BLOCK_COLS"]))
 

@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 import vae_kernels as vk
 
@@ -22,3 +25,14 @@ def python(code: str, *arguments: str, path: Path = ROOT, **environment: str) ->
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def skip_without_interpreter() -> None:
+    """Skips the test where Triton's interpreter does not work beside this numpy, of which the backend tells."""
+    if "needs a numpy" in (state := _state_in_interpreter()):
+        pytest.skip(state)
+
+
+@cache
+def _state_in_interpreter() -> str:
+    return python("import vae_kernels as vk; print(vk.backends()['cpu']['triton'])", TRITON_INTERPRET="1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import python
+from fresh_process import python, skip_without_interpreter
 from samples import DEVICE, I64, OPS, sample
 from torch import Tensor
 
@@ -241,6 +241,7 @@ def test_triton_in_its_interpreter() -> None:
     states = vk.backends()["cpu"]
     if "TRITON_INTERPRET=1" not in states["triton"]:
         pytest.skip(f"triton: {states['triton']}")
+    skip_without_interpreter()
     assert "-2.0794" in python(code, TRITON_INTERPRET="1")
 
 

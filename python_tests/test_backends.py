@@ -117,6 +117,29 @@ def test_the_environment_chooses_what_cannot_serve(name: str) -> None:
     assert name in NAMES or "VAE_KERNELS_BACKEND" in message
 
 
+UNDER_OTHER_VERSIONS = """
+import sys, triton, numpy
+triton.__version__, numpy.__version__ = sys.argv[1:]
+import vae_kernels as vk
+print(vk.backends()["cpu"]["triton"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "interpret", "reason"),
+    [
+        ("3.5.1", "2.3.5", "0", "triton 3.5.1 is installed, 3.6 or later is needed"),
+        ("3.6.0", "2.4.0", "1", "the interpreter of triton 3.6.0 needs a numpy before 2.4"),
+        ("3.6.0", "2.5.5", "0", "with TRITON_INTERPRET=1"),
+        ("3.6.0", "2.3.5", "1", "available"),
+        ("3.10.0", "2.5.5", "1", "available"),
+    ],
+)
+def test_versions_of_triton(triton: str, numpy: str, interpret: str, reason: str) -> None:
+    pytest.importorskip("triton")
+    assert reason in python(UNDER_OTHER_VERSIONS, triton, numpy, TRITON_INTERPRET=interpret)
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A copy of the package without any shared library."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import skip_without_interpreter
 
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux", allow_module_level=True)
@@ -16,6 +17,7 @@ HERE = Path(__file__).parent
 
 def run_in_interpreter(*tests: str) -> None:
     """Runs tests, `file.py` or `file.py::name`, with what concerns Triton; all of them must pass, and there must be some."""
+    skip_without_interpreter()
     command = [
         sys.executable,
         "-m",

@@ -1,5 +1,5 @@
 """The functions of vae_kernels/triton/math.py and gamma.py against mpmath: the errors that their docstrings state, over the
-ranges they name. For a process with TRITON_INTERPRET=1, see test_triton.py."""
+ranges they name; and where tensors lie. For a process with TRITON_INTERPRET=1, see test_triton.py."""
 
 import math as m
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from function_errors import (
     stirling,
 )
 
-from vae_kernels.triton import gamma, math
+from vae_kernels.triton import gamma, math, tile
 
 
 @triton.jit
@@ -209,3 +209,38 @@ def test_sine_and_cosine_of_every_kind_of_angle() -> None:
             np.float32,
         )
         assert error.max() <= 3
+
+
+@triton.jit
+def _offsets_kernel(
+    row, col, out, strides, inner_rows, inner_cols, VEC: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    r, c = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
+    found = tile.offsets(tl.load(row + r), tl.load(col + c), strides, inner_rows, inner_cols, VEC)
+    tl.store(out + r * C + c, found.to(tl.int64))
+
+
+@pytest.mark.parametrize("vec", [1, 16])
+@pytest.mark.parametrize(
+    "strides",
+    [(2**27 + 1,), (2**28 + 3, 2**27 + 1), (2**28 + 7, 2**28 + 3, 2**27 + 1), (2**28 + 7, 2**28 + 3, 2**27 + 1, 5)],
+    ids=len,
+)
+def test_offsets_beyond_32_bits(strides: tuple[int, ...], vec: int) -> None:
+    """Strides and sizes are numbers of 32 bits, and their products are not."""
+    inner_rows, inner_cols = 3, 2**27 + 5
+    rows = [0, 1, 2, 3, 7, 2**20, 2**30 + 5, 2**31 + 9]
+    cols = [0, 1, inner_cols * vec - 1, inner_cols * vec, 2 * inner_cols * vec + 3, 2**31 - 1, 2**31, 2**33 + 7]
+
+    def want(row: int, col: int) -> int:
+        if len(strides) == 1:
+            return row * strides[0] * vec + col
+        first = (row // inner_rows * strides[0] + row % inner_rows * strides[1]) * vec
+        if len(strides) == 2:
+            return first + col
+        outer, inner = divmod(col, inner_cols * vec)
+        return first + outer * strides[2] * vec + inner * (strides[3] if len(strides) == 4 else 1)
+
+    found = torch.zeros(8, 8, dtype=torch.int64)
+    _offsets_kernel[(1,)](torch.tensor(rows), torch.tensor(cols), found, strides, inner_rows, inner_cols, vec, 8, 8)
+    assert found.tolist() == [[want(row, col) for col in cols] for row in rows]

@@ -95,6 +95,7 @@ SAMPLES = [
     sample("latent", (3, 4, 2, 5), layouts="transposed", batch_dims=2),
     sample("bernoulli", (3, 4, 600), dtypes=(BF16, U8), layouts=("contiguous", "expanded_rows"), batch_dims=2),
     sample("bernoulli", (3, 9000)),
+    sample("bernoulli", (9, 40000)),
     sample("gaussian", (600, 9), parameter=(9,)),
     sample("gaussian", (7, 5000), parameter=()),
     sample("gaussian", (5, 3, 4, 4), parameter=(3, 1, 1), layouts=("channels_last", "channels_last", "contiguous")),
@@ -154,7 +155,7 @@ def test_splitting_rows_does_not_change_sums(case: Sample, monkeypatch: pytest.M
         assert same(outputs(case), want)
 
 
-@pytest.mark.parametrize("cols", [1, 20, 784, 2048, 5000])
+@pytest.mark.parametrize("cols", [1, 20, 784, 2048, 5000, 40000])
 def test_a_sample_does_not_depend_on_how_many_there_are(cols: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mu, logvar = torch.randn(9, cols), torch.randn(9, cols)
     with monkeypatch.context() as patch:

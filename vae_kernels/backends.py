@@ -154,7 +154,7 @@ def _load_triton(device_type: str) -> str:
     try:
         from .triton import DEVICES
     except ImportError as error:
-        return f"triton does not import: {error}"
+        return f"the Triton kernels do not import: {error}"
     return (
         "" if device_type in DEVICES else "triton serves CPU tensors only in its interpreter, with TRITON_INTERPRET=1"
     )

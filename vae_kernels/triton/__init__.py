@@ -1,12 +1,14 @@
 """Triton kernels for NVIDIA and AMD GPUs; under `TRITON_INTERPRET=1` they run on CPU tensors too, for tests.
 
-Importing registers the ops of `vae_kernels.fakes` in the namespace `vae_kernels_triton`. Raises ImportError without Triton.
+Triton 3.6 and later is supported. Importing registers the ops of `vae_kernels.fakes` in the namespace
+`vae_kernels_triton`. Raises ImportError without such a Triton.
 """
 
 import torch
 import triton
 
 from .. import fakes
+from . import versions  # noqa: F401  raises under those that no kernel is for
 from .categorical import categorical_backward, categorical_forward
 from .latent import (
     latent_backward,

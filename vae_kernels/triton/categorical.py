@@ -26,6 +26,7 @@ from .tile import (
     offsets,
     per_row_offsets,
     store,
+    widened,
 )
 
 # Elements that a program holds at once: of several rows, and of one.
@@ -38,8 +39,6 @@ def _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape:
     """The columns `c` of the piece of the rows that begins at `start`, and their logits, −∞ where there is no class."""
     DTYPE: tl.constexpr = shape[0]
     c = start + tl.arange(0, shape[4])[None, :]
-    if shape[2]:
-        c = c.to(tl.int64)
     at = logits + offsets(r, c, strides, inner_rows, inner_cols, shape[1])
     l = tl.load(at) if shape[3] else tl.load(at, mask=(r < rows) & (c < cols * shape[1]), other=float("-inf"))
     return c, l.to(DTYPE)
@@ -89,9 +88,8 @@ def categorical_forward_kernel(
 ):  # fmt: skip
     """The log-probability of each row's class."""
     shape: tl.constexpr = (out.dtype.element_ty, VEC, WIDE, EVEN, BLOCK_COLS)
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     k = tl.load(x + per_row_offsets(row, x_strides, inner_rows), mask=row < rows, other=0).to(tl.int64)
     m, total, total_minus_1, logit, is_class = _normalize(
         logits, strides, row, k, rows, cols, inner_rows, inner_cols, shape
@@ -100,7 +98,7 @@ def categorical_forward_kernel(
     store(out + row, tl.where(is_class, log_p, float("nan")), row < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols"])
+@triton.jit(do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols"])
 def categorical_backward_kernel(
     logits, x, grad, out, strides, x_strides, grad_strides, out_strides, rows, cols, inner_rows, inner_cols,
     DTYPE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
@@ -108,9 +106,8 @@ def categorical_backward_kernel(
 ):  # fmt: skip
     """`[k = x] − p_k` times the gradient of the row's sample."""
     shape: tl.constexpr = (DTYPE, VEC, WIDE, EVEN, BLOCK_COLS)
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     k = tl.load(x + per_row_offsets(row, x_strides, inner_rows), mask=row < rows, other=0).to(tl.int64)
     g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)
     m, total, total_minus_1, logit, is_class = _normalize(
@@ -132,13 +129,14 @@ def categorical_backward_kernel(
 def sum_positions_kernel(log_probs, out, samples, positions, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """The sum over the positions of each sample, of (samples, positions) without gaps."""
     DTYPE: tl.constexpr = out.dtype.element_ty
-    sample = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    positions = tl.cast(positions, tl.int64)
+    sample = block_index(True) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
     for start in range(0, positions, BLOCK_COLS):
         c = start + tl.arange(0, BLOCK_COLS)[None, :]
         mask = (sample < samples)[:, None] & (c < positions)
-        term = tl.load(log_probs + sample.to(tl.int64)[:, None] * positions + c, mask=mask, other=0)
+        term = tl.load(log_probs + sample[:, None] * positions + c, mask=mask, other=0)
         total, lost = add_compensated(total, lost, tl.sum(term, 1))
     store(out + sample, compensated(total, lost), sample < samples)
 

@@ -17,7 +17,7 @@ from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, Strides, dense, from_dense, layout
 from .parameters import SumOfPartials, float32_parts
-from .tile import Tile, chunks_per_program, geometry, row_blocks_per_program, tile
+from .tile import Tile, chunks_per_program, finer, geometry, is_split, row_blocks_per_program, tile
 
 
 class Inputs(NamedTuple):
@@ -143,10 +143,11 @@ def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Cal
     if form is None:
         return partial(_forward_through_copies, given, order)
     form, strides = form
-    shape = _tile(form, inputs, given)
+    there = [t for t in views.values() if t is not None]
+    shape = _tile(form, inputs, given, there)
     chunks = 1 if given.samples > 1 and given.sampled else chunks_per_program(shape)
     summed = given.reduction == "sum"
-    split = summed and chunks < shape.chunks
+    split = summed and is_split(shape, chunks)
     launch = Launch(
         latent_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
@@ -161,7 +162,7 @@ def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Cal
         chunks=shape.chunks,
         chunks_per_program=chunks,
         SUMMED=summed,
-        RUN=_run_length(form, shape, views),
+        RUN=_run_length(form, shape, there),
         SPLIT=split,
         **_switches(inputs, given),
         **geometry(form, shape),
@@ -227,15 +228,15 @@ def _layout(
     return form and (form, dict(zip(there, form.strides, strict=True)))
 
 
-def _tile(form: Layout, inputs: Inputs, given: Settings) -> Tile:
+def _tile(form: Layout, inputs: Inputs, given: Settings, tensors: list[Tensor]) -> Tile:
     plain = inputs.prior_mu is None and inputs.prior_logvar is None and not given.sampled and given.scale == "logvar"
-    return tile(form.rows, form.cols * form.vec, inputs.dtype, HELD_PLAIN if plain else HELD_OTHERS)
+    return tile(form.rows, form.cols * form.vec, inputs.dtype, tensors, HELD_PLAIN if plain else HELD_OTHERS)
 
 
-def _run_length(form: Layout, shape: Tile, views: dict[str, Tensor | None]) -> int:
+def _run_length(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
     """How many neighbouring numbers a thread makes: as many as the compiler will have it load and store at once."""
-    narrowest = min(t.element_size() for t in views.values() if t is not None)
-    return 8 if narrowest <= 2 and min(form.vec, shape.block_cols) >= 8 else 4
+    narrowest = min(t.element_size() for t in tensors)
+    return 8 if narrowest <= 2 and min(form.vec, shape.block_cols, shape.held) >= 8 else 4
 
 
 def latent_backward(
@@ -405,11 +406,14 @@ def _plan_backward(
     if form is None:
         return partial(_backward_through_copies, given, order)
     form, strides = form
-    shape = _tile(form, inputs, given)
+    there = [t for t in views.values() if t is not None]
+    shape = _tile(form, inputs, given, there)
     prior = (inputs.prior_mu, inputs.prior_logvar)
     added = tuple(
         g is not None and t is not None and t.shape != mu.shape for g, t in zip(grads[2:4], prior, strict=True)
     )
+    if not any(added):
+        shape = finer(shape, form.cols * form.vec, there)
     blocks = row_blocks_per_program(shape) if any(added) else 1
     groups = triton.cdiv(shape.row_blocks, blocks)
     launch = Launch(
@@ -429,7 +433,7 @@ def _plan_backward(
         PATH=given.estimator == "path",
         SUMMED=summed,
         ADDED=added,
-        RUN=_run_length(form, shape, views),
+        RUN=_run_length(form, shape, there),
         DTYPE=tl.float64 if inputs.dtype == torch.float64 else tl.float32,
         grad_kl_step=kl_step if summed else kl_step // form.vec,
         **{name: step // form.vec for name, step in steps.items()},

@@ -11,7 +11,17 @@ from .gamma import log
 from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
 from .parameters import load_parameter, store_partial
 from .philox import normals
-from .tile import add_compensated, block_index, compensated, load, offsets, per_row_offsets, store
+from .tile import (
+    add_compensated,
+    block_index,
+    chunk_index,
+    compensated,
+    load,
+    offsets,
+    per_row_offsets,
+    store,
+    widened,
+)
 
 
 @triton.jit
@@ -128,16 +138,6 @@ def _noise(
         return normals(tl.load(seed), row + sample * rows, first_col, BLOCK_ROWS, BLOCK_COLS, RUN).to(DTYPE)
 
 
-@triton.jit
-def _load_prior(parameter, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """Nothing where it is missing."""
-    if parameter is None:
-        return None
-    else:
-        ONE: tl.constexpr = len(strides) == 0
-        return load_parameter(parameter, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
-
-
 @triton.jit(
     do_not_specialize=[
         "seed", "rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program", "z_step", "eps_step",
@@ -156,14 +156,10 @@ def latent_forward_kernel(
     chunk into kl [chunks, SAMPLES, rows]. Not SUMMED: its elements, laid out as those of z."""
     DTYPE: tl.constexpr = kl.dtype.element_ty
     ONE_BY_ONE: tl.constexpr = SAMPLED and SAMPLES > 1
-    first = tl.program_id(0) * chunks_per_program
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
-        first = first.to(tl.int64)
-        z_step = z_step.to(tl.int64)
-        eps_step = eps_step.to(tl.int64)
-        rows = rows.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    z_step, eps_step = widened(z_step, WIDE), widened(eps_step, WIDE)
+    first = chunk_index(WIDE) * chunks_per_program
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     r = row[:, None]
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
@@ -175,8 +171,12 @@ def latent_forward_kernel(
             mask = (r < rows) & (c < cols * VEC)
         x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
         s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-        m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        m = None
+        v = None
+        if prior_mu is not None:
+            m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        if prior_logvar is not None:
+            v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         std, u, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
         at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
         for k in range(SAMPLES):
@@ -299,15 +299,11 @@ def latent_backward_kernel(
 ):  # fmt: skip
     """Gradients of a chunk of columns of a block of rows. ADDED says which of the prior's two parameters have gradients
     that are sums over rows: then of `blocks_per_program` blocks, into [programs per chunk, cols], see `store_partial`."""
-    group = block_index()
-    first_col = tl.program_id(0) * BLOCK_COLS
-    if WIDE:
-        first_col = first_col.to(tl.int64)
-        rows = rows.to(tl.int64)
-        grad_z_step = grad_z_step.to(tl.int64)
-        grad_kl_step = grad_kl_step.to(tl.int64)
-        eps_step = eps_step.to(tl.int64)
-        grad_eps_step = grad_eps_step.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    grad_z_step, grad_kl_step = widened(grad_z_step, WIDE), widened(grad_kl_step, WIDE)
+    eps_step, grad_eps_step = widened(eps_step, WIDE), widened(grad_eps_step, WIDE)
+    group = block_index(WIDE)
+    first_col = chunk_index(WIDE) * BLOCK_COLS
     c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
     added = ()
     for i in tl.static_range(2):
@@ -322,8 +318,6 @@ def latent_backward_kernel(
     NOISE: tl.constexpr = SAMPLED or (grad_z is not None and grad_raw is not None)
     for block in range(blocks):
         row = (first + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        if WIDE:
-            row = row.to(tl.int64)
         r = row[:, None]
         mask = None
         if not EVEN:
@@ -335,8 +329,10 @@ def latent_backward_kernel(
         v = None
         if grad_kl is not None:
             x = load(mu + offsets(r, c, mu_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-            m = _load_prior(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        v = _load_prior(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+            if prior_mu is not None:
+                m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        if prior_logvar is not None:
+            v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         std, u, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
         by_z = u * ratio
         sums = ()
@@ -419,9 +415,7 @@ def latent_backward_kernel(
         added = more
     there = first < row_blocks
     if ADDED[0]:
-        ONE: tl.constexpr = len(prior_strides[0]) == 0
-        store_partial(grad_prior_mu, added[0], group, first_col, cols, there, ONE, VEC, BLOCK_COLS)
+        store_partial(grad_prior_mu, added[0], prior_strides[0], group, first_col, cols, there, VEC, BLOCK_COLS)
     if ADDED[1]:
         LAST: tl.constexpr = len(added) - 1
-        ALSO_ONE: tl.constexpr = len(prior_strides[1]) == 0
-        store_partial(grad_prior_logvar, added[LAST], group, first_col, cols, there, ALSO_ONE, VEC, BLOCK_COLS)
+        store_partial(grad_prior_logvar, added[LAST], prior_strides[1], group, first_col, cols, there, VEC, BLOCK_COLS)

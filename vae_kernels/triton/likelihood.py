@@ -32,15 +32,19 @@ from .tile import (
     HELD,
     add_compensated,
     block_index,
+    chunk_index,
     chunks_per_program,
     compensated,
+    finer,
     geometry,
+    is_split,
     load,
     offsets,
     per_row_offsets,
     row_blocks_per_program,
     store,
     tile,
+    widened,
 )
 
 
@@ -360,14 +364,11 @@ FAMILIES = {
 
 
 @triton.jit
-def _params(
-    inputs, constants, strides, r, c, mask, inner_rows, inner_cols,
-    ONE: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """All parameters of the family: elements [R, C], or numbers where ONE says that the tensor has one element."""
+def _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
+    """All parameters of the family: elements [R, C], or numbers where the tensor has one element."""
     params = (load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE),)
     for i in tl.static_range(2, len(inputs)):
-        value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, ONE[i], VEC, DTYPE)
+        value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         params = params + (value,)
     for i in tl.static_range(len(constants)):
         # Three float32 that add up to the float64; the first is the nearest float32.
@@ -382,17 +383,15 @@ def _params(
 def likelihood_forward_kernel(
     inputs, constants, out, strides,
     rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
-    LOG_PROB: tl.constexpr, ONE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
+    LOG_PROB: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
     out [chunks, rows]."""
     DTYPE: tl.constexpr = out.dtype.element_ty
-    first = tl.program_id(0) * chunks_per_program
-    row = block_index() * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WIDE:
-        row = row.to(tl.int64)
-        first = first.to(tl.int64)
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    first = chunk_index(WIDE) * chunks_per_program
+    row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     r = row[:, None]
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
@@ -401,7 +400,7 @@ def likelihood_forward_kernel(
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
+        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
         log_prob = LOG_PROB(x, params)
         if not EVEN:
@@ -419,16 +418,14 @@ def likelihood_forward_kernel(
 def likelihood_backward_kernel(
     inputs, constants, grad, outs, sum_outs, strides, grad_strides, out_strides,
     rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
-    GRAD: tl.constexpr, ONE: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
+    GRAD: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a chunk of columns of `blocks_per_program` blocks of rows. Those of the inputs STORED go to outs. Those
-    of the inputs SUMMED are summed over the program's rows, into sum_outs [programs per chunk, cols]; of inputs that are
-    ONE also over its columns, into sum_outs [programs per chunk, chunks]."""
-    group = block_index()
-    first_col = tl.program_id(0) * BLOCK_COLS
-    if WIDE:
-        first_col = first_col.to(tl.int64)
+    of the inputs SUMMED are summed over the program's rows, into sum_outs, see `store_partial`."""
+    rows, cols = widened(rows, WIDE), widened(cols, WIDE)
+    group = block_index(WIDE)
+    first_col = chunk_index(WIDE) * BLOCK_COLS
     c = first_col + tl.arange(0, BLOCK_COLS)[None, :]
     sums = ()
     for _ in tl.static_range(len(SUMMED)):
@@ -436,13 +433,11 @@ def likelihood_backward_kernel(
     first = group * blocks_per_program
     for block in range(first, tl.minimum(first + blocks_per_program, row_blocks)):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        if WIDE:
-            row = row.to(tl.int64)
         r = row[:, None]
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, ONE, VEC, DTYPE)
+        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
         g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
         grads = GRAD(x, params)
@@ -458,7 +453,7 @@ def likelihood_backward_kernel(
         sums = more
     there = first < row_blocks
     for i in tl.static_range(len(SUMMED)):
-        store_partial(sum_outs[i], sums[i], group, first_col, cols, there, ONE[SUMMED[i]], VEC, BLOCK_COLS)
+        store_partial(sum_outs[i], sums[i], strides[SUMMED[i]], group, first_col, cols, there, VEC, BLOCK_COLS)
 
 
 def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:
@@ -479,9 +474,9 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
     form = layout(_in_full_shape(inputs, one), batch_dims, order)
     if form is None:
         return partial(_forward_through_copies, family, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), FAMILIES[family].held)
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), inputs, FAMILIES[family].held)
     chunks = chunks_per_program(shape)
-    split = chunks < shape.chunks
+    split = is_split(shape, chunks)
     launch = Launch(
         likelihood_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
@@ -490,7 +485,6 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
         chunks=shape.chunks,
         chunks_per_program=chunks,
         LOG_PROB=FAMILIES[family].log_prob,
-        ONE=one,
         SPLIT=split,
         **geometry(form, shape),
     )
@@ -553,10 +547,12 @@ def _plan_backward(
     if form is None:
         return partial(_backward_through_copies, family, batch_dims, order, needs)
     dtype = compute_dtype(*inputs)
-    shape = tile(form.rows, form.cols * form.vec, dtype, FAMILIES[family].held)
+    shape = tile(form.rows, form.cols * form.vec, dtype, inputs, FAMILIES[family].held)
     needed = [i for i, need in enumerate(needs) if need]
     stored = tuple(i for i in needed if inputs[i].shape == full.shape)
     summed = tuple(i for i in needed if inputs[i].shape != full.shape)
+    if not summed:
+        shape = finer(shape, form.cols * form.vec, inputs)
     blocks = row_blocks_per_program(shape) if summed else 1
     groups = triton.cdiv(shape.row_blocks, blocks)
     launch = Launch(
@@ -569,7 +565,6 @@ def _plan_backward(
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
         GRAD=FAMILIES[family].grad,
-        ONE=one,
         STORED=stored,
         SUMMED=summed,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,

@@ -15,23 +15,20 @@ from .tile import load, offsets
 
 
 @triton.jit
-def load_parameter(
-    pointer, strides, row, col, mask, inner_rows, inner_cols, ONE: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr
-):
-    """Elements [R, C] of a parameter, or the number where it is ONE element."""
-    if ONE:
+def load_parameter(pointer, strides, row, col, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
+    """Elements [R, C] of a parameter, or the number where it is one element, which has no strides."""
+    if len(strides) == 0:
         return tl.load(pointer).to(DTYPE)
     else:
         return load(pointer + offsets(row, col, strides, inner_rows, inner_cols, VEC), mask, DTYPE)
 
 
 @triton.jit
-def store_partial(
-    out, sums, group, first_col, cols, there, ONE: tl.constexpr, VEC: tl.constexpr, BLOCK_COLS: tl.constexpr
-):
-    """What a program's rows `sums` [R, C] add up to: into out [groups, cols], of ONE element into out [groups, chunks]."""
-    if ONE:
-        at = group * tl.num_programs(0) + tl.program_id(0)
+def store_partial(out, sums, strides, group, first_col, cols, there, VEC: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """What a program's rows `sums` [R, C] add up to, for a parameter of these strides: into out [groups, cols], of one
+    element into out [groups, chunks]."""
+    if len(strides) == 0:
+        at = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
         tl.store(out + at, tl.sum(tl.sum(sums, 1), 0), mask=there)
     else:
         col = first_col + tl.arange(0, BLOCK_COLS)

@@ -1,10 +1,12 @@
 """The piece of a tensor that a program holds at once, and how many programs there are."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .layout import Layout
 
@@ -13,12 +15,12 @@ THREADS = 128
 # Elements that a thread holds at once: two to four 16-byte loads of each tensor in flight, in at most 128 registers.
 HELD = 16
 MAX_GRID_Y = 65535
-# A small problem is spread over more programs: four elements per thread.
-SMALL_TILE = 4 * THREADS
 SMALL_PROBLEM = 2**20
 # Programs that keep a large GPU busy. A constant, so that results do not depend on the device.
 ENOUGH_PROGRAMS = 512
 MANY_PROGRAMS = 1024
+# So many chunks of a row are added one after the other; more of them by a second kernel, side by side.
+MAX_IN_SEQUENCE = 16
 
 
 class Tile(NamedTuple):
@@ -29,6 +31,11 @@ class Tile(NamedTuple):
     row_blocks: int
     chunks: int
 
+    @property
+    def held(self) -> int:
+        """Elements of a thread."""
+        return self.block_rows * self.block_cols // THREADS
+
     def grid(self, programs_per_row: int, blocks_per_program: int = 1) -> tuple[int, int, int]:
         """Programs along rows first, so that neighbours read what lies side by side; then blocks of rows, in two
         dimensions where one does not hold them: see `block_index`."""
@@ -37,20 +44,34 @@ class Tile(NamedTuple):
         return programs_per_row, triton.cdiv(blocks, planes), planes
 
 
-def tile(rows: int, cols: int, dtype: torch.dtype, held: int = HELD) -> Tile:
+def tile(rows: int, cols: int, dtype: torch.dtype, tensors: Iterable[Tensor], held: int = HELD) -> Tile:
     """The launch shape, from the sizes alone: whole rows where a program can hold them, many at a time if they are short;
     else chunks of as many columns as it can hold. `dtype` is that of the arithmetic: float64 takes two registers for a
-    number and more of them for a function.
+    number and more of them for a function. A small problem is spread over more programs.
 
-    How a row is cut and over which threads it lies depends on the number of columns only: a sample's sum does not depend
-    on how many other samples there are.
+    How a row is cut and over which threads it lies depends on the number of columns and on dtypes only: a sample's sum
+    does not depend on how many other samples there are.
     """
     most = THREADS * (held // 4 if dtype == torch.float64 else held)
     block_cols = min(max(triton.next_power_of_2(cols), 4), most)
     chunks = triton.cdiv(cols, block_cols)
-    elements = most if rows * chunks * block_cols >= SMALL_PROBLEM else min(SMALL_TILE, most)
+    elements = most if rows * chunks * block_cols >= SMALL_PROBLEM else min(least(tensors), most)
     block_rows = max(elements // block_cols, 1)
     return Tile(block_rows, block_cols, triton.cdiv(rows, block_rows), chunks)
+
+
+def least(tensors: Iterable[Tensor]) -> int:
+    """Of a program's elements: as many as its threads load from the tensor of the narrowest dtype at once. With fewer
+    they would lie over other threads, and numbers would have to move between them."""
+    return THREADS * max(4, 16 // min(t.element_size() for t in tensors))
+
+
+def finer(shape: Tile, cols: int, tensors: Iterable[Tensor]) -> Tile:
+    """For a kernel that sums nothing, whose rows may be cut anywhere: more programs where they are few."""
+    if shape.block_rows > 1 or shape.row_blocks * shape.chunks >= ENOUGH_PROGRAMS:
+        return shape
+    block_cols = min(shape.block_cols, least(tensors))
+    return shape._replace(block_cols=block_cols, chunks=triton.cdiv(cols, block_cols))
 
 
 def chunks_per_program(shape: Tile) -> int:
@@ -58,6 +79,12 @@ def chunks_per_program(shape: Tile) -> int:
     if shape.row_blocks >= ENOUGH_PROGRAMS:
         return shape.chunks
     return triton.cdiv(shape.chunks, min(shape.chunks, triton.cdiv(MANY_PROGRAMS, shape.row_blocks)))
+
+
+def is_split(shape: Tile, per_program: int) -> bool:
+    """Whether the chunks of a row have sums of their own, for a second kernel to add up. With up to MAX_IN_SEQUENCE of
+    them that kernel does what a program does that sums a whole row, so that both give the same."""
+    return per_program < shape.chunks or shape.chunks > MAX_IN_SEQUENCE
 
 
 def row_blocks_per_program(shape: Tile) -> int:
@@ -85,23 +112,38 @@ def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
 
 
 @triton.jit
-def block_index():
+def widened(number, WIDE: tl.constexpr):
+    """A number that others are multiplied with: of 64 bits if WIDE, before anything is."""
+    return tl.cast(number, tl.int64) if WIDE else number
+
+
+@triton.jit
+def chunk_index(WIDE: tl.constexpr):
+    """Which chunks of columns are the program's."""
+    return widened(tl.program_id(0), WIDE)
+
+
+@triton.jit
+def block_index(WIDE: tl.constexpr):
     """Which blocks of rows are the program's; perhaps some that are not there."""
-    return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
+    return widened(tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), WIDE)
 
 
 @triton.jit
 def offsets(row, col, strides, inner_rows, inner_cols, VEC: tl.constexpr):
-    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements; see `layout.Layout`."""
+    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements, see `layout.Layout`; of 64 bits if
+    those of the rows have them."""
+    WIDE: tl.constexpr = row.dtype == tl.int64
     if len(strides) == 1:
-        return row * (strides[0] * VEC) + col
+        return row * (widened(strides[0], WIDE) * VEC) + col
     else:
-        first = (row // inner_rows) * (strides[0] * VEC) + (row % inner_rows) * (strides[1] * VEC)
+        first = (row // inner_rows) * (widened(strides[0], WIDE) * VEC)
+        first += (row % inner_rows) * (widened(strides[1], WIDE) * VEC)
         if len(strides) == 2:
             return first + col
         else:
-            inner = inner_cols * VEC
-            outer_col = (col // inner) * (strides[2] * VEC)
+            inner = widened(inner_cols, WIDE) * VEC
+            outer_col = (col // inner) * (widened(strides[2], WIDE) * VEC)
             if len(strides) == 3:
                 return first + (outer_col + col % inner)
             else:
@@ -147,18 +189,19 @@ def compensated(total, lost):
     return tl.where(lost == lost, total + lost, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "cols"])
 def sum_rows_kernel(x, out, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """`out[c] = Σ_r x[r, c]`, in an order that follows from the sizes. With BLOCK_ROWS = 1 it is the order, and the
-    arithmetic, of a program that adds `cols` sums up itself, chunk after chunk."""
+    """`out[c] = Σ_r x[r, c]`, in an order that follows from `rows` and the blocks. With BLOCK_ROWS = 1 it is the order,
+    and the arithmetic, of a program that adds up `cols` sums itself, chunk after chunk."""
     DTYPE: tl.constexpr = x.dtype.element_ty
-    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+    rows = tl.cast(rows, tl.int64)
+    col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     for start in tl.range(0, rows, BLOCK_ROWS, loop_unroll_factor=8):
         row = start + tl.arange(0, BLOCK_ROWS)[:, None]
-        term = tl.load(x + row.to(tl.int64) * cols + col, mask=(row < rows) & (col < cols), other=0)
+        term = tl.load(x + row * cols + col, mask=(row < rows) & (col < cols), other=0)
         total, lost = add_compensated(total, lost, term)
     result = tl.sum(compensated(total, lost), 0)
-    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     store(out + col, result, col < cols)

@@ -1,0 +1,59 @@
+"""What runs on a GPU as far as it runs without one: the libraries load, Triton launches into a stub of the driver.
+
+`make gpu-rehearsal` runs this and the rest of the suite beside the torch and the Triton of a GPU machine.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("Triton is for Linux", allow_module_level=True)
+
+import stubbed_driver
+import triton_versions
+from fresh_process import python
+
+import vae_kernels as vk
+
+TESTS = Path(__file__).parent
+
+
+LOAD = """
+import sys, torch
+from vae_kernels import fakes
+path, namespace = sys.argv[1:]
+torch.ops.load_library(path)
+print(*(name for name in fakes.SCHEMAS if not hasattr(getattr(torch.ops, namespace), name)))
+"""
+
+
+@pytest.mark.parametrize("name", ["cpp", "cuda"])
+def test_the_library_loads_and_has_every_op(name: str) -> None:
+    path = Path(vk.__file__).with_name(f"_{name}.so")
+    if not path.exists():
+        pytest.skip(f"{path.name} was not built")
+    assert python(LOAD, str(path), f"vae_kernels_{name}") == ""
+
+
+@pytest.mark.parametrize("version", [None, *triton_versions.OTHERS])
+def test_launches(version: str | None, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    environment = stubbed_driver.environment(stubbed_driver.build(tmp_path))
+    if version is not None:
+        environment = triton_versions.environment(version, environment)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "stubbed_driver", "-p", "no:xdist", "-p", "no:cacheprovider"),
+            TESTS / "triton_on_stub.py",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
