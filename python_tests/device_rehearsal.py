@@ -6,23 +6,21 @@ indices on the CPU into a tensor elsewhere. The ops of `vae_kernels_cuda` are th
 CUDA" alone. Under TRITON_INTERPRET=1 the Triton kernels serve them too.
 """
 
-import ctypes
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-LIBRARY = "VAE_KERNELS_DEVICE_REHEARSAL"
-# Before torch looks whether there is CUDA.
-ctypes.CDLL(os.environ[LIBRARY])
-
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from vae_kernels import fakes
 
+ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 
@@ -30,6 +28,28 @@ COPIES = {aten._to_copy, aten.copy_, aten._copy_from}
 INDEXED = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_, aten._unsafe_index}
 # They make a tensor without dims on the CPU, or are asked about one, wherever the other arguments are.
 ANYWHERE = {aten.lift_fresh, aten.lift}
+
+
+def build(folder: Path) -> Path:
+    """The library of device_rehearsal.cpp, which must be loaded before torch looks whether there is CUDA."""
+    library = folder / "device_rehearsal.so"
+    include = [f"-I{path}" for path in cpp_extension.include_paths()]
+    paths = [option for path in cpp_extension.library_paths() for option in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    source = str(ROOT / "python_tests" / "device_rehearsal.cpp")
+    command = ["g++", "-std=c++20", "-fPIC", "-shared", *include, source, *paths, "-ltorch_cpu", "-lc10", "-o"]
+    subprocess.run([*command, library], check=True)
+    return library
+
+
+def environment(library: Path) -> dict[str, str]:
+    """For a process that uses it."""
+    return {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "VAE_KERNELS_TEST_DEVICE": "cuda",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python_tests")]),
+    }
 
 
 class OnDevice(Tensor):

@@ -44,11 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, variants = [], Variants()
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if item.path.stem.endswith("_under_interpreter"):
+        of_triton = "triton" in (parameters.get("backend"), parameters.get("kernel"))
+        if item.path.stem.endswith("_under_interpreter") or (of_triton and variants.add(item)):
             kept.append(item)
-        elif "triton" in (parameters.get("backend"), parameters.get("kernel")):
-            if variants.add(item):
-                kept.append(item)
     empty = {item.function.__name__ for item in items} - {item.function.__name__ for item in kept}
     if empty:
         raise pytest.UsageError(f"nothing of {', '.join(sorted(empty))} is for Triton")
