@@ -8,7 +8,11 @@ export OMP_WAIT_POLICY := passive
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: train test lint bench gpu-check clean
+# In order; docs/gpu.md says what each shows.
+GPU_STAGES := smoke required cuda triton memcheck racecheck initcheck timings more-timings rest
+GPU_OUT ?= out/gpu_check
+
+.PHONY: train test lint bench gpu-check clean $(GPU_STAGES:%=gpu-check-%)
 
 train: $(VENV)/ready
 	$(RUN) -m vae_kernels.train --out out/digits
@@ -24,9 +28,15 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks
 
-# With the interpreter that sees the GPU, which needs pytest and what `.[test]` names: nothing is installed.
+# With the interpreter that sees the GPU, which needs triton and pytest: nothing is installed. One stage after the other,
+# whether the one before passed or not; `make gpu-check-smoke` is the first alone.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	@failed=; for stage in $(GPU_STAGES); do \
+		$(PYTHON) -m benchmarks.gpu_check $$stage --out $(GPU_OUT) || failed="$$failed $$stage"; \
+	done; test -z "$$failed" || { echo "gpu-check: failed:$$failed"; exit 1; }
+
+$(GPU_STAGES:%=gpu-check-%): gpu-check-%:
+	$(PYTHON) -m benchmarks.gpu_check $* --out $(GPU_OUT)
 
 clean:
 	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 
+# Words in the names of tests that need what torch does not do with such tensors, or crashes over: compile and check ops,
+# map over them, differentiate forward or twice, zeros without memory.
+UNFIT = {"compile", "compiled", "dynamic", "forward", "functorch", "gradgradcheck", "inductor", "memory", "opcheck"}
+UNFIT |= {"traced", "transform", "transforms"}
+
 COPIES = {aten._to_copy, aten.copy_, aten._copy_from}
 INDEXED = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_, aten._unsafe_index}
 # They make a tensor without dims on the CPU, or are asked about one, wherever the other arguments are.
@@ -181,11 +186,10 @@ def pytest_load_initial_conftests() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with many samples a dozen, for time: all of them make their tensors in the same lines. torch.compile and
-    opcheck do not take such tensors."""
+    """Of a test with many samples a dozen, for time: all of them make their tensors in the same lines."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if not any(word in item.nodeid for word in ("compile", "opcheck", "inductor", "traced", "dynamic_shapes")):
+        if UNFIT.isdisjoint(item.function.__name__.split("_")):
             groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept = {item for group in groups.values() for item in group[:: len(group) // 12 | 1]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

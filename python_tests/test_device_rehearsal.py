@@ -24,7 +24,6 @@ FILES = [
     "test_advice.py",
     "test_backends.py",
     "test_categorical.py",
-    "test_check_values.py",
     "test_default_dtype.py",
     "test_distributions.py",
     "test_gradients.py",
