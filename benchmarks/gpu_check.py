@@ -171,6 +171,7 @@ def _test(stage: Stage, part: str, workers: int | None = None) -> bool:
         VAE_KERNELS_TEST_DEVICE=stage.device,
         PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]),
         OMP_NUM_THREADS="1",
+        TORCHINDUCTOR_COMPILE_THREADS="1",  # in each worker
     )
 
 

@@ -19,17 +19,14 @@ pytestmark = [
 ]
 
 FILES = [
-    "cuda_grids.py",
     "test_accuracy.py",
-    "test_advice.py",
-    "test_backends.py",
     "test_categorical.py",
-    "test_default_dtype.py",
     "test_distributions.py",
+    "test_extremes.py",
+    "test_families.py",
     "test_gradients.py",
     "test_inputs.py",
     "test_latent.py",
-    "test_memory.py",
     "test_noise.py",
     "test_objectives.py",
 ]
