@@ -22,7 +22,6 @@ FILES = [
     "test_accuracy.py",
     "test_categorical.py",
     "test_distributions.py",
-    "test_extremes.py",
     "test_families.py",
     "test_gradients.py",
     "test_inputs.py",
@@ -88,6 +87,26 @@ def test_the_device_refuses_what_a_gpu_refuses(environment: dict[str, str], tmp_
     tests = tmp_path / "test_mixed.py"
     tests.write_text(MIXED)
     assert re.match("7 passed", rehearse(environment, tests))
+
+
+WITHOUT = """
+import sys
+for name in ("matplotlib", "PIL", "safetensors", "scipy", "sklearn", "tqdm"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_all_files_are_collected_without_the_extras(environment: dict[str, str]) -> None:
+    """As on a machine with torch, triton, numpy, pytest and hypothesis, on which nothing can be installed."""
+    options = ["--collect-only", "-q", "-p", "device_rehearsal", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-c", WITHOUT, *options, device_rehearsal.ROOT / "python_tests"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    files = set(re.findall(r"^python_tests/(\w+\.py)", done.stdout, re.MULTILINE))
+    assert files >= {"cuda_grids.py", "test_accuracy.py", "test_gpu.py", "test_latent.py"}
+    assert "test_cuda_codegen.py" not in files
 
 
 @pytest.mark.parametrize("file", FILES)

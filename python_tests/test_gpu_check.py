@@ -115,6 +115,23 @@ def test_every_stage_has_a_command_in_the_docs() -> None:
     assert re.search(r"^GPU_STAGES := (.*)$", makefile, re.MULTILINE)[1].split() == list(gpu_check.STAGES)
 
 
+BARE = """
+import sys
+for name in ("matplotlib", "tqdm"):
+    sys.modules[name] = None
+from benchmarks.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_timings_need_no_package_for_pictures_and_bars(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--suite", "host", "--only", "latent 1×1", "--rounds", "1", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", BARE, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no pictures: there is no matplotlib" in done.stdout
+    assert {row.op for row in results.read(tmp_path / "results.csv")} == {"latent"}
+
+
 @needs_cpp
 def test_stage_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small shape: rows are written, and what is required is reported."""
