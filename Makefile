@@ -11,7 +11,11 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # Where torch and triton are those of a GPU machine; PYTHON, if given, is another interpreter that has them.
 REHEARSAL := $(if $(filter file,$(origin PYTHON)),build/rehearsal/bin/python,$(PYTHON))
 
-.PHONY: train test lint bench gpu-check gpu-rehearsal clean
+# In order; docs/gpu.md says what each shows.
+GPU_STAGES := smoke required cuda triton memcheck racecheck initcheck timings more-timings rest
+GPU_OUT ?= out/gpu_check
+
+.PHONY: train test lint bench gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
 
 train: $(VENV)/ready
 	$(RUN) -m vae_kernels.train --out out/digits
@@ -27,9 +31,15 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks
 
-# With the interpreter that sees the GPU, which needs pytest and what `.[test]` names: nothing is installed.
+# With the interpreter that sees the GPU, which needs triton and pytest: nothing is installed. One stage after the other,
+# whether the one before passed or not; `make gpu-check-smoke` is the first alone.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	@failed=; for stage in $(GPU_STAGES); do \
+		$(PYTHON) -m benchmarks.gpu_check $$stage --out $(GPU_OUT) || failed="$$failed $$stage"; \
+	done; test -z "$$failed" || { echo "gpu-check: failed:$$failed"; exit 1; }
+
+$(GPU_STAGES:%=gpu-check-%): gpu-check-%:
+	$(PYTHON) -m benchmarks.gpu_check $* --out $(GPU_OUT)
 
 # What needs no GPU of the checks on one: the libraries that are here load, Triton's launches reach a stub of the driver,
 # and the suite passes on the CPU and in Triton's interpreter.

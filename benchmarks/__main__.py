@@ -1,15 +1,16 @@
 """The command: `python -m benchmarks --help`."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from . import compare, first_call, machine, markdown, plots, required, results, suites, terminal, training
+from . import compare, first_call, machine, markdown, required, results, suites, terminal, training
 from .contenders import contenders
 from .results import Row
 from .suites import Plan
@@ -35,47 +36,55 @@ def _run(options: argparse.Namespace) -> int:
     plan = Plan(options.device, options.all, tuple(options.only), Effort(**_rounds(options.rounds)))
     work = list(_work(plan, options.suite))
     if not work:
-        raise ValueError(
-            f"no case has any of {', '.join(options.only)} in its name in the suites {', '.join(options.suite)}"
-        )
+        raise ValueError(f"no case of the suites {', '.join(options.suite)} is called {' or '.join(options.only)}")
     print(f"{machine.device_name(plan.device)}; {machine.versions()}")
     for name, reason in contenders(plan.device)[1].items():
         print(f"left out: {name}: {reason}")
     print("medians; in brackets, times the copy of the same bytes")
+    folder = options.out or Path("out/benchmarks") / machine.folder_name(plan.device)
+    folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     complete = set(options.suite) == set(SUITES) and not options.only
-    try:
-        _measure(work, rows)
-    except KeyboardInterrupt:
-        complete = False
-        print("interrupted")
-    folder = options.out or _folder(plan.device, complete)
-    folder.mkdir(parents=True, exist_ok=True)
-    results.write(folder / TABLE, rows)
-    drawn = plots.draw(folder, rows)
+    with results.Table(folder / TABLE) as table:
+        try:
+            for found in _measure(work):
+                rows += found
+                table.add(found)
+        except KeyboardInterrupt:
+            complete = False
+            print("interrupted")
+    if complete and not options.out:  # only a whole run replaces a machine's committed results
+        measured, folder = folder / TABLE, RESULTS / machine.folder_name(plan.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(measured, folder / TABLE)
+    drawn = _draw(folder, rows)
     print(f"{time.monotonic() - began:.0f} s", folder / TABLE, *drawn, sep="\n")
     return int(any(row.status != "ok" for row in rows))
 
 
-def _measure(work: list[tuple[int, Callable[[], Iterator[list[Row]]]]], rows: list[Row]) -> None:
-    """Does the work, adding to `rows`, with a bar of how much is done and a line for each cell."""
-    columns = ""
-    with tqdm(
-        total=sum(size for size, _ in work), unit="case", smoothing=0, mininterval=0.5 if sys.stderr.isatty() else 10
-    ) as bar:
-        for size, start in work:
-            done = 0
-            for found in start():
-                rows += found
-                if (head := terminal.header(found)) != columns:
-                    columns = head
-                    bar.write(head)
-                bar.write(terminal.line(found))
-                sys.stdout.flush()
-                if found[0].mode in ("both", "step"):
-                    done += 1
-                    bar.update()
-            bar.update(size - done)
+def _measure(work: list[tuple[int, Callable[[], Iterator[list[Row]]]]]) -> Iterator[list[Row]]:
+    """Does the work, with a line for each cell."""
+    columns, total, before = "", sum(size for size, _ in work), 0
+    for size, start in work:
+        done = 0
+        for found in start():
+            if (head := terminal.header(found)) != columns:
+                columns = head
+                print(head)
+            print(terminal.line(found), flush=True)
+            yield found
+            if found[0].mode in ("both", "step"):
+                done += 1
+                print(f"{before + done} of {total} cases", file=sys.stderr, flush=True)
+        before += size
+
+
+def _draw(folder: Path, rows: list[Row]) -> list[Path | str]:
+    if find_spec("matplotlib") is None:
+        return ["no pictures: there is no matplotlib"]
+    from . import plots
+
+    return [*plots.draw(folder, rows)]
 
 
 def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Iterator[list[Row]]]]]:
@@ -94,11 +103,6 @@ def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Ite
 
 def _rounds(rounds: int | None) -> dict[str, int]:
     return {} if rounds is None else {"rounds": rounds, "at_least": min(rounds, Effort.at_least)}
-
-
-def _folder(device: str, complete: bool) -> Path:
-    """Only a whole run replaces a machine's committed results."""
-    return (RESULTS if complete else Path("out/benchmarks")) / machine.folder_name(device)
 
 
 def _table(given: Path | None) -> list[Row]:
@@ -124,7 +128,7 @@ def _markdown(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    print(*plots.draw(options.table.parent, _table(options.table)), sep="\n")
+    print(*_draw(options.table.parent, _table(options.table)), sep="\n")
     return 0
 
 
@@ -143,7 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default=_default_device(), help="(cuda if there is one)")
     add("--suite", choices=SUITES, nargs="+", default=list(SUITES), help="(all)")
     add(
-        "--only", nargs="+", default=[], help="cases whose name has one of these in it, such as 'latent 128×20 float32'"
+        "--only",
+        nargs="+",
+        default=[],
+        help="cases whose name has the words of one of these in it, such as 'latent 128×20'",
     )
     add("--all", action="store_true", help="on a CPU too, every op in every shape and dtype")
     add("--rounds", type=int, help="at most so many rounds for each cell")

@@ -1,86 +1,251 @@
-"""Everything that needs a GPU: `python -m benchmarks.gpu_check`, or `make gpu-check`.
+"""What needs a GPU, in stages: `python -m benchmarks.gpu_check STAGE --out FOLDER`. docs/gpu.md has the order.
 
-Builds the libraries in place, runs all tests on CUDA tensors, runs the kernels under compute-sanitizer and measures them.
-Installs nothing: the interpreter must see a CUDA torch and pytest. Names of steps as arguments choose among them.
+A stage demands the backends that it tests, building the CUDA library if the one that is there does not load; it writes
+what it finds as it finds it, needs no other stage, and ends itself after eight minutes. The exit status is 1 if anything
+failed. Installs nothing: the interpreter must see a CUDA torch, triton and pytest.
 """
 
+import argparse
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-from .machine import ROOT, device_name, folder_name, versions
+from .machine import ROOT, cores, device_name, versions
 
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
-SHAPES = ("128×20", "128×784", "4×4×64×64", "16×16×32×32", "8×786432", "65536×1024", "4096×16384")
-TIMINGS = ROOT / "benchmarks" / "results"
+LIMIT = 480  # seconds
+TESTS = ROOT / "python_tests"
+REQUIRED = ("4096×16384", "latent 128×20")
+# What people train with; the suite `host` has one shape alone.
+TIMED = ("65536×1024", "128×784", "1×1")
+TIMED_NEXT = ("4×4×64×64", "16×16×32×32", "8×786432")
+# Of our own kernels. What torch's read and write is not checked.
+KERNEL_NAMES = (
+    *("rows_kernel", "columns_kernel", "sum_kernel", "normalize_kernel", "merge_kernel", "gradient_kernel"),  # CUDA
+    *("latent_", "likelihood_", "categorical_", "sum_rows", "sum_positions"),  # Triton
+)
+COMPILERS = 8  # processes that fill Triton's cache before a sanitizer runs one
 
-
-def run(*command: object, **environment: str) -> bool:
-    print("+", *environment.items(), *command, flush=True)
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=os.environ | environment).returncode == 0
-
-
-def build() -> bool:
-    return run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace") and run(
-        sys.executable, "-m", "vae_kernels"
-    )
-
-
-def tests() -> bool:
-    """The whole suite on CUDA tensors. What is about the CPU alone runs as ever."""
-    parallel = ("--numprocesses", "6", "--dist", "loadfile") if find_spec("xdist") else ()
-    return run(sys.executable, "-m", "pytest", "-q", *parallel, VAE_KERNELS_TEST_DEVICE="cuda")
+BACKENDS = "import json, sys, vae_kernels as vk; print(json.dumps(vk.backends()[sys.argv[1]]))"
 
 
-def sanitizers() -> bool:
-    """Each tensor in an allocation of its own, so that the first element behind it is out of bounds."""
-    program = ROOT / "python_tests" / "short_gpu_run.py"
-    return all(
-        [
-            run(
-                *("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *_only_own_kernels(tool)),
-                *(sys.executable, program),
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-                PYTHONPATH=str(ROOT),
+class Stage:
+    """A stage's output and its time: `<name>.txt` in the folder gets all that its commands print, as they print it."""
+
+    def __init__(self, name: str, device: str, out: Path, limit: float = LIMIT) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.name, self.device, self.out = name, device, out.resolve()
+        self.ends = time.monotonic() + limit
+        self.log = (out / f"{name}.txt").open("w", encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        for stream in (sys.stdout, self.log):
+            print(text, file=stream, flush=True)
+
+    def run(self, *command: object, **environment: str) -> bool:
+        """False if it fails or does not end in time; then all its processes are killed."""
+        self.say(" ".join(["+", *(f"{k}={v}" for k, v in environment.items()), *map(str, command)]))
+        try:
+            process = subprocess.Popen(
+                list(map(str, command)),
+                cwd=ROOT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
             )
-            for tool in SANITIZERS
-        ]
+        except OSError as error:
+            self.say(f"FAILED: {error}")
+            return False
+        killer = threading.Timer(max(0.0, self.ends - time.monotonic()), os.killpg, (process.pid, signal.SIGKILL))
+        killer.start()
+        for line in process.stdout:
+            self.say(line.rstrip("\n"))
+        code = process.wait()
+        killer.cancel()
+        if code == -signal.SIGKILL:
+            self.say("FAILED: killed; the stage's time was over" if time.monotonic() >= self.ends else "FAILED: killed")
+        elif code:
+            self.say(f"FAILED: exit status {code}")
+        return code == 0
+
+    def python(self, *arguments: object, **environment: str) -> bool:
+        return self.run(sys.executable, *arguments, **environment)
+
+    def demand(self, *backends: str) -> bool:
+        """Whether the backends serve the device, the CUDA library built for it first if it must be."""
+        states = self._states()
+        if "cuda" in backends and states.get("cuda") != "available" and self.device == "cuda":
+            self.say(f"cuda: {states.get('cuda')}")
+            major, minor = torch.cuda.get_device_capability()
+            self.python(
+                *("setup.py", "--quiet", "build_ext", "--inplace", "--force"),
+                TORCH_CUDA_ARCH_LIST=f"{major}.{minor}",
+                VAE_KERNELS_BUILD_CUDA="1",
+                VAE_KERNELS_BUILD_CPU="0",
+            )
+            states = self._states()
+        for name in backends:
+            self.say(f"{name}: {states.get(name, 'nothing is known of it')}")
+        return all(states.get(name) == "available" for name in backends)
+
+    def _states(self) -> dict[str, str]:
+        """Asked in a process of its own: what did not load once is remembered."""
+        done = subprocess.run([sys.executable, "-c", BACKENDS, self.device], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            self.say(done.stderr)
+            return {}
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def kernels(device: str) -> tuple[str, ...]:
+    """The backends that must serve the device; for a CPU, on which the stages themselves are tested, the C++ one."""
+    return ("cuda", "triton") if device == "cuda" else ("cpp",)
+
+
+def smoke(stage: Stage) -> bool:
+    """Versions, libraries, and every op of each backend once against eager."""
+    for command in (("nvidia-smi",), ("nvcc", "--version"), ("compute-sanitizer", "--version")):
+        if shutil.which(command[0]):
+            stage.run(*command)
+    there = stage.demand(*kernels(stage.device))
+    stage.python("-m", "vae_kernels")
+    return all([there, *(stage.python("-m", "benchmarks.smoke", name, stage.device) for name in kernels(stage.device))])
+
+
+def required(stage: Stage) -> bool:
+    """The ratios that are required."""
+    measured = _time(stage, "ops", only=REQUIRED)
+    return stage.python("-m", "benchmarks", "required", stage.out / stage.name / "results.csv") and measured
+
+
+def timings(stage: Stage) -> bool:
+    """Other shapes, and the host's part."""
+    return _time(stage, "ops", "host", only=TIMED)
+
+
+def more_timings(stage: Stage) -> bool:
+    """The shapes of convolutional models and latent diffusion."""
+    return _time(stage, "ops", only=TIMED_NEXT)
+
+
+def _time(stage: Stage, *suites: str, only: tuple[str, ...]) -> bool:
+    measure = ("-m", "benchmarks", "--device", stage.device, "--suite", *suites, "--only", *only)
+    return stage.demand(*kernels(stage.device)) and stage.python(*measure, "--out", stage.out / stage.name)
+
+
+def cuda(stage: Stage) -> bool:
+    """The correctness suite for the CUDA kernels."""
+    name = kernels(stage.device)[0]
+    return stage.demand(name) and _test(stage, name)
+
+
+def triton(stage: Stage) -> bool:
+    """The same for the Triton kernels, of which each variant is compiled once."""
+    return stage.demand("triton") and _test(stage, "triton")
+
+
+def rest(stage: Stage) -> bool:
+    """Tests that concern no kernel backend or all of them; then those that take gigabytes, one by one."""
+    there = stage.demand(*kernels(stage.device))
+    return all([there, _test(stage, "rest"), _test(stage, "slow", workers=1)])
+
+
+def _test(stage: Stage, part: str, workers: int | None = None) -> bool:
+    """Tests on the device, chosen by python_tests/gpu_part.py, which writes each outcome at once."""
+    workers = workers or min(16, cores())
+    parallel = ("--numprocesses", workers, "--dist", "worksteal") if find_spec("xdist") and workers > 1 else ()
+    return stage.python(
+        *("-m", "pytest", "-q", "--tb=short", "-p", "gpu_part", "--part", part, "--outcomes", stage.out, *parallel),
+        VAE_KERNELS_TEST_DEVICE=stage.device,
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]),
+        OMP_NUM_THREADS="1",
+        TORCHINDUCTOR_COMPILE_THREADS="1",  # in each worker
     )
 
 
-def _only_own_kernels(tool: str) -> list[str]:
-    """torch's own kernels may read what nobody wrote."""
-    names = ("latent", "likelihood", "categorical", "sum_kernel", "sum_rows", "sum_positions")
-    return [part for name in names for part in ("--kernel-name", f"kns={name}")] if tool != "memcheck" else []
+def memcheck(stage: Stage) -> bool:
+    """Reads and writes out of bounds. Each tensor has an allocation of its own: the first element behind it is outside."""
+    return _sanitize(stage, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def timings() -> bool:
-    folder = TIMINGS / folder_name("cuda")
-    measure = ("-m", "benchmarks", "--device", "cuda", "--suite", "ops", "host")
-    return run(sys.executable, *measure, "--only", *SHAPES, "1×1", "--out", folder)
+def racecheck(stage: Stage) -> bool:
+    """Races for shared memory."""
+    return _sanitize(stage)
 
 
-STEPS: dict[str, Callable[[], bool]] = {"build": build, "tests": tests, "sanitizers": sanitizers, "timings": timings}
+def initcheck(stage: Stage) -> bool:
+    """Reads of what nobody wrote: the tool sees writes of the kernels that it checks, copies and fills, so all that our
+    kernels read was copied from the host or written by them."""
+    return _sanitize(stage, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def main(chosen: list[str]) -> int:
-    """Returns the exit status: 1 without a CUDA device, and if a step failed."""
-    if unknown := set(chosen) - set(STEPS):
-        print(f"gpu-check: no step called {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}", file=sys.stderr)
-        return 2
-    if not torch.cuda.is_available():
+def _sanitize(stage: Stage, **environment: str) -> bool:
+    if shutil.which("compute-sanitizer") is None:
+        stage.say("FAILED: there is no compute-sanitizer")
+        return False
+    if not stage.demand(*kernels(stage.device)):
+        return False
+    program = (sys.executable, TESTS / "short_gpu_run.py", stage.device)
+    environment["PYTHONPATH"] = str(ROOT)
+    # Triton compiles outside the sanitizer, in parallel, into its cache.
+    if not stage.python(*program[1:], "--processes", COMPILERS, **environment):
+        return False
+    own = [part for name in KERNEL_NAMES for part in ("--kernel-name", f"kns={name}")]
+    tool = (
+        "compute-sanitizer",
+        "--tool",
+        stage.name,
+        "--error-exitcode",
+        "9",
+        "--target-processes",
+        "application-only",
+    )
+    return stage.run(*tool, *own, *program, **environment)
+
+
+STAGES: dict[str, Callable[[Stage], bool]] = {
+    "smoke": smoke,
+    "required": required,
+    "cuda": cuda,
+    "triton": triton,
+    "memcheck": memcheck,
+    "racecheck": racecheck,
+    "initcheck": initcheck,
+    "timings": timings,
+    "more-timings": more_timings,
+    "rest": rest,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 1 without the device, and if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu_check"), help="folder for all that is found")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to test a stage itself")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
         print(f"gpu-check: no CUDA device: torch {torch.__version__} sees none; nothing was checked", file=sys.stderr)
         return 1
-    print(f"{device_name('cuda')}; {versions()}")
-    passed = {name: STEPS[name]() for name in chosen or STEPS}
-    for name, ok in passed.items():
-        print(f"{name}: {'passed' if ok else 'FAILED'}")
-    return int(not all(passed.values()))
+    began = time.monotonic()
+    stage = Stage(options.stage, options.device, options.out)
+    stage.say(f"{device_name(options.device)}; {versions()}")
+    passed = STAGES[options.stage](stage)
+    stage.say(f"{options.stage}: {'passed' if passed else 'FAILED'} in {time.monotonic() - began:.0f} s")
+    return int(not passed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

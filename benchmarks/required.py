@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .cases import LARGE_OPS, Shape, format_shape
+from .cases import DTYPES, LARGE_OPS, Case, Shape, format_shape
 from .contenders import COPY, UNCHANGED
 from .results import Row
 
@@ -88,12 +88,17 @@ class Requirement:
         return "met" if self.measured >= self.at_least else "missed"
 
 
+def on_gpu(case: Case) -> bool:
+    """Whether a ratio is required of the case on a GPU."""
+    large = case.op in GPU_COMPILE and case.shape == GPU_SHAPE
+    return large or (case.op, case.shape) == ("latent", GPU_HOST_SHAPE)
+
+
 def requirements(rows: list[Row]) -> list[Requirement]:
     """All that apply to the run's device, for each kernel backend in it."""
     measured = {(r.op, r.dtype, r.shape, r.contender): r for r in rows if (r.suite, r.mode) == ("ops", "both")}
     kernels = sorted({r.contender for r in rows if r.suite == "ops"} - set(UNCHANGED))
-    on_gpu = any(r.host_us is not None for r in measured.values())
-    find = _on_gpu if on_gpu else _on_cpu
+    find = _on_gpu if any(r.host_us is not None for r in measured.values()) else _on_cpu
     return [requirement for kernel in kernels for requirement in find(kernel, measured)]
 
 
@@ -133,7 +138,7 @@ def _on_cpu(kernel: str, measured: Measured) -> Iterator[Requirement]:
 
 
 def _on_gpu(kernel: str, measured: Measured) -> Iterator[Requirement]:
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         for op, least in GPU_COMPILE.items():
             case = op, dtype, format_shape(GPU_SHAPE)
             ratio = _ratio(measured, case, COPY, kernel, "median_us")

@@ -73,11 +73,24 @@ def provenance(device: str) -> dict[str, str]:
     }
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in rows)
+class Table:
+    """The CSV, to which rows are added as they are measured: a run that ends early leaves what it has."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, [field.name for field in fields(Row)], lineterminator="\n")
+        self._writer.writeheader()
+        self._file.flush()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        self._writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in rows)
+        self._file.flush()
+
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def read(path: Path) -> list[Row]:

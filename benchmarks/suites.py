@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checking, memory, timing
+from . import checking, memory, required, timing
 from .cases import HOST_CASES, MODES, SCALING_CASES, THREADS_CASES, Case, cases, format_shape
 from .contenders import COPY, Calls, Contender, calls, contenders, copy_calls, first_line
 from .results import Row, provenance
@@ -19,7 +19,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, from its command line."""
+    """What a run does, from its command line. Names and parts of them are words: `128×20` is no part of `128×2000`."""
 
     device: str
     everything: bool
@@ -28,7 +28,7 @@ class Plan:
 
     def wants(self, name: str) -> bool:
         """Whether the run is to do what is called so."""
-        return not self.only or any(part in name for part in self.only)
+        return not self.only or any(f" {words} " in f" {name} " for words in self.only)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Cell:
 
 
 def ops(plan: Plan) -> list[Cell]:
-    return [Cell(case, MODES, torch.get_num_threads()) for case in cases(plan.device, plan.everything)]
+    """On a GPU those with a required ratio first: the time there is short."""
+    chosen = cases(plan.device, plan.everything)
+    if plan.device == "cuda":
+        chosen.sort(key=lambda case: not required.on_gpu(case))
+    return [Cell(case, MODES, torch.get_num_threads()) for case in chosen]
 
 
 def host(plan: Plan) -> list[Cell]:

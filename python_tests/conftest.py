@@ -10,6 +10,29 @@ from samples import DEVICE
 import vae_kernels as vk
 from vae_kernels import report
 
+# They show how the kernels are built, what compilers and interpreters make of them, what Python alone or the CPU does.
+if DEVICE != "cpu":
+    collect_ignore = [
+        "test_benchmarks.py",
+        "test_cuda_codegen.py",
+        "test_cuda_emulated.py",
+        "test_data.py",
+        "test_device_rehearsal.py",
+        "test_docs.py",
+        "test_estimators.py",
+        "test_gpu_check.py",
+        "test_library.py",
+        "test_math.py",
+        "test_models.py",
+        "test_processes.py",
+        "test_sanitizers.py",
+        "test_train.py",
+        "test_triton.py",
+        "test_triton_accuracy.py",
+        "test_triton_codegen.py",
+        "test_without_float64.py",
+    ]
+
 BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
 KERNELS = [name for name in BACKENDS if name != "eager"]
 
@@ -17,6 +40,11 @@ KERNELS = [name for name in BACKENDS if name != "eager"]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes gigabytes or many seconds")
     config.addinivalue_line("markers", "drawn: the pictures of training runs are drawn")
+    config.addinivalue_line(
+        "markers", "around: about what is around the kernels; no variant of a kernel is met here alone"
+    )
+    if "cuda" in KERNELS:
+        config.addinivalue_line("python_files", "cuda_grids.py")
 
 
 def pytest_report_header() -> str:

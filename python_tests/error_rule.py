@@ -102,6 +102,7 @@ def error(got: Tensor, want: Expected) -> float:
     assert tuple(got.shape) == want.value.shape
     if not got.numel():
         return 0.0
+    got = got.detach().cpu()
     info = torch.finfo(got.dtype)
     values = np.atleast_1d(want.value)
     rounded = torch.from_numpy(values.astype(np.float64)).to(got.dtype).reshape(got.shape)
@@ -115,7 +116,7 @@ def error(got: Tensor, want: Expected) -> float:
     magnitude = np.maximum(np.atleast_1d(want.magnitude).astype(np.float64), info.tiny)
     unit = info.eps * 2.0 ** np.floor(np.log2(magnitude))
     with mpmath.workdps(reference.DIGITS):
-        difference = abs(np.atleast_1d(reference.exact(got.detach().reshape(values.shape)))[finite] - values[finite])
+        difference = abs(np.atleast_1d(reference.exact(got.reshape(values.shape)))[finite] - values[finite])
         return float(max((difference / unit[finite]), default=0))
 
 

@@ -49,6 +49,7 @@ def test_half_precision_rounds_once(backend: str, sample: Sample) -> None:
         assert torch.equal(value, wide[name]), name
 
 
+@pytest.mark.around
 @pytest.mark.parametrize("sample", SAMPLES + EMPTY, ids=str)
 def test_shape_dtype_and_layout(backend: str, sample: Sample) -> None:
     tensors = sample.make()

@@ -14,6 +14,8 @@ from torch import Tensor
 import vae_kernels as vk
 from vae_kernels import checks
 
+pytestmark = pytest.mark.around
+
 Tensors = dict[str, Tensor]
 
 

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vae_kernels as vk
 from vae_kernels.backends import NAMES, current_backend
 
+pytestmark = pytest.mark.around
+
 PACKAGE = Path(vk.__file__).parent
 
 
@@ -89,16 +91,17 @@ def test_a_backend_named_for_another_device() -> None:
 
 
 SERVE = """
-import torch, vae_kernels as vk
+import sys, torch, vae_kernels as vk
 from vae_kernels.backends import current_backend
-print(current_backend("cpu"))
-print(vk.reparameterize_kl(torch.zeros(2, 3), torch.zeros(2, 3), seed=0)[1].tolist())
+print(current_backend(sys.argv[1]))
+zeros = torch.zeros(2, 3, device=sys.argv[1])
+print(vk.reparameterize_kl(zeros, zeros, seed=0)[1].tolist())
 """
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_environment_chooses_the_default(name: str) -> None:
-    assert python(SERVE, VAE_KERNELS_BACKEND=name).split("\n") == [name, "[0.0, 0.0]"]
+    assert python(SERVE, DEVICE, VAE_KERNELS_BACKEND=name).split("\n") == [name, "[0.0, 0.0]"]
 
 
 FAIL = """
@@ -151,13 +154,13 @@ STATE = "print(vk.backends()['cpu']['cpp'])"
 
 
 def test_without_the_library_eager_serves(copied: Path) -> None:
-    assert python(SERVE, path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
+    assert python(SERVE, "cpu", path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
     assert "compiler" in python(f"import vae_kernels as vk\n{STATE}", path=copied)
 
 
 def test_with_a_broken_library_eager_serves_and_says_why(copied: Path) -> None:
     (copied / "vae_kernels" / "_cpp.so").write_bytes(b"not a library")
-    assert python(SERVE, path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
+    assert python(SERVE, "cpu", path=copied).split("\n") == ["eager", "[0.0, 0.0]"]
     assert "load" in python(f"import vae_kernels as vk\n{STATE}", path=copied)
 
 

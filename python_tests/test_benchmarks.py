@@ -251,7 +251,9 @@ def test_csv_keeps_what_is_written(tmp_path: Path) -> None:
         _row("cpp", 12.5, ideal_bytes=123456789012, fraction_of_copy=0.75),
         Row("ops", "latent", "eager", "both", "float32", "128×20", 2, status='wrong kl: 3 ulp off, "4", allowed'),
     ]
-    results.write(tmp_path / "a.csv", rows)
+    with results.Table(tmp_path / "a.csv") as table:
+        table.add(rows)
+        assert results.read(tmp_path / "a.csv") == rows  # before the run ends
     assert (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[0] == COLUMNS
     assert results.read(tmp_path / "a.csv") == rows
     (tmp_path / "b.csv").write_text("op,time\nlatent,3\n")

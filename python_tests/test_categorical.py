@@ -173,6 +173,7 @@ def test_error_rule(backend: str, case: Case) -> None:
     check(got, yardstick, expected(case))
 
 
+@pytest.mark.around
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_shape_dtype_and_layout(backend: str, case: Case) -> None:
     logits, x = case.make()

@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import vae_kernels as vk
 
+pytestmark = pytest.mark.around
+
 Function = Callable[[Tensor], Tensor]
 
 

@@ -14,6 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_kernels as vk
 
+pytestmark = pytest.mark.around
+
 CASES = [
     *(sample(op, dtypes=dtype) for op in OPS for dtype in (F64, F32, BF16)),
     *(sample(op, (2, 3, 4, 5), layouts="channels_last") for op in OPS),
@@ -272,7 +274,8 @@ import sys
 import torch
 import vae_kernels as vk
 
-vk.use_backend(sys.argv[1])
+backend, device = sys.argv[1:]
+vk.use_backend(backend)
 
 
 def loss(mu, logvar, x, spread):
@@ -280,8 +283,8 @@ def loss(mu, logvar, x, spread):
     return (kl - vk.bernoulli_log_likelihood(z, x) - vk.gaussian_log_likelihood(z, x, spread)).sum()
 
 
-inputs = [torch.randn(3, 8, requires_grad=True) for _ in range(2)]
-inputs += [torch.rand(3, 8), torch.zeros((), requires_grad=True)]
+inputs = [torch.randn(3, 8, device=device, requires_grad=True) for _ in range(2)]
+inputs += [torch.rand(3, 8, device=device), torch.zeros((), device=device, requires_grad=True)]
 torch.compile(loss, fullgraph=True)(*inputs).backward()
 assert all(t.grad.isfinite().all() for t in inputs if t.requires_grad)
 print("compiled")
@@ -291,4 +294,4 @@ print("compiled")
 def test_cold(backend: str, tmp_path: Path) -> None:
     """The first thing a process does is to compile a loss; nothing is cached, no backend has been loaded."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
-    assert python(COLD, backend, **environment) == "compiled"
+    assert python(COLD, backend, DEVICE, **environment) == "compiled"

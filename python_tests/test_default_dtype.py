@@ -12,6 +12,8 @@ import vae_kernels as vk
 from vae_kernels import checkpoint, train
 from vae_kernels.models import LIKELIHOODS, MODELS
 
+pytestmark = pytest.mark.around
+
 Call = Callable[..., Tensor | tuple[Tensor, ...]]
 
 

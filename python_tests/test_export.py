@@ -12,6 +12,8 @@ from torch import Tensor
 
 import vae_kernels as vk
 
+pytestmark = pytest.mark.around
+
 INF = math.inf
 
 

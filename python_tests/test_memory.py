@@ -11,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 import vae_kernels as vk
 from benchmarks import memory as peak_memory
 
+pytestmark = pytest.mark.around
+
 KINDS = [s for s in VALUES if s.values == "random"] + SHAPED + LAID_OUT + BROADCAST + EMPTY
 
 

@@ -1,12 +1,12 @@
 """The noise: known answers, an independent Philox, the distribution, and what it must not depend on."""
 
 import math
+from types import ModuleType
 
 import mpmath
 import numpy as np
 import pytest
 import reference
-import scipy.stats
 import torch
 from error_rule import SLACK_ULP
 from hypothesis import HealthCheck, given, settings, strategies
@@ -167,6 +167,11 @@ def test_a_seed_is_the_same_as_its_noise(backend: str) -> None:
 
 
 @pytest.fixture(scope="module")
+def stats() -> ModuleType:
+    return pytest.importorskip("scipy.stats")
+
+
+@pytest.fixture(scope="module")
 def many() -> dict[str, np.ndarray]:
     """Ten million numbers of each kernel; of eager, which is slow, a million. One sort serves every test."""
     return {}
@@ -181,35 +186,35 @@ def sorted_sample(many: dict[str, np.ndarray], backend: str) -> np.ndarray:
 ALPHA = 1e-4
 
 
-def test_mean_and_variance(backend: str, many: dict[str, np.ndarray]) -> None:
+def test_mean_and_variance(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
     """Within the quantiles of their sampling distributions, 1 in 10⁴ falling outside."""
     eps = sorted_sample(many, backend)
-    limit = scipy.stats.norm.isf(ALPHA / 2)
+    limit = stats.norm.isf(ALPHA / 2)
     assert abs(eps.mean()) * math.sqrt(eps.size) < limit
     assert abs((eps**2).mean() - 1) * math.sqrt(eps.size / 2) < limit
     assert abs((eps**3).mean()) * math.sqrt(eps.size / 15) < limit
     assert abs((eps**4).mean() - 3) * math.sqrt(eps.size / 96) < limit
 
 
-def test_kolmogorov_smirnov(backend: str, many: dict[str, np.ndarray]) -> None:
+def test_kolmogorov_smirnov(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
     eps = sorted_sample(many, backend)
-    cdf = scipy.stats.norm.cdf(eps)
+    cdf = stats.norm.cdf(eps)
     steps = np.arange(eps.size + 1) / eps.size
     distance = max((steps[1:] - cdf).max(), (cdf - steps[:-1]).max())
-    assert scipy.stats.kstwo.sf(distance, eps.size) > ALPHA
+    assert stats.kstwo.sf(distance, eps.size) > ALPHA
 
 
-def test_tails(backend: str, many: dict[str, np.ndarray]) -> None:
+def test_tails(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
     """As many numbers beyond 3, 4 and 5 as there should be, on both sides."""
     eps = sorted_sample(many, backend)
     for sign in (1, -1):
         for edge in (3, 4, 5):
             count = int((sign * eps > edge).sum())
-            assert scipy.stats.binomtest(count, eps.size, scipy.stats.norm.sf(edge)).pvalue > ALPHA
+            assert stats.binomtest(count, eps.size, stats.norm.sf(edge)).pvalue > ALPHA
     assert 4.5 < abs(eps).max() < math.sqrt(-2 * math.log(2.0**-33))
 
 
-def test_rows_columns_and_seeds_are_uncorrelated(backend: str) -> None:
+def test_rows_columns_and_seeds_are_uncorrelated(backend: str, stats: ModuleType) -> None:
     """Rows of one seed, one row under neighbouring seeds, neighbouring columns."""
     size = 20_000
     rows = drawn((24, size), 7)
@@ -218,7 +223,7 @@ def test_rows_columns_and_seeds_are_uncorrelated(backend: str) -> None:
     for samples in (torch.cat((rows, seeds)), lags):
         matrix = np.corrcoef(samples.double().cpu().numpy())
         off_diagonal = abs(matrix[np.triu_indices(len(matrix), 1)])
-        assert off_diagonal.max() * math.sqrt(size) < scipy.stats.norm.isf(ALPHA / 2 / off_diagonal.size)
+        assert off_diagonal.max() * math.sqrt(size) < stats.norm.isf(ALPHA / 2 / off_diagonal.size)
 
 
 def test_manual_seed_and_generator_reproduce(backend: str) -> None:

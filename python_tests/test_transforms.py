@@ -13,6 +13,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 import vae_kernels as vk
 from vae_kernels import noise, transforms
 
+pytestmark = pytest.mark.around
+
 SHAPE = (3, 4)
 
 

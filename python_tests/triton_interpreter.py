@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from samples import VALUES, Sample
 from triton.runtime import interpreter
-
-WHOLE = {"latent", "bernoulli", "gaussian"}
-EVERY_VALUE = set(VALUES)
+from variants import Variants
 
 _convert = interpreter._convert_float
 
@@ -44,19 +41,12 @@ object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow",
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the tests that all backends share, what Triton has to show: every kind of values in every dtype of every op, but
-    shapes and layouts, for which all families have one kernel, of few ops."""
-    kept, of_op = [], set()
+    kept, variants = [], Variants()
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if item.path.stem.endswith("_under_interpreter"):
+        of_triton = "triton" in (parameters.get("backend"), parameters.get("kernel"))
+        if item.path.stem.endswith("_under_interpreter") or (of_triton and variants.add(item)):
             kept.append(item)
-        elif "triton" in (parameters.get("backend"), parameters.get("kernel")):
-            case = next((p for p in parameters.values() if isinstance(p, Sample)), None)
-            first = (item.function, case and case.op) not in of_op
-            of_op.add((item.function, case and case.op))
-            if case is None or first or case.op in WHOLE or case in EVERY_VALUE:
-                kept.append(item)
     empty = {item.function.__name__ for item in items} - {item.function.__name__ for item in kept}
     if empty:
         raise pytest.UsageError(f"nothing of {', '.join(sorted(empty))} is for Triton")

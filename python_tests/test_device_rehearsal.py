@@ -1,0 +1,114 @@
+"""No test mixes tensors of two devices: the tests of every backend on a second device that is none, see device_rehearsal.py."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import device_rehearsal
+import pytest
+import torch
+
+import vae_kernels as vk
+
+pytestmark = [
+    pytest.mark.skipif(torch.version.cuda is not None, reason="for a torch without CUDA"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+    pytest.mark.skipif(vk.backends()["cpu"]["cpp"] != "available", reason="no CPU kernels"),
+]
+
+FILES = [
+    "test_accuracy.py",
+    "test_categorical.py",
+    "test_distributions.py",
+    "test_families.py",
+    "test_gradients.py",
+    "test_inputs.py",
+    "test_latent.py",
+    "test_noise.py",
+    "test_objectives.py",
+]
+
+MIXED = """
+import pytest, torch
+
+@pytest.mark.parametrize("make", [
+    lambda g, c: g + c,
+    lambda g, c: c[g > 0],
+    lambda g, c: torch.equal(g, c),
+    lambda g, c: torch.where(g > 0, g, c),
+    lambda g, c: g.numpy(),
+    lambda g, c: torch.randn(3, device="cuda", generator=torch.Generator()),
+])
+def test_refused(make):
+    with pytest.raises((RuntimeError, TypeError)):
+        make(torch.ones(3, device="cuda"), torch.ones(3))
+
+def test_taken():
+    g, c = torch.ones(3, device="cuda", requires_grad=True), torch.ones(3)
+    assert (g * torch.tensor(2.0)).sum().item() == 6
+    assert g[torch.tensor([0, 1])].shape == (2,)
+    (g.cpu() + c).sum().backward()
+    assert g.grad.device.type == "cuda"
+    with pytest.raises(RuntimeError, match="cuda.*cpu"):
+        import vae_kernels as vk
+        with vk.use_backend("cuda"):
+            vk.bernoulli_log_likelihood(c, c)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return device_rehearsal.environment(device_rehearsal.build(tmp_path_factory.mktemp("device_rehearsal")))
+
+
+def rehearse(environment: dict[str, str], *tests: object) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "device_rehearsal",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
+    done = subprocess.run(
+        [*command, "-W", "ignore", "-m", "not slow", *map(str, tests)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_device_refuses_what_a_gpu_refuses(environment: dict[str, str], tmp_path: Path) -> None:
+    tests = tmp_path / "test_mixed.py"
+    tests.write_text(MIXED)
+    assert re.match("7 passed", rehearse(environment, tests))
+
+
+WITHOUT = """
+import sys
+for name in ("matplotlib", "PIL", "safetensors", "scipy", "sklearn", "tqdm"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_all_files_are_collected_without_the_extras(environment: dict[str, str]) -> None:
+    """As on a machine with torch, triton, numpy, pytest and hypothesis, on which nothing can be installed."""
+    options = ["--collect-only", "-q", "-p", "device_rehearsal", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-c", WITHOUT, *options, device_rehearsal.ROOT / "python_tests"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    files = set(re.findall(r"^python_tests/(\w+\.py)", done.stdout, re.MULTILINE))
+    assert files >= {"cuda_grids.py", "test_accuracy.py", "test_gpu.py", "test_latent.py"}
+    assert "test_cuda_codegen.py" not in files
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_passes(environment: dict[str, str], file: str) -> None:
+    rehearse(environment, device_rehearsal.ROOT / "python_tests" / file)
