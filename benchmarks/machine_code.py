@@ -164,14 +164,15 @@ def _nvidia(condition: str, opcode: str, operands: str) -> Instruction:
 
 def read_amd(text: str) -> Code:
     """From the assembly of one kernel."""
-    lines = re.findall(r"^(?:(\.L\w+):|\s+((?:v|s|ds|global|buffer|flat)_\w+)\s*(.*))", text, re.MULTILINE)
-    marked, mark = [], ""
+    lines = re.findall(r"^(?:(\.L\w+):|[ \t]+((?:v|s|ds|global|buffer|flat)_\w+)[ \t]*(.*))", text, re.MULTILINE)
+    marked, places, labels = [], {}, []
     for label, opcode, operands in lines:
-        mark = mark or label
+        labels += [label] if label else []
         if opcode and opcode != "s_nop":
-            marked.append((mark, _amd(opcode, operands)))
-            mark = ""
-    return _blocks(marked)
+            marked.append((f"{len(marked)}", _amd(opcode, operands)))
+            places |= dict.fromkeys(labels, marked[-1][0])
+            labels = []
+    return _blocks([(mark, i._replace(target=places[i.target]) if i.target else i) for mark, i in marked])
 
 
 def _amd(opcode: str, operands: str) -> Instruction:
