@@ -60,10 +60,11 @@ NOTHING = Way()
 
 @dataclass
 class Block:
-    """Instructions without a branch between them. `calls`: its end calls a subroutine."""
+    """Instructions without a branch between them. `calls`: its end calls a subroutine; `table`: it branches by a table."""
 
     way: Way = NOTHING
     calls: bool = False
+    table: bool = False
     next: list[str] = field(default_factory=list)
 
 
@@ -149,12 +150,14 @@ class Instruction(NamedTuple):
 def read_nvidia(text: str) -> Code:
     """From what `cuobjdump -sass` prints of one kernel."""
     lines = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);", text, re.MULTILINE)
-    return _blocks([(f"{int(at, 16):#x}", _nvidia(*rest)) for at, *rest in lines if rest[1] != "NOP"])
+    return _blocks([(f"{int(at, 16):#x}", _nvidia(*rest)) for at, *rest in lines])
 
 
 def _nvidia(condition: str, opcode: str, operands: str) -> Instruction:
     name, whole = opcode.partition(".")[0], ".128" in opcode
     way = Way(int(whole and name == "LDG"), int(whole and name == "STG"), 1, int(name in ("MUFU", "F2I", "I2F")))
+    if name == "NOP":  # a branch may lead to it
+        return Instruction(NOTHING)
     if name == "BRA":
         conditional = bool(condition or "," in operands)
         return Instruction(way, re.search(r"0x[0-9a-f]+", operands)[0], goes_on=conditional)
@@ -186,10 +189,9 @@ def _amd(opcode: str, operands: str) -> Instruction:
 
 def _blocks(marked: list[tuple[str, Instruction]]) -> Code:
     """Of instructions with their labels. A block begins at a branch's target and behind a branch or a call. Where nothing
-    else leads to, a branch by a table does."""
+    else leads to, the branch by a table before it does."""
     targets = {instruction.target for _, instruction in marked}
     code: Code = {}
-    tables = []
     block, goes_on, begins = Block(), False, True
     for i, (mark, instruction) in enumerate(marked):
         if begins or mark in targets:
@@ -199,10 +201,13 @@ def _blocks(marked: list[tuple[str, Instruction]]) -> Code:
         block.way = block.way.plus(instruction.way)
         block.calls = instruction.calls
         block.next += [instruction.target] if instruction.target else []
-        tables += [block] if instruction.table else []
+        block.table = instruction.table
         goes_on = instruction.goes_on
         begins = bool(instruction.target) or instruction.calls or not goes_on
     known = {label for block in code.values() for label in block.next}
-    for block in tables:
-        block.next += [label for label in list(code)[1:] if label not in known]
+    table = None
+    for label, block in code.items():
+        if table and label not in known:
+            table.next.append(label)
+        table = block if block.table else table
     return code

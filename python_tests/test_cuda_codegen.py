@@ -48,16 +48,27 @@ def test_a_block_fits_into_the_registers_of_a_multiprocessor(found: list[Kernel]
 
 def test_packs_move_as_16_bytes_and_once(found: list[Kernel]) -> None:
     """A thread reads a pack of each tensor and writes a pack of each result: the bytes that an ideal kernel moves."""
-    ideal = {("PlainForward", "latent"): (2, 1), ("PlainBackward", "latent"): (3, 2)}
+    ideal = {}
+    for clamped, prior in (("false", "false"), ("true", "false"), ("false", "true")):
+        moments = 4 if prior == "true" else 2
+        flags = f", {clamped}, {prior}"
+        ideal |= {
+            ("PlainForward", "latent", flags): (moments, 1),
+            ("PlainBackward", "latent", flags): (1 + moments, moments),
+        }
     for name, family in FAMILIES.items():
         count = len(family.arguments)
-        ideal |= {("Forward", name): (count, 0), ("RowBackward", name): (count, count)}
+        ideal |= {("Forward", name, ", false"): (count, 0), ("RowBackward", name, ""): (count, count)}
+        if count > 2:
+            ideal[("ColumnBackward", name, "")] = (count, count)
+    for name in ("gaussian", "laplace"):  # with a parameter that is one number
+        ideal |= {("Forward", name, ", true"): (2, 0), ("SingleBackward", name, ""): (2, 2)}
     seen = set()
     for kernel in found:
         if kernel.packs and not kernel.name.startswith(CATEGORICAL):
-            pattern = r"rows_kernel<(\w+)<(?:(\w+), )?Vectors<\w+>(?:, \w+)?>>"
-            body, family = re.fullmatch(pattern, kernel.name).groups("Latent")
-            seen.add(key := (body, re.sub(r"(?<!^)(?=[A-Z])", "_", family).lower()))
+            pattern = r"\w+_kernel<(\w+)<(?:(\w+), )?Vectors<\w+>((?:, \w+)*)>>"
+            body, family, flags = re.fullmatch(pattern, kernel.name).groups("Latent")
+            seen.add(key := (body, re.sub(r"(?<!^)(?=[A-Z])", "_", family).lower(), flags))
             assert (kernel.loads_16, kernel.stores_16) == ideal[key], kernel
     assert seen == set(ideal)
 
