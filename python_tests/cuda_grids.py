@@ -194,6 +194,18 @@ def test_a_row_sums_to_the_same_bits_in_any_batch_layout_and_dtype(op: str, cols
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("cols", [1024, 16384, 40000])
+@pytest.mark.parametrize("op", OPS)
+def test_a_row_sums_to_the_same_bits_among_many(op: str, cols: int, dtype: torch.dtype) -> None:
+    """Few rows are spread over more threads, whose sums a second pass adds up; many are not."""
+    few = inputs(2, cols, dtype)
+    many = [t.repeat(1100 if cols == 1024 else 70, 1) for t in few]
+    sums = OPS[op](*many)
+    assert torch.equal(sums[:2], OPS[op](*few))
+    assert torch.equal(sums[:3], OPS[op](*(t[:3] for t in many)))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("cols", [20, 100, 1024, 40000])
 def test_noise_has_the_same_bits_in_any_layout_and_dtype(cols: int, dtype: torch.dtype) -> None:
     zeros = torch.zeros(3, cols, dtype=dtype, device=DEVICE)

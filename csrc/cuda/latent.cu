@@ -104,15 +104,16 @@ struct PlainForward : Plain<Access, kClamped, kPrior> {
     const auto z_run = Access::run(z, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       Moments q;
-      Values e;
+      Values e, kl;
       this->load(runs, pack, q);
       this->draw(stream, pack, e);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         const Spread<T> s = this->template spread_of<T>(q, k);
-        sums[k / 4] += analytic_kl(this->relative_to_prior(q, k, s));
+        kl[k] = analytic_kl(this->relative_to_prior(q, k, s));
         e[k] = drawn(q.mu[k], s.std, e[k]);
       }
+      add_quads(kl, sums);
       Access::store(z, z_run, pack, kWidth, e);
     }
   }
@@ -300,7 +301,8 @@ struct Forward : General<Arithmetic> {
         put(kl, k, this->sampled ? sampled_kl(r, pick(eps, k)) : analytic_kl(r));
       });
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? kl[k] : T(0);
+      for (int k = 0; k < kWidth; ++k) kl[k] = k < n ? kl[k] : T(0);
+      add_quads(kl, sums);
       this->store(kl_elements, packs, pack, n, kl);
       store_z(packs, pack, n, q, eps);
       for (int64_t sample = 1; sample < this->samples && !this->sampled; ++sample) {

@@ -112,7 +112,8 @@ struct Forward : Traits<Family, Access> {
         put(values[0], k, Family::log_prob(v));
       });
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? values[0][k] : T(0);
+      for (int k = 0; k < kWidth; ++k) values[0][k] = k < n ? values[0][k] : T(0);
+      add_quads(values[0], sums);
     }
   }
 };
@@ -196,10 +197,7 @@ struct SingleBackward : Backward<Family, Access, true> {
   using Backward<Family, Access, true>::Backward;
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[Access::kQuads]) const {
-    this->template each_pack<false>(packs, [&](int, const T(&values)[kWidth]) {
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += values[k];
-    });
+    this->template each_pack<false>(packs, [&](int, const T(&values)[kWidth]) { add_quads(values, sums); });
   }
 };
 
