@@ -34,7 +34,7 @@ def some_shapes(least: int, most: int) -> list[tuple[int, int]]:
     """Of numbers of elements between the two, of few rows and of many."""
     draw = random.Random(1)
     shapes = []
-    for _ in range(150):
+    for _ in range(40):
         elements = 2 ** draw.uniform(least, most)
         rows = int(2 ** draw.uniform(0, least))
         shapes.append((rows, max(1, int(elements / rows))))
@@ -43,7 +43,7 @@ def some_shapes(least: int, most: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("summed", [False, True], ids=["backward", "forward"])
 def test_every_pack_is_taken_once(launched: Callable, summed: bool) -> None:
-    shapes = [(1, 1), (128, 20), (3, 4097), (2, 16385), (5, 20001), (300, 16384), *some_shapes(4, 20)]
+    shapes = [(1, 1), (128, 20), (3, 4097), (2, 16385), (5, 20001), *some_shapes(4, 16)]
     assert [wrong for _, _, wrong in launched(shapes, summed)] == [0] * len(shapes)
 
 
@@ -51,12 +51,12 @@ def test_every_pack_is_taken_once(launched: Callable, summed: bool) -> None:
 def test_from_2_14_elements_up_a_gpu_is_full(launched: Callable, summed: bool) -> None:
     """A block for each multiprocessor, or one pack for each thread; where sums are wanted up to seven, which take less
     time than a second launch."""
-    shapes = [(4, 4 * 64 * 64), (16, 16 * 32 * 32), (128, 784), (16, 1024), (1, 2**14), (1, 2**20), *some_shapes(14, 22)]
+    shapes = [(4, 4 * 64 * 64), (16, 16 * 32 * 32), (128, 784), (16, 1024), (1, 2**14), (1, 2**18), *some_shapes(14, 18)]
     for shape, (blocks, packs, _) in zip(shapes, launched(shapes, summed), strict=True):
         assert blocks >= MULTIPROCESSORS or packs <= (7 if summed else 1), shape
 
 
 def test_known_shapes(launched: Callable) -> None:
     """Large ones with as few blocks as before, whose threads take 16 packs each."""
-    shapes = [(16, 16 * 32 * 32), (4, 4 * 64 * 64), (128, 784), (128, 20), (4096, 16384), (8, 786432)]
-    assert [got[:2] for got in launched(shapes, True)] == [(512, 1), (512, 1), (128, 7), (32, 1), (4096, 16), (768, 8)]
+    shapes = [(16, 16 * 32 * 32), (4, 4 * 64 * 64), (128, 784), (128, 20), (600, 16384)]
+    assert [got[:2] for got in launched(shapes, True)] == [(512, 1), (512, 1), (128, 7), (32, 1), (600, 16)]
