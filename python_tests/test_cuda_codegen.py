@@ -94,16 +94,16 @@ INSTRUCTIONS = {
     r"PlainBackward<Vectors<\w+>, false, false>": (68, 39),
     r"PlainBackward<Vectors<\w+>, true, false>": (78, 49),
     r"PlainBackward<Vectors<\w+>, false, true>": (104, 61),
-    r"\bForward<Bernoulli, ": (23, 24),
-    r"RowBackward<Bernoulli, ": (21, 21),
+    r"\bForward<Bernoulli, ": (27, 27),
+    r"RowBackward<Bernoulli, ": (26, 26),
     r"\bForward<(Gaussian|Laplace), Vectors<\w+>, false>": (34, 34),
     r"\bForward<(Gaussian|Laplace), Vectors<\w+>, true>": (12, 12),
     r"RowBackward<(Gaussian|Laplace), ": (47, 46),
     r"SingleBackward<": (21, 21),
     r"\bForward<NegativeBinomial, ": (256, 256),
     r"RowBackward<NegativeBinomial, ": (335, 335),
-    r"normalize_kernel<": (20, 20),
-    r"\bgradient_kernel<": (38, 38),
+    r"normalize_kernel<": (21, 21),
+    r"\bgradient_kernel<": (39, 39),
 }
 
 # The fraction of a copy on an H200 that is predicted, in float32 and in half types, at least. Elsewhere arithmetic takes
