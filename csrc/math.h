@@ -159,15 +159,11 @@ VK_INLINE T exp_half(T x) {
 }
 
 // e^-x for x >= 0, bit for bit exp(-x): there n is not positive, and one power of two brings the result next to where
-// it belongs, another, the same for all, the rest of the way. On a GPU 2^t, t = -x / ln 2, times 1 + (what t lost), in
-// 5 instructions, 3 ulp; 0 where that is subnormal.
+// it belongs, another, the same for all, the rest of the way.
 template <class T>
 VK_INLINE T exp_minus(T x) {
-#ifdef VK_SPECIAL_FUNCTIONS
-  if constexpr (is_float<T>) {
-    const float finite = special::smaller(x, 128.0f), t = finite * -1.4426950408889634f, power = special::exp2(t);
-    return fused(power, fused(t, -0.6931471805599453f, -finite), power);
-  }
+#ifdef __CUDA_ARCH__
+  if constexpr (is_float<T>) return ::expf(-x);
 #endif
   constexpr int kLift = is_float<T> ? 65 : 129;
   constexpr T kDown = is_float<T> ? T(0x1p-65) : T(0x1p-129);

@@ -49,14 +49,4 @@ VK_SPECIAL(reciprocal, "rcp", 1 / x, fabs(exact) * 0x1p-23)
 VK_SPECIAL(root, "sqrt", ::sqrt(x), exact * 0x1p-23)
 #undef VK_SPECIAL
 
-// The smaller one, NaN if x is.
-VK_INLINE float smaller(float x, float y) {
-#ifdef __CUDA_ARCH__
-  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
-  return x;
-#else
-  return y < x ? y : x;
-#endif
-}
-
 }  // namespace vk::special
