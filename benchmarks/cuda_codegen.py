@@ -2,6 +2,7 @@
 
 `python -m benchmarks.cuda_codegen` prints the table and writes `results/cuda_codegen.csv`. One PTX is made into machine
 code for every architecture (see setup.py): global moves are counted in it, registers and memory per architecture.
+Instructions are counted in the machine code for sm_90, see machine_code.py.
 """
 
 import csv
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import vae_kernels as vk
 
+from .machine_code import CARDS, Way, main_loops, predicted, read_nvidia
+
 LIBRARY = Path(vk.__file__).with_name("_cuda.so")
 TABLE = Path(__file__).parent / "results" / "cuda_codegen.csv"
 
@@ -23,8 +26,10 @@ TABLE = Path(__file__).parent / "results" / "cuda_codegen.csv"
 @dataclass(frozen=True)
 class Kernel:
     """One kernel on one architecture: memory in bytes, per thread and (shared) per block; moves as they stand in its
-    code, those of 16 bytes apart from smaller ones. `stack` and `local` would hold what registers cannot. `ptx` is the version of that language,
-    which tells nvcc's."""
+    code, those of 16 bytes apart from smaller ones. `stack` and `local` would hold what registers cannot. `ptx` is the
+    version of that language, which tells nvcc's. On sm_90, of kernels for whole packs: instructions per element, those
+    of the special-function unit, and the predicted fractions of a copy of all tensors that the kernel can read and
+    write."""
 
     name: str
     architecture: str
@@ -37,6 +42,10 @@ class Kernel:
     stores_16: int
     other_stores: int
     ptx: str
+    instructions: float | None
+    special: float | None
+    predicted_h100: float | None
+    predicted_h200: float | None
 
     @property
     def packs(self) -> bool:
@@ -63,12 +72,13 @@ def cuobjdump() -> Path:
 
 def kernels() -> list[Kernel]:
     """Of the library, those of one architecture together."""
-    moves = dict(_moves())
+    moves, ways = dict(_moves()), dict(_ways("sm_90"))
     version = next(line.removeprefix(".version ") for line in _dump("-ptx") if line.startswith(".version "))
     names = _names(list(moves))
     found = []
     for architecture, symbol, used in _resources():
         count = moves[symbol]
+        loops = ways[symbol] if architecture == "sm_90" else []
         found.append(
             Kernel(
                 names[symbol],
@@ -76,13 +86,33 @@ def kernels() -> list[Kernel]:
                 *(used[name] for name in ("REG", "STACK", "LOCAL", "SHARED")),
                 *(count[direction, wide] for direction in ("ld", "st") for wide in (True, False)),
                 version,
+                *_per_element(names[symbol], count["ld", True], loops),
             )
         )
     return sorted(found, key=lambda kernel: (int(kernel.architecture.removeprefix("sm_")), kernel.name))
 
 
-def _dump(option: str) -> list[str]:
-    command = [cuobjdump(), option, LIBRARY]
+def _per_element(name: str, loads: int, loops: list[Way]) -> tuple[float | None, ...]:
+    """Instructions, special ones, and a prediction for each card. A pack of each tensor is loaded by one of the `loads`;
+    of logits several packs are. What a second loop loads again comes from a cache."""
+    size = {"float": 4, "BFloat16": 2, "Float16": 2}
+    access = re.search(r"\bVectors<(\w+)>", name)
+    if not access or not loops:
+        return (None,) * (2 + len(CARDS))
+    pack = 16 // size[access[1]]
+    tensors = 1 if "normalize" in name or "gradient" in name else loads
+    elements = [pack * loop.loads / tensors for loop in loops]
+    instructions, special, loaded, stored = (
+        sum(getattr(loop, count) / n for loop, n in zip(loops[:end], elements, strict=False))
+        for count, end in (("instructions", None), ("special", None), ("loads", 1), ("stores", None))
+    )
+    moved = 16 * (loaded + stored)
+    fractions = (predicted(card, instructions, special, moved) for card in CARDS.values())
+    return round(instructions, 1), round(special, 2), *(round(fraction, 2) for fraction in fractions)
+
+
+def _dump(*options: str) -> list[str]:
+    command = [cuobjdump(), *options, LIBRARY]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -96,6 +126,14 @@ def _resources() -> Iterator[tuple[str, str, dict[str, int]]]:
             symbol = line.removeprefix(" Function ").rstrip(":")
         elif "REG:" in line:
             yield architecture, symbol, {name: int(size) for name, size in re.findall(r"(\w+):(\d+)", line)}
+
+
+def _ways(architecture: str) -> Iterator[tuple[str, list[Way]]]:
+    """For each kernel, what lies on the way through its main loops; nothing for those of any layout."""
+    text = "\n".join(_dump("-sass", "-arch", architecture))
+    for kernel in re.split(r"^\s*Function : ", text, flags=re.MULTILINE)[1:]:
+        symbol, _, code = kernel.partition("\n")
+        yield symbol, main_loops(read_nvidia(code)) if "Vectors" in symbol else []
 
 
 def _moves() -> Iterator[tuple[str, Counter[tuple[str, bool]]]]:
@@ -124,16 +162,19 @@ def write(path: Path, found: list[Kernel]) -> None:
 
 
 def table(found: list[Kernel]) -> str:
-    """A line for each kernel: its registers on each architecture, and its moves of 16 bytes."""
+    """A line for each kernel: its registers on each architecture, its moves of 16 bytes, instructions and predictions."""
     architectures = list(dict.fromkeys(kernel.architecture for kernel in found))
     registers = {(kernel.name, kernel.architecture): kernel.registers for kernel in found}
+    counted = {kernel.name: kernel for kernel in found if kernel.instructions is not None}
     width = max(len(kernel.name) for kernel in found)
-    lines = [
-        f"{'registers of a thread':{width}}{''.join(f'{a:>8}' for a in architectures)}   loads, stores of 16 bytes"
-    ]
+    heads = "".join(f"{a:>8}" for a in architectures)
+    lines = [f"{'registers of a thread':{width}}{heads}   moves of 16 bytes, instructions, {', '.join(CARDS)}"]
     for kernel in found[: len(found) // len(architectures)]:
-        counts = "".join(f"{registers[kernel.name, a]:8}" for a in architectures)
-        lines.append(f"{kernel.name:{width}}{counts}   {kernel.loads_16}, {kernel.stores_16}")
+        line = f"{kernel.name:{width}}{''.join(f'{registers[kernel.name, a]:8}' for a in architectures)}"
+        line += f"   {kernel.loads_16:2},{kernel.stores_16:2}"
+        if count := counted.get(kernel.name):
+            line += f"{count.instructions:8.1f}{count.predicted_h100:6.2f}{count.predicted_h200:6.2f}"
+        lines.append(line)
     return "\n".join(lines)
 
 

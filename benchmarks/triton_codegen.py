@@ -2,7 +2,7 @@
 
 Every kernel, forward and backward, is compiled for each target by the very calls that launch it, and its code is read:
 bytes that a thread loads and stores per element of the (rows, cols) tensors, beside the least there can be, registers,
-spills, instructions. Prints a table and keeps it in `benchmarks/results/triton_codegen.csv`.
+spills, instructions per element (see machine_code.py) and, for sm_90, predictions from them. Prints a table and keeps it in `benchmarks/results/triton_codegen.csv`.
 """
 
 import csv
@@ -26,6 +26,8 @@ from triton.runtime import driver
 
 from vae_kernels import fakes
 from vae_kernels.likelihood import FAMILIES
+
+from .machine_code import CARDS, Code, main_loops, predicted, read_amd, read_nvidia
 
 RESULTS = Path(__file__).parent / "results" / "triton_codegen.csv"
 
@@ -211,7 +213,9 @@ class Row:
     local_bytes: int
     shared_bytes: int
     barriers: int
-    instructions: float
+    instructions: float | None
+    predicted_h100: float | None
+    predicted_h200: float | None
 
 
 class Target:
@@ -269,7 +273,7 @@ def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
         threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
         held = tile / threads
         read = _read_amd if "amdgcn" in kernel.asm else _read_nvidia
-        accesses, registers, spilled, local_bytes, barriers, instructions = read(kernel)
+        accesses, registers, spilled, local_bytes, barriers, code = read(kernel)
         whole = [a for a in accesses if a.bytes == 16]
         loaded, stored = CASES[case].ideal_bytes(dtype) if i == 0 else (0, 0)
         rows.append(
@@ -289,13 +293,26 @@ def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
                 local_bytes,
                 kernel.metadata.shared,
                 barriers,
-                round(instructions / held, 1),
+                *_per_element(code, held, loaded + stored, target),
             )
         )
     return rows
 
 
-def _read_nvidia(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
+def _per_element(code: Code, held: float, bytes_: int, target: str) -> tuple[float | None, ...]:
+    """Instructions, and a prediction for each card: an iteration of a main loop is for a tile."""
+    ways = main_loops(code)
+    if not ways or not bytes_:
+        return (None,) * (1 + len(CARDS))
+    instructions, special = (sum(getattr(way, n) for way in ways) / held for n in ("instructions", "special"))
+    fractions = (
+        round(predicted(card, instructions, special, bytes_), 2) if target == "sm_90" else None
+        for card in CARDS.values()
+    )
+    return round(instructions, 1), *fractions
+
+
+def _read_nvidia(kernel: Any) -> tuple[list[Access], int, int, int, int, Code]:
     ptx = kernel.asm["ptx"]
     accesses = [
         Access(op == "st", int(vector or 1) * int(bits) // 8)
@@ -305,11 +322,11 @@ def _read_nvidia(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _run_tool("cuobjdump", "-res-usage", file.name)
-        sass = _run_tool("nvdisasm", "-c", file.name)
+        sass = _run_tool("cuobjdump", "-sass", file.name)
     registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
     opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
     spilled = sum(op in ("STL", "LDL") for op in opcodes)
-    return accesses, registers, spilled, stack + local, opcodes.count("BAR"), sum(op != "NOP" for op in opcodes)
+    return accesses, registers, spilled, stack + local, opcodes.count("BAR"), read_nvidia(sass)
 
 
 def _run_tool(name: str, *arguments: str) -> str:
@@ -320,7 +337,7 @@ def _run_tool(name: str, *arguments: str) -> str:
 _AMD_BYTES = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "short": 2}
 
 
-def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
+def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, Code]:
     code = kernel.asm["amdgcn"]
     accesses = []
     for op, size in re.findall(r"^\s+(?:global|buffer|flat)_(load|store)_(\w+)", code, re.MULTILINE):
@@ -334,7 +351,7 @@ def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, int]:
     opcodes = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat)_\w+)", code, re.MULTILINE)
     # Scalar registers spill into lanes of vector registers, not into memory.
     spilled, local = number("vgpr_spill_count"), number("private_segment_fixed_size")
-    return accesses, number("vgpr_count"), spilled, local, opcodes.count("s_barrier"), len(opcodes)
+    return accesses, number("vgpr_count"), spilled, local, opcodes.count("s_barrier"), read_amd(code)
 
 
 def all_rows() -> list[Row]:

@@ -101,6 +101,8 @@ constexpr int size_of(Type type) {
   }
 }
 
+constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
+
 // Calls f with a null pointer of the type's C++ type.
 template <class F>
 VK_INLINE void with_float_type(Type type, const F& f) {

@@ -21,6 +21,9 @@ template <class T>
 struct Clamp {
   T low, high, std_low, std_high;
 
+  template <class Other>
+  VK_INLINE explicit Clamp(const Clamp<Other>& c)
+      : low(c.low), high(c.high), std_low(c.std_low), std_high(c.std_high) {}
   VK_INLINE Clamp(double low, double high)
       : low(T(low)), high(T(high)), std_low(exp(T(0.5) * T(low))), std_high(exp(T(0.5) * T(high))) {}
 };
@@ -29,7 +32,7 @@ template <Scale kScale, class T>
 VK_INLINE Spread<T> spread(T raw) {
   Spread<T> s;
   if constexpr (kScale == Scale::kLogvar) {
-    s.std = exp(T(0.5) * raw);
+    s.std = exp_half(raw);
     s.l = raw, s.dl = T(1), s.dstd = T(0.5) * s.std;
   } else if constexpr (kScale == Scale::kLogstd) {
     s.std = exp(raw);
@@ -59,12 +62,7 @@ VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
 template <class T>
 struct Relative {
   T u, d, e, r, w;
-  VK_INLINE T excess() const { return exp_minus_1_minus(d, e); }
-  // From the excess, where that is at hand: a second polynomial would cost more.
-  VK_INLINE T expm1() const {
-    const T k = excess();  // outside the condition: inside it makes a branch of it
-    return absolute(d) <= T(1.5) ? d + k : e - T(1);
-  }
+  VK_INLINE T expm1() const { return exp_minus_1_by_excess(d, e); }
 };
 
 // To N(0, 1). e^l is the square of std: the step needs one exponential.
@@ -85,7 +83,7 @@ VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
 
 template <class T>
 VK_INLINE T analytic_kl(const Relative<T>& q) {
-  return fused(T(0.5) * q.u, q.u, T(0.5) * q.excess());
+  return fused(T(0.5) * q.u, q.u, half_exp_minus_1_minus(q.d, q.e));
 }
 
 template <class T>

@@ -59,7 +59,7 @@ struct Gaussian {
 // cancellation, so that large counts and theta (a Poisson's limit) lose nothing. Factors are brought together so that
 // no product leaves the type's range while the ratio is in it; for that a large x, and b, are scaled down by a power of
 // two.
-template <class T>
+template <class T, bool kGradient>
 struct NegativeBinomialTerms {
   static constexpr T kEps = T(1e-8);
   static constexpr T kLarge = is_float<T> ? T(0x1p60) : T(0x1p500);
@@ -71,25 +71,31 @@ struct NegativeBinomialTerms {
         x(x),
         theta(theta),
         m(mu + kEps),
-        inverse_e(T(1) / (mu + (theta + kEps))),
+        inverse_e(reciprocal(mu + (theta + kEps))),
         down(x > kLarge ? T(1) / kLarge : T(1)),
         up(x > kLarge ? kLarge : T(1)),
         c(x + theta),
         t(theta),
         b(x + T(1)) {}
 
+  // In the gradients the logarithms cancel others.
+  VK_INLINE static Logarithm<T> log_of(T a, T b, T f) {
+    if constexpr (kGradient) return log_product(a, b, f);
+    return coarse_log_product(a, b, f);
+  }
+
   // ln(m z_c / (e z_b)), and its difference from 1 with it; z_c - x - theta and z_b - x - 1 differ by `shifts`.
   VK_INLINE Logarithm<T> log_counts(T z_c, T z_b, T inverse_b, T shifts) const {
     const T minus_1 =
         fused(theta * inverse_e, ((mu - z_b) + kEps) * inverse_b, (m * inverse_e) * ((shifts - T(1)) * inverse_b));
-    return log_product(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
+    return log_of(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
   }
   // ln(c (theta + eps) / (t e)), of 1 and the difference where that loses nothing; e times the difference
   VK_INLINE Logarithm<T> log_dispersion() const {
     const T minus_1 = dispersion_excess() * inverse_e;
     const bool exact = absolute(minus_1) < T(0.5);
     const T up_to_1 = exact ? T(1) : (theta + kEps) * t.inverse * up;
-    return log_product(up_to_1, exact ? T(1) + minus_1 : (c.z * down) * inverse_e, minus_1);
+    return log_of(up_to_1, exact ? T(1) + minus_1 : (c.z * down) * inverse_e, minus_1);
   }
   VK_INLINE T dispersion_excess() const {
     const T shifts = c.shift - t.shift;
@@ -106,16 +112,16 @@ struct NegativeBinomialTerms {
   VK_INLINE T log_prob() const {
     const T products =
         t.product_lifted() * b.product_lifted() * c.power() / (c.product_lifted() * t.power() * b.power());
-    const T roots = root(t.z * (c.inverse * up) * (b.inverse * up)) * down;
+    const T roots = root_of_normal(t.z * (c.inverse * up) * (b.inverse * up)) * down;
     const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
-    const T rest = log_product(roots, products, roots * products - T(1)).value + tails;
+    const T rest = log_of(roots, products, roots * products - T(1)).value + tails;
     const T counts = log_counts(c.z, b.z, b.inverse, c.shift - b.shift).value;
     return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest)) + undefined();
   }
 
   // x / m - (x + theta) / e = theta (x - m) / (m e), in an order in which what is large meets what is small
   VK_INLINE T gradient_mu() const {
-    const T inverse_m = T(1) / m, less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
+    const T inverse_m = reciprocal(m), less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
     const T relative = ((x - mu) - kEps) * down * inverse_m, rate = more * inverse_e * up;
     return inverse_e < T(1) ? (relative * rate) * less : (relative * less) * rate;
   }
@@ -124,9 +130,9 @@ struct NegativeBinomialTerms {
     const T of_c = x + theta, of_b = x + T(1);
     const bool large = of_c >= T(kGammaSteps<T>) && of_b >= T(kGammaSteps<T>);
     const T shift = large ? T(0) : T(kGammaSteps<T>), slopes = slope_difference(of_c, of_b, theta - T(1));
-    const T z_c = of_c + shift, z_b = of_b + shift, inverse_b = T(1) / z_b;
+    const T z_c = of_c + shift, z_b = of_b + shift, inverse_b = reciprocal(z_b);
     const T logarithm = log_counts(z_c, z_b, inverse_b, T(0)).value;
-    const T tails = digamma_tail(T(1) / z_c) - digamma_tail(inverse_b);
+    const T tails = digamma_tail(reciprocal(z_c)) - digamma_tail(inverse_b);
     return (large ? T(0) : slopes) + (logarithm + tails);
   }
   // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta). Where c and t are shifted
@@ -154,12 +160,12 @@ struct NegativeBinomial {
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
-    return NegativeBinomialTerms<T>(v[0], v[1], v[2]).log_prob();
+    return NegativeBinomialTerms<T, false>(v[0], v[1], v[2]).log_prob();
   }
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const NegativeBinomialTerms<T> terms(v[0], v[1], v[2]);
+    const NegativeBinomialTerms<T, true> terms(v[0], v[1], v[2]);
     g[0] = terms.gradient_mu() + terms.undefined();
     g[1] = terms.gradient_x() + terms.undefined();
     g[2] = terms.gradient_theta(terms.log_dispersion()) + terms.undefined();
@@ -178,8 +184,8 @@ struct ZeroInflatedNegativeBinomial {
   // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[4]) {
-    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
-    const T l = NegativeBinomialTerms<T>(v[0], zero ? T(0) : v[1], v[2]).log_prob(), z = v[3], b = l - z;
+    const bool zero = v[1] < NegativeBinomialTerms<T, false>::kEps;
+    const T l = NegativeBinomialTerms<T, false>(v[0], zero ? T(0) : v[1], v[2]).log_prob(), z = v[3], b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool small = zero && l > T(-1);
     const T of_small = (z > T(0) ? unit_z : T(1)) * (l + exp_minus_1_minus_near_0(l));
@@ -192,8 +198,8 @@ struct ZeroInflatedNegativeBinomial {
 
   template <class T>
   VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
-    const bool zero = v[1] < NegativeBinomialTerms<T>::kEps;
-    const NegativeBinomialTerms<T> terms(v[0], zero ? T(0) : v[1], v[2]);
+    const bool zero = v[1] < NegativeBinomialTerms<T, false>::kEps;
+    const NegativeBinomialTerms<T, true> terms(v[0], zero ? T(0) : v[1], v[2]);
     const Logarithm<T> dispersion = terms.log_dispersion();
     const T l = terms.dispersion_term(dispersion), z = v[3], b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));

@@ -5,17 +5,9 @@
 // written out, so the same bits come out of every instruction set.
 #pragma once
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
 #include <type_traits>
 
-#ifdef __CUDACC__
-#define VK_INLINE __host__ __device__ __forceinline__
-#else
-#define VK_INLINE inline __attribute__((always_inline))
-#endif
+#include "special.h"
 
 namespace vk {
 
@@ -64,14 +56,11 @@ VK_INLINE T scale(T p, Integer low) {
 }
 
 // a / b for 1 <= b <= 3, the square root of x, and that of an x that is 0 or normal. On a GPU, where the right rounding
-// costs a dozen instructions and a branch, approximations: 2 ulp and 1 ulp (PTX ISA, rcp.approx and sqrt.approx).
+// costs a dozen instructions and a branch, approximations: 2 ulp and 1 ulp.
 template <class T>
 VK_INLINE T divide(T a, T b) {
-#ifdef __CUDA_ARCH__
-  if constexpr (is_float<T>) {
-    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(b));
-    return a * b;
-  }
+#ifdef VK_SPECIAL_FUNCTIONS
+  if constexpr (is_float<T>) return a * special::reciprocal(b);
 #endif
   return a / b;
 }
@@ -86,11 +75,23 @@ VK_INLINE float root(float x) {
 VK_INLINE double root(double x) { return ::sqrt(x); }
 VK_INLINE float root_of_normal(float x) {
 #ifdef __CUDA_ARCH__
-  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
+  return special::root(x);
 #else
   return ::sqrtf(x);
 #endif
+}
+VK_INLINE double root_of_normal(double x) { return ::sqrt(x); }
+
+// 1 / x for x >= 2^-124, also where that is subnormal; 1 ulp.
+template <class T>
+VK_INLINE T reciprocal(T x) {
+#ifdef VK_SPECIAL_FUNCTIONS
+  if constexpr (is_float<T>) {
+    const float quarter = 0.25f * x, r = special::reciprocal(quarter);
+    return 0.25f * fused(r, fused(-quarter, r, 1.0f), r);
+  }
+#endif
+  return T(1) / x;
 }
 
 // e^r for |r| <= ln 2 / 2.
@@ -139,6 +140,22 @@ VK_INLINE T exp(T x) {
   const Integer shifted = bits_as<Integer>(fused(x, T(1.4426950408889634), kRound));
   const Integer biased = shifted < end ? shifted : end;
   return scale(exp_reduced(minus_log2s(x, bits_as<T>(biased) - kRound)), biased);
+}
+
+// e^(x/2), bit for bit exp(x/2). On a GPU expf with the half in its constants.
+template <class T>
+VK_INLINE T exp_half(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (is_float<T>) {
+    float shifted, power;
+    asm("fma.rn.sat.f32 %0, %1, 0f3B3B989D, 0f3F000000;" : "=f"(shifted) : "f"(x));  // + 1/2, up to 1, 252 for x / ln 2
+    asm("fma.rm.f32 %0, %0, 0f437C0000, 0f4B400001;" : "+f"(shifted));
+    const float n = shifted - 12583039.0f, r = fused(x, 9.629815016750331e-09f, fused(x, 0.7213475108146667f, -n));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(r));
+    return bits_as<float>(bits_as<uint32_t>(shifted) << 23) * power;
+  }
+#endif
+  return exp(T(0.5) * x);
 }
 
 // e^-x for x >= 0, bit for bit exp(-x): there n is not positive, and one power of two brings the result next to where
@@ -210,18 +227,19 @@ VK_INLINE double log1p_unit(double u) {
   return fused(-s, u, u) + 2.0 * s * (t * q);
 }
 
-// e^l - 1 - l for |l| <= 3/2; 3 ulp.
+// e^l - 1 - l for |l| <= 3/2, times a power of two; 3 ulp.
 template <class T>
-VK_INLINE T exp_minus_1_minus_near_0(T l) {
+VK_INLINE T exp_minus_1_minus_near_0(T l, T factor = T(1)) {
+  const auto times = [&](auto... c) { return polynomial(l, factor * T(c)...); };
   T p;
   if constexpr (is_float<T>) {
-    p = polynomial(l, 0.5f, 0.166666641831398f, 0.04166668653488159f, 0.008333463221788406f, 0.0013888550456613302f,
-                   0.00019819945737253875f, 2.481590854586102e-05f, 2.8835620469180867e-06f, 2.790293365251273e-07f);
+    p = times(0.5f, 0.166666641831398f, 0.04166668653488159f, 0.008333463221788406f, 0.0013888550456613302f,
+              0.00019819945737253875f, 2.481590854586102e-05f, 2.8835620469180867e-06f, 2.790293365251273e-07f);
   } else {
-    p = polynomial(l, 0.5, 0.16666666666666669, 0.04166666666666683, 0.008333333333333129, 0.0013888888888873188,
-                   0.00019841269841364912, 2.480158730728174e-05, 2.7557319204925724e-06, 2.7557318213945135e-07,
-                   2.5052110267121737e-08, 2.0876853952281936e-09, 1.6058953619852038e-10, 1.1465604841783501e-11,
-                   7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
+    p = times(0.5, 0.16666666666666669, 0.04166666666666683, 0.008333333333333129, 0.0013888888888873188,
+              0.00019841269841364912, 2.480158730728174e-05, 2.7557319204925724e-06, 2.7557318213945135e-07,
+              2.5052110267121737e-08, 2.0876853952281936e-09, 1.6058953619852038e-10, 1.1465604841783501e-11,
+              7.6486653519521e-13, 4.920823329096354e-14, 2.835736691392937e-15);
   }
   return p * (l * l);
 }
@@ -229,7 +247,26 @@ VK_INLINE T exp_minus_1_minus_near_0(T l) {
 // e^l - 1 - l for every l, without cancellation near 0; 3 ulp where |l| <= 3/2, 4 ulp elsewhere. `e` is e^l.
 template <class T>
 VK_INLINE T exp_minus_1_minus(T l, T e) {
-  return absolute(l) <= T(1.5) ? exp_minus_1_minus_near_0(l) : (e - T(1)) - l;
+  const T near = exp_minus_1_minus_near_0(l);  // outside the condition: inside it makes a branch of it
+  return absolute(l) <= T(1.5) ? near : (e - T(1)) - l;
+}
+
+// e^l - 1 from it: where both are needed a second polynomial would cost more.
+template <class T>
+VK_INLINE T exp_minus_1_by_excess(T l, T e) {
+  const T k = exp_minus_1_minus(l, e);  // outside the condition: inside it makes a branch of it
+  return absolute(l) <= T(1.5) ? l + k : e - T(1);
+}
+
+// Half of e^l - 1 - l. On a GPU the half is in the constants.
+template <class T>
+VK_INLINE T half_exp_minus_1_minus(T l, T e) {
+#ifdef __CUDA_ARCH__
+  const T near = exp_minus_1_minus_near_0(l, T(0.5)), far = fused(T(-0.5), l, fused(T(0.5), e, T(-0.5)));
+  return absolute(l) <= T(1.5) ? near : far;
+#else
+  return T(0.5) * exp_minus_1_minus(l, e);
+#endif
 }
 
 // ln(a b) for every a and b, also where the product under- or overflows what the type holds to either side of normal
@@ -276,6 +313,24 @@ VK_INLINE Logarithm<T> log_product(T a, T b, T f) {
   const T finite = fused(n, high, g + fused(n, low, tail));
   const T value = normal > T(0) ? (r < T(INFINITY) ? finite : r) : normal == T(0) ? -T(INFINITY) : T(NAN);
   return {value, near ? tail : value - f};
+}
+
+// The same, on a GPU within 4 ulp: there the special-function unit has the logarithm where 1 + f is not in (1/2, 2).
+template <class T>
+VK_INLINE Logarithm<T> coarse_log_product(T a, T b, T f) {
+#ifdef VK_SPECIAL_FUNCTIONS
+  if constexpr (is_float<T>) {
+    const float r = a * b, lift = r < 1.17549435e-38f ? 0x1p96f : 1.0f;
+    const float log2 = special::log2((a * lift) * (b * lift)),
+                far = (lift > 1.0f ? log2 - 192.0f : log2) * 0.6931471805599453f;
+    const float h = 0.5f * f * f, s = divide(f, 2.0f + f), z = s * s;
+    const float p = polynomial(z, 0.6666641235351562f, 0.4002169966697693f, 0.27999141812324524f, 0.2802445888519287f);
+    const float tail = fused(s, fused(z, p, h), -h), near = f + tail;
+    const bool is_near = absolute(r - 1.25f) < 0.75f;
+    return {is_near ? near : far, is_near ? tail : far - f};
+  }
+#endif
+  return log_product(a, b, f);
 }
 
 // ln r and ln r - f, f = r - 1: likewise.
@@ -344,7 +399,7 @@ struct GammaTerms {
     shift = large ? T(0) : T(n);
     z = a + shift;
     lost = large ? T(0) : a - (z - shift);
-    inverse = a >= T(0) ? T(1) / z : T(NAN);
+    inverse = a >= T(0) ? reciprocal(z) : T(NAN);
   }
 
   // product e^n and z^n, or 1 and 1: their quotient is near 1.
@@ -396,7 +451,11 @@ VK_INLINE void sincos_turns(uint32_t w, float& sine, float& cosine) {
   const float s = fused(x * t, polynomial(t, -0.166666641831398f, 0.008332745172083378f, -0.00019587361020967364f), x);
   const float c = fused(t * t, polynomial(t, 0.0416666641831398f, -0.0013888301327824593f, 2.4547607608838007e-05f),
                         fused(t, -0.5f, 1.0f));
-  const bool swap = (quadrant & 0x40000000u) != 0;
+  uint32_t odd = quadrant & 0x40000000u;
+#ifdef __CUDA_ARCH__  // else two instructions more, for a bit of its own
+  asm("" : "+r"(odd));
+#endif
+  const bool swap = odd != 0;
   sine = bits_as<float>(bits_as<uint32_t>(swap ? c : s) ^ (quadrant & 0x80000000u));
   cosine = bits_as<float>(bits_as<uint32_t>(swap ? s : c) ^ ((quadrant + 0x40000000u) & 0x80000000u));
 }

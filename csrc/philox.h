@@ -15,17 +15,19 @@ struct OneCounter {
   }
 };
 
-// Four words of the counter (offset, subsequence) under the key `seed`, each in the low half of a Word, or of each lane
-// of one. The high halves hold leftovers.
-template <class Counters, class Word = typename Counters::Word>
-VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence, Word (&words)[4]) {
+// What is added to the key in each round.
+constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+
+// Rounds from the given one to the tenth, on the words of a counter under the key `seed`, each word in the low half of
+// a Word, or of each lane of one. The high halves hold leftovers.
+template <class Counters, int kFirst, class Word = typename Counters::Word>
+VK_INLINE void philox_rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) {
   const Word multiplier0 = Word{} + 0xD2511F53u, multiplier1 = Word{} + 0xCD9E8D57u;
-  uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
-  Word c0 = offset, c1 = offset >> 32, c2 = subsequence, c3 = subsequence >> 32;
+  uint32_t key0 = uint32_t(seed) + kFirst * kWeyl0, key1 = uint32_t(seed >> 32) + kFirst * kWeyl1;
 #ifdef __CUDACC__
 #pragma unroll
 #endif
-  for (int round = 0; round < 10; ++round) {
+  for (int round = kFirst; round < 10; ++round) {
     Word product0, product1;
     Counters::multiply(c0, multiplier0, product0);
     Counters::multiply(c2, multiplier1, product1);
@@ -33,9 +35,16 @@ VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence
     c1 = product1;
     c2 = (product0 >> 32) ^ c3 ^ uint64_t(key1);
     c3 = product0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kWeyl0;
+    key1 += kWeyl1;
   }
+}
+
+// Four words of the counter (offset, subsequence).
+template <class Counters, class Word = typename Counters::Word>
+VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence, Word (&words)[4]) {
+  Word c0 = offset, c1 = offset >> 32, c2 = subsequence, c3 = subsequence >> 32;
+  philox_rounds<Counters, 0>(seed, c0, c1, c2, c3);
   words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 

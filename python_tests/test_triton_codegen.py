@@ -103,9 +103,12 @@ def test_code_of_other_versions(version: str) -> None:
 def test_the_table_is_whole_and_as_good() -> None:
     """What `python -m benchmarks.triton_codegen` wrote."""
     with RESULTS.open(newline="") as file:
-        rows = [{k: v if k in NAMES else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        rows = [{k: v if k in NAMES else float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         check(row)
+        counted = not row["kernel"].endswith(", sum")
+        assert counted == (row["instructions"] > 0)
+        assert (counted and row["target"] == "sm_90") == (0 < row["predicted_h200"] <= row["predicted_h100"] <= 1)
     assert {tuple(row[k] for k in NAMES[:3]) for row in rows if not row["kernel"].endswith(", sum")} == {
         (case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS
     }

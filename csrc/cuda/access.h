@@ -164,7 +164,8 @@ template <class S>
 struct Vectors {
   using T = float;
   static constexpr int kWidth = 16 / sizeof(S), kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
-  static constexpr bool kAny = false;                           // any layout, any mixture of tensors
+  static constexpr bool kAny = false;  // any layout, any mixture of tensors
+  static constexpr bool kHalf = sizeof(S) == 2;
   static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // of a thread, at most
 
   static bool serves(const Operand& x, int64_t cols) {
@@ -180,10 +181,22 @@ struct Vectors {
   }
   template <bool kIntegers = false>
   __device__ __forceinline__ static void load(const Operand&, Run run, int pack, int, T (&values)[kWidth]) {
-    load_pack(run + uint32_t(pack * kWidth), values);
+    load_pack(at(run, pack), values);
   }
   __device__ __forceinline__ static void store(const Operand&, Run run, int pack, int, const T (&values)[kWidth]) {
-    store_pack(run + uint32_t(pack * kWidth), values);
+    store_pack(at(run, pack), values);
+  }
+
+ private:
+  // One instruction.
+  __device__ __forceinline__ static S* at(Run run, int pack) {
+#ifdef __CUDA_ARCH__
+    uint64_t address = uint64_t(run);
+    asm("mad.wide.u32 %0, %1, 16, %0;" : "+l"(address) : "r"(pack));
+    return reinterpret_cast<S*>(address);
+#else
+    return run + uint32_t(pack) * kWidth;
+#endif
   }
 };
 

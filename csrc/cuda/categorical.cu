@@ -26,16 +26,19 @@ struct ClassGrid {
 };
 
 // The threads of a block as groups, each for one position: either neighbouring threads, or, where the classes lie apart
-// in memory and positions side by side (`across`), with neighbouring threads for neighbouring positions. Both numbers
-// are powers of two.
+// in memory and positions side by side (`across`), with neighbouring threads for neighbouring positions. Or the threads
+// of several blocks as one group. All numbers are powers of two.
 struct Groups {
   int threads, count;  // of a group; of the block
+  int blocks = 1;      // of a group
   bool across;
 
   __device__ __forceinline__ int lane() const {
+    if (blocks > 1) return (int(blockIdx.x) & (blocks - 1)) * int(blockDim.x) + int(threadIdx.x);
     return across ? int(threadIdx.x) / count : int(threadIdx.x) & (threads - 1);
   }
   __device__ __forceinline__ int64_t task() const {
+    if (blocks > 1) return blockIdx.x / unsigned(blocks);
     const int index = across ? int(threadIdx.x) & (count - 1) : int(threadIdx.x) / threads;
     return int64_t(blockIdx.x) * count + index;
   }
@@ -67,6 +70,8 @@ struct Groups {
     return value;
   }
 };
+
+constexpr int64_t kMany = 132;  // blocks: an H100 has as many multiprocessors
 
 // Which class each position has.
 template <class T>
@@ -110,8 +115,29 @@ struct Positions : Classes<typename Access::T> {
     groups.across = groups.count > 1 && l.stride[3] > 1 && l.stride[3] > l.stride[l.even_rows ? 0 : 1];
   }
 
-  int threads() const { return groups.threads * groups.count; }
-  int64_t blocks(int64_t tasks) const { return (tasks + groups.count - 1) / groups.count; }
+  int threads() const { return groups.threads * groups.count / groups.blocks; }
+  int64_t blocks(int64_t tasks) const { return (tasks + groups.count - 1) / groups.count * groups.blocks; }
+
+  // With fewer groups in a block, where there would else be too few blocks.
+  Positions narrow(int64_t tasks) const {
+    Positions all = *this;
+    Groups& g = all.groups;
+    while (!g.across && g.count > 1 && g.threads * g.count > 32 && all.blocks(tasks) < kMany) g.count /= 2;
+    return all;
+  }
+  // With several blocks for a group, where there would still be too few.
+  Positions filling(int64_t tasks) const {
+    Positions all = narrow(tasks);
+    Groups& g = all.groups;
+    while (g.count == 1 && g.threads / g.blocks > 32 && all.blocks(tasks) < kMany) g.blocks *= 2;
+    return all;
+  }
+  // As one that can exchange values among the threads of a group.
+  Positions joined() const {
+    Positions all = *this;
+    all.groups.blocks = 1;
+    return all;
+  }
 
   // Of a position's part.
   __device__ __forceinline__ Packs packs(int64_t row, int part) const {
@@ -151,9 +177,8 @@ struct Positions : Classes<typename Access::T> {
     }
   }
 
-  // The normalizer of a part, for all threads of a group.
-  __device__ __forceinline__ Normalizer<T> normalize(int64_t row, int part) const {
-    Normalizer<T> found[kQuads];
+  // What a thread finds in its packs of a part.
+  __device__ __forceinline__ void gather(int64_t row, int part, Normalizer<T> (&found)[kQuads]) const {
     if (row < this->positions) {
       const Packs packs = this->packs(row, part);
       const auto run = Access::run(this->logits, packs);
@@ -174,6 +199,10 @@ struct Positions : Classes<typename Access::T> {
         });
       }
     }
+  }
+
+  // The normalizer of a part, for all threads of a group, from what they found.
+  __device__ __forceinline__ Normalizer<T> join(Normalizer<T> (&found)[kQuads]) const {
     const auto largest_of = [](T a, T b) { return larger(a, b); };
     const auto sum_of = [](T a, T b) { return a + b; };
     Normalizer<T> all;
@@ -190,15 +219,44 @@ struct Positions : Classes<typename Access::T> {
     all.rest = groups.template fold<kMostThreads>(all.rest, sum_of);
     return all;
   }
+
+  __device__ __forceinline__ Normalizer<T> normalize(int64_t row, int part) const {
+    Normalizer<T> found[kQuads];
+    gather(row, part, found);
+    return join(found);
+  }
 };
 
-// Of each part of each position; where there is but one part, the log-probability instead.
+// What each thread finds, (tasks, lanes, quads of a pack), where a group has several blocks.
 template <class Access>
 __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
-    normalize_kernel(const __grid_constant__ Positions<Access> all, Normalizer<typename Access::T>* parts,
-                     typename Access::T* log_probs) {
+    gather_kernel(const __grid_constant__ Positions<Access> all, Normalizer<typename Access::T>* lanes) {
   const int64_t task = all.groups.task(), row = all.grid.parts == 1 ? task : task / all.grid.parts;
-  const Normalizer<typename Access::T> n = all.normalize(row, int(task - row * all.grid.parts));
+  Normalizer<typename Access::T> found[Access::kQuads];
+  all.gather(row, int(task - row * all.grid.parts), found);
+#pragma unroll
+  for (int q = 0; q < Access::kQuads; ++q) {
+    lanes[(task * all.groups.threads + all.groups.lane()) * Access::kQuads + q] = found[q];
+  }
+}
+
+// Of each part of each position, from the logits, or from what each thread found; where there is but one part, the
+// log-probability instead.
+template <class Access>
+__global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
+    normalize_kernel(const __grid_constant__ Positions<Access> all, const Normalizer<typename Access::T>* lanes,
+                     Normalizer<typename Access::T>* parts, typename Access::T* log_probs) {
+  const int64_t task = all.groups.task(), row = all.grid.parts == 1 ? task : task / all.grid.parts;
+  Normalizer<typename Access::T> found[Access::kQuads];
+  if (lanes) {
+#pragma unroll
+    for (int q = 0; q < Access::kQuads; ++q) {
+      found[q] = lanes[(task * all.groups.threads + all.groups.lane()) * Access::kQuads + q];
+    }
+  } else {
+    all.gather(row, int(task - row * all.grid.parts), found);
+  }
+  const Normalizer<typename Access::T> n = all.join(found);
   if (all.groups.lane() != 0 || row >= all.positions) return;
   if (parts) {
     parts[task] = n;
@@ -277,13 +335,28 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Acc
 constexpr const char* kForward = "vae_kernels_cuda::categorical_forward";
 constexpr const char* kBackward = "vae_kernels_cuda::categorical_backward";
 
-// The normalizers of all parts of all positions, merged: into normalizers, or log-probabilities.
+// The normalizers of all parts of all positions, or, where there is but one part, their log-probabilities.
 template <class Access, class T = typename Access::T>
-void launch_parts(const char* op, const Positions<Access>& all, Normalizer<T>* whole, T* log_probs,
+void launch_normalize(const char* op, const Positions<Access>& all, Normalizer<T>* parts, T* log_probs,
+                      const Queue& queue) {
+  const int64_t tasks = all.positions * all.grid.parts;
+  const Positions<Access> filling = all.filling(tasks), joined = filling.joined();
+  Normalizer<T>* lanes = nullptr;
+  if (filling.groups.blocks > 1) {
+    lanes = static_cast<Normalizer<T>*>(queue.scratch(tasks * all.grid.lanes * sizeof(Normalizer<T>)));
+    launch(op, gather_kernel<Access>, filling.blocks(tasks), filling.threads(), queue, filling, lanes);
+  }
+  launch(op, normalize_kernel<Access>, joined.blocks(tasks), joined.threads(), queue, joined, lanes, parts, log_probs);
+}
+
+// Those of all positions, or their log-probabilities.
+template <class Access, class T = typename Access::T>
+void launch_whole(const char* op, const Positions<Access>& all, Normalizer<T>* whole, T* log_probs,
                   const Queue& queue) {
+  if (all.grid.parts == 1) return launch_normalize(op, all, whole, log_probs, queue);
   const int64_t tasks = all.positions * all.grid.parts;
   auto* parts = static_cast<Normalizer<T>*>(queue.scratch(tasks * sizeof(Normalizer<T>)));
-  launch(op, normalize_kernel<Access>, all.blocks(tasks), all.threads(), queue, all, parts, static_cast<T*>(nullptr));
+  launch_normalize(op, all, parts, static_cast<T*>(nullptr), queue);
   const int64_t blocks = (all.positions + kBlockQuads - 1) / kBlockQuads;
   launch(op, merge_kernel<T>, blocks, kBlockQuads, queue, all, parts, all.grid.parts, whole, log_probs);
 }
@@ -296,34 +369,31 @@ bool forward(const CategoricalForward& a, const Queue& queue) {
   auto* sums = static_cast<T*>(a.log_prob);
   const bool summed = a.positions != a.samples;
   T* log_probs = summed ? static_cast<T*>(queue.scratch(a.positions * sizeof(T))) : sums;
-  if (all.grid.parts > 1) {
-    launch_parts(kForward, all, static_cast<Normalizer<T>*>(nullptr), log_probs, queue);
-  } else {
-    launch(kForward, normalize_kernel<Access>, all.blocks(a.positions), all.threads(), queue, all,
-           static_cast<Normalizer<T>*>(nullptr), log_probs);
-  }
+  launch_whole(kForward, all, static_cast<Normalizer<T>*>(nullptr), log_probs, queue);
   if (summed && a.samples > 0) {
     sum_axis<T>(kForward, log_probs, a.samples, a.positions / a.samples, 1, sums, type_of<T>, queue);
   }
   return true;
 }
 
-// With many positions a block takes all parts of one, one after the other, so that it finds them in a cache when it
-// reads them again; with few there would not be enough blocks.
+// With many positions a block takes all of one, so that it finds it in a cache when it reads it again; with few there
+// would not be enough blocks.
 template <class Access>
 bool backward(const CategoricalBackward& a, const Queue& queue) {
   using T = typename Access::T;
-  constexpr int64_t kMany = 128;  // about as many as there are multiprocessors
   const Positions<Access> all(a);
   const Operand grad(a.grad, 1, 4), grad_logits(a.grad_logits, a.classes, Access::kWidth);
   if (!Access::serves(all.logits, a.classes) || !Access::serves(grad_logits, a.classes)) return false;
-  if (all.grid.parts > 1 && a.positions < kMany) {
+  const int64_t tasks = a.positions * all.grid.parts;
+  const Positions<Access> filling = all.filling(tasks), narrow = all.narrow(a.positions);
+  if (a.positions < kMany && filling.blocks(tasks) > narrow.blocks(a.positions)) {
     auto* known = static_cast<Normalizer<T>*>(queue.scratch(a.positions * sizeof(Normalizer<T>)));
-    launch_parts(kBackward, all, known, static_cast<T*>(nullptr), queue);
-    launch(kBackward, part_gradient_kernel<Access>, all.blocks(a.positions * all.grid.parts), all.threads(), queue, all,
-           grad, grad_logits, known);
+    launch_whole(kBackward, all, known, static_cast<T*>(nullptr), queue);
+    launch(kBackward, part_gradient_kernel<Access>, filling.blocks(tasks), filling.threads(), queue, filling, grad,
+           grad_logits, known);
   } else {
-    launch(kBackward, gradient_kernel<Access>, all.blocks(a.positions), all.threads(), queue, all, grad, grad_logits);
+    launch(kBackward, gradient_kernel<Access>, narrow.blocks(a.positions), narrow.threads(), queue, narrow, grad,
+           grad_logits);
   }
   return true;
 }

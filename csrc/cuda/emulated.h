@@ -31,7 +31,7 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
-inline uint3 threadIdx, blockIdx;
+inline uint3 threadIdx, blockIdx, blockDim;
 
 namespace emulated {
 
@@ -101,6 +101,7 @@ inline bool step() {
 inline void run_blocks(unsigned blocks, int threads, const std::function<void()>& body) {
   block.body = body;
   block.fibers.resize(threads);
+  blockDim.x = unsigned(threads);
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
     for (Fiber& fiber : block.fibers) start(fiber);
     while (step()) {

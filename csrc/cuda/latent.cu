@@ -1,160 +1,179 @@
-#include "../philox.h"
+#include "coarse.h"
 #include "columns.h"
 #include "dispatch.h"
 #include "latent.h"
+#include "noise.h"
 #include "rows.h"
 
 namespace vk::cuda {
 namespace {
 
-// Multiplies two words in one instruction; of 64-bit factors nvcc makes two.
-struct DeviceCounter {
-  using Word = uint64_t;
-  __device__ __forceinline__ static void multiply(Word a, Word b, Word& product) {
-#ifdef __CUDA_ARCH__
-    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(uint32_t(a)), "r"(uint32_t(b)));
-#else
-    OneCounter::multiply(a, b, product);
-#endif
-  }
-};
-
-// The noise of a row of z. Column c has lane c % 4 of the counter c / 4, which needs no carry: the first quad of a part
-// is a multiple of their number.
-struct Stream {
-  uint64_t seed, subsequence;
-
-  template <class T>
-  __device__ __forceinline__ void draw(uint64_t first, uint32_t quad, T* eps) const {
-    uint64_t words[4];
-    float lanes[4];
-    philox<DeviceCounter>(seed, first | quad, subsequence, words);
-    normals(uint32_t(words[0]), uint32_t(words[1]), uint32_t(words[2]), uint32_t(words[3]), lanes);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) eps[k] = T(lanes[k]);
-  }
-};
-
 // With 64 a pack in half precision spills 8 bytes on sm_80, with 72 a clamped one of float16 spills 16 on sm_90.
-template <class Access, bool kClamped>
-constexpr int kPlainRegisters = Access::kQuads == 1 ? 64 : 72;
+template <class Access, bool kClamped, bool kPrior>
+constexpr int kPlainRegisters = Access::kQuads == 1 ? (kPrior ? 80 : 64) : (kPrior ? 96 : 72);
 template <>
-constexpr int kPlainRegisters<Vectors<Float16>, true> = 80;
+constexpr int kPlainRegisters<Vectors<Float16>, true, false> = 80;
 
-// What the plain kernels do with a log-variance: as it is, or clamped.
-template <class T, bool kClamped>
-struct PlainSpread {
-  Clamp<T> clamp;
-
-  explicit PlainSpread(const LatentInputs& a) : clamp(a.low, a.high) {}
-
-  __device__ __forceinline__ Spread<T> operator()(T logvar) const {
-    if constexpr (kClamped) return spread<Scale::kLogvar>(logvar, clamp);
-    return spread<Scale::kLogvar>(logvar);
-  }
-};
-
-template <class Access, bool kClamped>
-struct PlainForward {
+// What the plain kernels read: a log-variance as it is, or clamped, and the prior's moments, where it is not N(0, 1).
+template <class Access, bool kClamped, bool kPrior>
+struct Plain {
   using T = typename Access::T;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
-  static constexpr int kThreads = Access::kThreads, kRegisters = kPlainRegisters<Access, kClamped>;
-  static constexpr bool kSums = true;
+  static constexpr int kThreads = Access::kThreads, kRegisters = kPlainRegisters<Access, kClamped, kPrior>;
+  using Values = T[kWidth];
   int64_t cols;
   const int64_t* seed;
-  PlainSpread<T, kClamped> spread_of;
-  Operand mu, logvar, z;
+  Clamp<float> clamp;
+  Operand mu, logvar, prior_mu, prior_logvar;
 
-  explicit PlainForward(const LatentForward& a)
+  explicit Plain(const LatentInputs& a)
       : cols(a.cols),
         seed(a.seeds),
-        spread_of(a),
+        clamp(a.low, a.high),
         mu(a.mu, cols, kWidth),
         logvar(a.raw, cols, kWidth),
-        z(a.z, cols, kWidth) {}
+        prior_mu(a.prior_mu, cols, kWidth),
+        prior_logvar(a.prior_logvar, cols, kWidth) {}
 
-  static bool serves(const LatentForward& a) {
-    const PlainForward body(a);
-    bool all = a.plain() && a.kl;
-    for (const Operand* x : {&body.mu, &body.logvar, &body.z}) all &= Access::serves(*x, a.cols);
-    return all;
+  bool serves(const Operand& x) const { return x.data && Access::serves(x, cols); }
+
+  bool serves(const LatentInputs& a) const {
+    const bool prior = kPrior ? serves(prior_mu) && serves(prior_logvar) : !a.prior();
+    return a.plain() && a.clamped() == kClamped && serves(mu) && serves(logvar) && prior;
   }
+
+  __device__ __forceinline__ Stream<Access::kHalf> stream(const Packs& packs) const {
+    return {uint64_t(*seed), uint64_t(packs.row), uint64_t(packs.first) * kQuads};
+  }
+
+  __device__ __forceinline__ static void draw(const Stream<Access::kHalf>& stream, int pack, Values& eps) {
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) stream.draw(pack * kQuads + q, eps + 4 * q);
+  }
+
+  struct Runs {
+    typename Access::Run mu, logvar, prior_mu, prior_logvar;
+  };
+  __device__ __forceinline__ Runs runs(const Packs& packs) const {
+    Runs runs{Access::run(mu, packs), Access::run(logvar, packs)};
+    if constexpr (kPrior)
+      runs.prior_mu = Access::run(prior_mu, packs), runs.prior_logvar = Access::run(prior_logvar, packs);
+    return runs;
+  }
+
+  struct Moments {
+    Values mu, logvar, prior_mu, prior_logvar;
+  };
+  __device__ __forceinline__ void load(const Runs& runs, int pack, Moments& q) const {
+    Access::load(mu, runs.mu, pack, kWidth, q.mu);
+    Access::load(logvar, runs.logvar, pack, kWidth, q.logvar);
+    if constexpr (kPrior) {
+      Access::load(prior_mu, runs.prior_mu, pack, kWidth, q.prior_mu);
+      Access::load(prior_logvar, runs.prior_logvar, pack, kWidth, q.prior_logvar);
+    }
+  }
+
+  // Of element k, in an arithmetic of the caller's.
+  template <class C>
+  __device__ __forceinline__ Spread<C> spread_of(const Moments& q, int k) const {
+    if constexpr (kClamped) return spread<Scale::kLogvar>(C(q.logvar[k]), Clamp<C>(clamp));
+    return spread<Scale::kLogvar>(C(q.logvar[k]));
+  }
+  template <class C>
+  __device__ __forceinline__ static Relative<C> relative_to_prior(const Moments& q, int k, const Spread<C>& s) {
+    if constexpr (kPrior) return relative(C(q.mu[k]), s.l, s.std, C(q.prior_mu[k]), C(q.prior_logvar[k]));
+    return relative(C(q.mu[k]), s.l, s.std);
+  }
+};
+
+template <class Access, bool kClamped, bool kPrior>
+struct PlainForward : Plain<Access, kClamped, kPrior> {
+  using Base = Plain<Access, kClamped, kPrior>;
+  using Base::kWidth, Base::kQuads;
+  using typename Base::T, typename Base::Values, typename Base::Moments;
+  static constexpr bool kSums = true;
+  Operand z;
+
+  explicit PlainForward(const LatentForward& a) : Base(a), z(a.z, a.cols, kWidth) {}
+
+  bool served(const LatentForward& a) const { return a.kl && Base::serves(a) && Base::serves(z); }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
-    const Stream stream{uint64_t(*seed), uint64_t(packs.row)};
-    const uint64_t first = uint64_t(packs.first) * kQuads;
-    const auto mu_run = Access::run(mu, packs), logvar_run = Access::run(logvar, packs), z_run = Access::run(z, packs);
+    const auto stream = this->stream(packs);
+    const auto runs = this->runs(packs);
+    const auto z_run = Access::run(z, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      T m[kWidth], l[kWidth], e[kWidth];
-      Access::load(mu, mu_run, pack, kWidth, m);
-      Access::load(logvar, logvar_run, pack, kWidth, l);
+      Moments q;
+      Values e, kl;
+      this->load(runs, pack, q);
+      this->draw(stream, pack, e);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
-        if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
-        const Latent<T> r = latent(m[k], spread_of(l[k]), e[k]);
-        m[k] = r.z;
-        sums[k / 4] += r.kl;
+        const Spread<T> s = this->template spread_of<T>(q, k);
+        kl[k] = analytic_kl(this->relative_to_prior(q, k, s));
+        e[k] = drawn(q.mu[k], s.std, e[k]);
       }
-      Access::store(z, z_run, pack, kWidth, m);
+      add_quads(kl, sums);
+      Access::store(z, z_run, pack, kWidth, e);
     }
   }
 };
 
-template <class Access, bool kClamped>
-struct PlainBackward {
-  using T = typename Access::T;
-  static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads;
-  static constexpr int kThreads = Access::kThreads, kRegisters = kPlainRegisters<Access, kClamped>;
+template <class Access, bool kClamped, bool kPrior>
+struct PlainBackward : Plain<Access, kClamped, kPrior> {
+  using Base = Plain<Access, kClamped, kPrior>;
+  using Base::kWidth, Base::kQuads;
+  using typename Base::T, typename Base::Values, typename Base::Moments;
+  using C = std::conditional_t<Access::kHalf, Coarse, T>;  // of the gradients
   static constexpr bool kSums = false;
-  int64_t cols;
-  const int64_t* seed;
-  PlainSpread<T, kClamped> spread_of;
-  Operand grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar;
+  Operand grad_z, grad_kl, grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar;
 
   explicit PlainBackward(const LatentBackward& a)
-      : cols(a.cols),
-        seed(a.seeds),
-        spread_of(a),
-        grad_z(a.grad_z, cols, kWidth),
-        grad_kl(a.grad_kl, cols, kWidth),
-        mu(a.mu, cols, kWidth),
-        logvar(a.raw, cols, kWidth),
-        grad_mu(a.grad_mu, cols, kWidth),
-        grad_logvar(a.grad_raw, cols, kWidth) {}
+      : Base(a),
+        grad_z(a.grad_z, a.cols, kWidth),
+        grad_kl(a.grad_kl, a.cols, kWidth),
+        grad_mu(a.grad_mu, a.cols, kWidth),
+        grad_logvar(a.grad_raw, a.cols, kWidth),
+        grad_prior_mu(a.grad_prior_mu, a.cols, kWidth),
+        grad_prior_logvar(a.grad_prior_logvar, a.cols, kWidth) {}
 
-  static bool serves(const LatentBackward& a) {
-    const PlainBackward body(a);
-    const Operand& kl = body.grad_kl;
-    bool all = a.plain() && kl.data && kl.stride[2] == 0 && kl.stride[3] == 0;
-    for (const Operand* x : {&body.grad_z, &body.mu, &body.logvar, &body.grad_mu, &body.grad_logvar}) {
-      all &= x->data && Access::serves(*x, a.cols);
-    }
+  bool served(const LatentBackward& a) const {
+    bool all = Base::serves(a) && grad_kl.data && grad_kl.stride[2] == 0 && grad_kl.stride[3] == 0;
+    for (const Operand* x : {&grad_z, &grad_mu, &grad_logvar}) all &= Base::serves(*x);
+    if (kPrior) all &= Base::serves(grad_prior_mu) && Base::serves(grad_prior_logvar);
     return all;
   }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&)[kQuads]) const {
-    const Stream stream{uint64_t(*seed), uint64_t(packs.row)};
-    const uint64_t first = uint64_t(packs.first) * kQuads;
+    const auto stream = this->stream(packs);
     const T gkl = load_element<T>(grad_kl, grad_kl.row_offset(packs.row));
-    const auto grad_z_run = Access::run(grad_z, packs), mu_run = Access::run(mu, packs);
-    const auto logvar_run = Access::run(logvar, packs), grad_mu_run = Access::run(grad_mu, packs);
+    const auto runs = this->runs(packs);
+    const auto grad_z_run = Access::run(grad_z, packs), grad_mu_run = Access::run(grad_mu, packs);
     const auto grad_logvar_run = Access::run(grad_logvar, packs);
+    const auto grad_prior_mu_run = Access::run(grad_prior_mu, packs);
+    const auto grad_prior_logvar_run = Access::run(grad_prior_logvar, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      T gz[kWidth], m[kWidth], l[kWidth], e[kWidth];
+      Moments q;
+      Values gz, e;
       Access::load(grad_z, grad_z_run, pack, kWidth, gz);
-      Access::load(mu, mu_run, pack, kWidth, m);
-      Access::load(logvar, logvar_run, pack, kWidth, l);
+      this->load(runs, pack, q);
+      this->draw(stream, pack, e);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
-        if (k % 4 == 0) stream.draw(first, pack * kQuads + k / 4, e + k);
-        const Spread<T> s = spread_of(l[k]);
-        const Upstream<T> up{gz[k], gz[k] * e[k], gkl, T(0), T(0)};
-        const LatentGradient<T> g = latent_gradient<true, true, false>(relative(m[k], s.l, s.std), s.std, up);
-        m[k] = g.mu;
-        l[k] = fused(s.dstd, g.std, s.dl * g.l);
+        const Spread<C> s = this->template spread_of<C>(q, k);
+        const Upstream<C> up{C(gz[k]), C(gz[k] * e[k]), C(gkl), C(0), C(0)};
+        const LatentGradient<C> g = latent_gradient<true, true, false>(this->relative_to_prior(q, k, s), s.std, up);
+        q.mu[k] = value(g.mu);
+        q.logvar[k] = value(fused(s.dstd, g.std, s.dl * g.l));
+        q.prior_mu[k] = value(g.prior_mu);
+        q.prior_logvar[k] = value(g.prior_logvar);
       }
-      Access::store(grad_mu, grad_mu_run, pack, kWidth, m);
-      Access::store(grad_logvar, grad_logvar_run, pack, kWidth, l);
+      Access::store(grad_mu, grad_mu_run, pack, kWidth, q.mu);
+      Access::store(grad_logvar, grad_logvar_run, pack, kWidth, q.logvar);
+      if constexpr (kPrior) {
+        Access::store(grad_prior_mu, grad_prior_mu_run, pack, kWidth, q.prior_mu);
+        Access::store(grad_prior_logvar, grad_prior_logvar_run, pack, kWidth, q.prior_logvar);
+      }
     }
   }
 };
@@ -169,7 +188,7 @@ struct General {
   static constexpr bool kLoop = !is_float<T>;
   int64_t rows, cols, samples;
   const int64_t* seeds;
-  bool own_seeds, prior, sampled, path;
+  bool own_seeds, coarse_noise, prior, sampled, path;
   Operand mu, raw, prior_mu, prior_logvar, eps;
   Scale scale;
   Clamp<T> clamp;
@@ -180,6 +199,7 @@ struct General {
         samples(a.samples),
         seeds(a.seeds),
         own_seeds(a.own_seeds),
+        coarse_noise(a.coarse_noise()),
         prior(a.prior()),
         sampled(a.sampled()),
         path(a.estimator == KlEstimator::kPath),
@@ -215,7 +235,8 @@ struct General {
     if (seeds) {
       const uint64_t seed = uint64_t(seeds[own_seeds ? packs.row : 0]);
       const uint64_t subsequence = uint64_t(own_seeds ? sample : sample * rows + packs.row);
-      return Stream{seed, subsequence}.draw(packs.first, pack, values);
+      if (coarse_noise) return Stream<true>(seed, subsequence, packs.first).draw(pack, values);
+      return Stream<false>(seed, subsequence, packs.first).draw(pack, values);
     }
     load(eps, at_row(packs, sample * rows + packs.row), pack, n, values);
   }
@@ -280,7 +301,8 @@ struct Forward : General<Arithmetic> {
         put(kl, k, this->sampled ? sampled_kl(r, pick(eps, k)) : analytic_kl(r));
       });
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? kl[k] : T(0);
+      for (int k = 0; k < kWidth; ++k) kl[k] = k < n ? kl[k] : T(0);
+      add_quads(kl, sums);
       this->store(kl_elements, packs, pack, n, kl);
       store_z(packs, pack, n, q, eps);
       for (int64_t sample = 1; sample < this->samples && !this->sampled; ++sample) {
@@ -467,42 +489,37 @@ void general_backward(const LatentBackward& a, const Queue& queue) {
   }
 }
 
-template <class S, bool kClamped>
-bool plain_forward(const LatentForward& a, const Queue& queue) {
-  using Body = PlainForward<Vectors<S>, kClamped>;
-  if (!Body::serves(a)) return false;
-  launch_rows(kForward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(a.kl), queue);
+template <class Body, class Arguments>
+bool launch_plain(const char* op, const Arguments& a, float* kl, const Queue& queue) {
+  const Body body(a);
+  if (!body.served(a)) return false;
+  launch_rows(op, body, RowGrid(a.rows, a.cols), kl, queue);
   return true;
-}
-template <class S>
-bool plain_forward(const LatentForward& a, const Queue& queue) {
-  return a.clamped() ? plain_forward<S, true>(a, queue) : plain_forward<S, false>(a, queue);
 }
 
-template <class S, bool kClamped>
-bool plain_backward(const LatentBackward& a, const Queue& queue) {
-  using Body = PlainBackward<Vectors<S>, kClamped>;
-  if (!Body::serves(a)) return false;
-  launch_rows(kBackward, Body(a), RowGrid(a.rows, a.cols), static_cast<float*>(nullptr), queue);
-  return true;
+// The kernel that serves the call, if one does.
+template <template <class, bool, bool> class Body, class Access, class Arguments>
+bool plain(const char* op, const Arguments& a, float* kl, const Queue& queue) {
+  return launch_plain<Body<Access, false, false>>(op, a, kl, queue) ||
+         launch_plain<Body<Access, true, false>>(op, a, kl, queue) ||
+         launch_plain<Body<Access, false, true>>(op, a, kl, queue);
 }
-template <class S>
-bool plain_backward(const LatentBackward& a, const Queue& queue) {
-  return a.clamped() ? plain_backward<S, true>(a, queue) : plain_backward<S, false>(a, queue);
+template <template <class, bool, bool> class Body, class Arguments>
+bool plain(const char* op, const Arguments& a, float* kl, const Queue& queue) {
+  return plain<Body, Vectors<float>>(op, a, kl, queue) || plain<Body, Vectors<BFloat16>>(op, a, kl, queue) ||
+         plain<Body, Vectors<Float16>>(op, a, kl, queue);
 }
 
 }  // namespace
 
 void latent_forward(const LatentForward& a, const Queue& queue) {
   if (a.arithmetic == Type::kFloat64) return general_forward<double>(a, queue);
-  plain_forward<float>(a, queue) || plain_forward<BFloat16>(a, queue) || plain_forward<Float16>(a, queue) ||
-      (general_forward<float>(a, queue), true);
+  if (!plain<PlainForward>(kForward, a, static_cast<float*>(a.kl), queue)) general_forward<float>(a, queue);
 }
 
 void latent_backward(const LatentBackward& a, const Queue& queue) {
   if (a.arithmetic == Type::kFloat64) return general_backward<double>(a, queue);
-  plain_backward<float>(a, queue) || plain_backward<BFloat16>(a, queue) || plain_backward<Float16>(a, queue) ||
-      (general_backward<float>(a, queue), true);
+  if (!plain<PlainBackward>(kBackward, a, nullptr, queue)) general_backward<float>(a, queue);
 }
 
 }  // namespace vk::cuda

@@ -21,11 +21,14 @@ struct LatentInputs {
 
   bool sampled() const { return estimator != KlEstimator::kAnalytic; }
   bool prior() const { return prior_mu.data || prior_logvar.data; }
-  bool clamped() const { return low > -INFINITY || high < INFINITY; }
-  // The commonest case: one z of one seed, the analytic KL to N(0, 1), a log-variance.
-  bool plain() const {
-    return seeds && !own_seeds && samples == 1 && !sampled() && !prior() && scale == Scale::kLogvar;
+  // Whether the noise is that of half types: forward and backward agree on it. A sampled KL depends on the noise
+  // itself.
+  bool coarse_noise() const {
+    return is_half(mu.type) && is_half(raw.type) && arithmetic == Type::kFloat32 && !sampled();
   }
+  bool clamped() const { return low > -INFINITY || high < INFINITY; }
+  // The commonest case: one z of one seed, the analytic KL, a log-variance.
+  bool plain() const { return seeds && !own_seeds && samples == 1 && !sampled() && scale == Scale::kLogvar; }
 };
 
 struct LatentForward : LatentInputs {

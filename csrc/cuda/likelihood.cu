@@ -22,9 +22,14 @@ struct Traits {
   static constexpr bool kLoop = Access::kAny && (kHeavy<Family> || !is_float<T>);
 };
 
-// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one
-// number.
+// Families short enough that a parameter which is one number is worth kernels of its own: what depends on it alone is
+// made once.
 template <class Family, class Access>
+constexpr bool kSingles = Family::kShort && Family::kArguments == 3 && !Access::kAny;
+
+// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one
+// number, with kSingle in any case.
+template <class Family, class Access, bool kSingle>
 struct Arguments : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
@@ -45,7 +50,7 @@ struct Arguments : Traits<Family, Access> {
 
   bool served() const {
     bool all = true;
-    for (int j = 0; j < kCount; ++j) all &= single[j] || Access::serves(tensors[j], cols);
+    for (int j = 0; j < kCount; ++j) all &= single[j] || (!(kSingle && j >= 2) && Access::serves(tensors[j], cols));
     return all;
   }
 
@@ -57,7 +62,7 @@ struct Arguments : Traits<Family, Access> {
     Run run;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
-      run.tensors[j] = Access::run(tensors[j], packs);
+      if (!(kSingle && j >= 2)) run.tensors[j] = Access::run(tensors[j], packs);
       run.single[j] = T(constants[j]);
       if (j >= 2 && single[j] && tensors[j].data) run.single[j] = load_element<T>(tensors[j], 0);
     }
@@ -69,7 +74,7 @@ struct Arguments : Traits<Family, Access> {
     Access::template load<true>(tensors[1], run.tensors[1], pack, n, values[1]);
 #pragma unroll
     for (int j = 2; j < kCount; ++j) {
-      if (single[j]) {
+      if (kSingle || single[j]) {
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) values[j][k] = run.single[j];
       } else {
@@ -85,12 +90,12 @@ struct Arguments : Traits<Family, Access> {
   }
 };
 
-template <class Family, class Access>
+template <class Family, class Access, bool kSingle = false>
 struct Forward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kQuads, Traits<Family, Access>::kCount;
   static constexpr bool kSums = true;
-  Arguments<Family, Access> arguments;
+  Arguments<Family, Access, kSingle> arguments;
 
   explicit Forward(const LikelihoodForward& a) : arguments(a) {}
   bool served() const { return arguments.served(); }
@@ -107,17 +112,18 @@ struct Forward : Traits<Family, Access> {
         put(values[0], k, Family::log_prob(v));
       });
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sums[k / 4] += k < n ? values[0][k] : T(0);
+      for (int k = 0; k < kWidth; ++k) values[0][k] = k < n ? values[0][k] : T(0);
+      add_quads(values[0], sums);
     }
   }
 };
 
-// The gradients of a pack: those as large as the decoder's output are stored, others handed to `add`.
-template <class Family, class Access>
+// The gradients of a pack: those as large as the decoder's output are stored, others handed to `add`, if there are any.
+template <class Family, class Access, bool kSingle = false>
 struct Backward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
-  Arguments<Family, Access> arguments;
+  Arguments<Family, Access, kSingle> arguments;
   Operand grad;
   Operand gradients[kCount];
   bool summed[kCount];
@@ -134,13 +140,15 @@ struct Backward : Traits<Family, Access> {
   }
 
   bool served() const {
-    bool all = arguments.served() && (Access::kAny || !any_summed());
-    for (const Operand& g : gradients) all &= !g.data || Access::serves(g, arguments.cols);
+    bool all = arguments.served();
+    for (int j = 0; j < kCount; ++j) {
+      all &= !gradients[j].data || (!(kSingle && j >= 2) && Access::serves(gradients[j], arguments.cols));
+    }
     return all;
   }
 
-  template <class Add>
-  __device__ __forceinline__ void operator()(const Packs& packs, const Add& add) const {
+  template <bool kAdds, class Add>
+  __device__ __forceinline__ void each_pack(const Packs& packs, const Add& add) const {
     const auto run = arguments.run(packs);
     typename Access::Run gradient_run[kCount];
 #pragma unroll
@@ -159,7 +167,7 @@ struct Backward : Traits<Family, Access> {
       });
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        if (Access::kAny && summed[j]) {
+        if ((kAdds && summed[j]) || (kSingle && j >= 2)) {
           add(j, values[j]);
         } else if (gradients[j].data) {
           Access::store(gradients[j], gradient_run[j], pack, n, values[j]);
@@ -176,7 +184,20 @@ struct RowBackward : Backward<Family, Access> {
   using Backward<Family, Access>::Backward;
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&)[Access::kQuads]) const {
-    Backward<Family, Access>::operator()(packs, [](int, const auto&) {});
+    this->template each_pack<false>(packs, [](int, const auto&) {});
+  }
+};
+
+// Where the parameter is one number: its gradient, summed along the rows.
+template <class Family, class Access>
+struct SingleBackward : Backward<Family, Access, true> {
+  using T = typename Access::T;
+  static constexpr bool kSums = true;
+  static constexpr int kWidth = Access::kWidth;
+  using Backward<Family, Access, true>::Backward;
+
+  __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[Access::kQuads]) const {
+    this->template each_pack<false>(packs, [&](int, const T(&values)[kWidth]) { add_quads(values, sums); });
   }
 };
 
@@ -190,7 +211,7 @@ struct ColumnBackward : Backward<Family, Access> {
   __device__ __forceinline__ bool wanted(int i) const { return this->summed[i + 2]; }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kSums][kWidth]) const {
-    Backward<Family, Access>::operator()(packs, [&](int j, const T(&values)[kWidth]) {
+    this->template each_pack<true>(packs, [&](int j, const T(&values)[kWidth]) {
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
 #pragma unroll
@@ -200,27 +221,52 @@ struct ColumnBackward : Backward<Family, Access> {
   }
 };
 
-template <class Family, class Access>
-bool forward(const LikelihoodForward& a, const Queue& queue) {
-  const Forward<Family, Access> body(a);
+template <class Body>
+bool launch_forward(const LikelihoodForward& a, const Queue& queue) {
+  const Body body(a);
   if (!body.served()) return false;
-  auto* log_prob = static_cast<typename Access::T*>(a.log_prob);
+  auto* log_prob = static_cast<typename Body::T*>(a.log_prob);
   launch_rows("vae_kernels_cuda::likelihood_forward", body, RowGrid(a.rows, a.cols), log_prob, queue);
   return true;
 }
 
 template <class Family, class Access>
+bool forward(const LikelihoodForward& a, const Queue& queue) {
+  if constexpr (kSingles<Family, Access>) {
+    if (launch_forward<Forward<Family, Access, true>>(a, queue)) return true;
+  }
+  return launch_forward<Forward<Family, Access>>(a, queue);
+}
+
+constexpr const char* kBackward = "vae_kernels_cuda::likelihood_backward";
+
+template <class Family, class Access>
+bool single_backward(const LikelihoodBackward& a, const Queue& queue) {
+  using T = typename Access::T;
+  const SingleBackward<Family, Access> body(a);
+  const Sum& sum = a.sums[2];
+  if (!body.served() || std::any_of(sum.columns.begin(), sum.columns.end(), [](Axis x) { return x.kept; }))
+    return false;
+  T* rows = sum.data ? static_cast<T*>(queue.scratch(a.rows * sizeof(T))) : nullptr;
+  launch_rows(kBackward, body, RowGrid(a.rows, a.cols), rows, queue);
+  if (rows) sum_axis<T>(kBackward, rows, 1, a.rows, 1, sum.data, sum.type, queue);
+  return true;
+}
+
+template <class Family, class Access>
 bool backward(const LikelihoodBackward& a, const Queue& queue) {
-  constexpr const char* kOp = "vae_kernels_cuda::likelihood_backward";
+  if constexpr (kSingles<Family, Access>) {
+    if (single_backward<Family, Access>(a, queue)) return true;
+  }
   const RowBackward<Family, Access> body(a);
   if (!body.served()) return false;
-  if constexpr (Access::kAny && Family::kArguments > 2) {
+  if constexpr (Family::kArguments > 2) {
     if (body.any_summed()) {
-      launch_columns(kOp, ColumnBackward<Family, Access>(a), a.rows, a.cols, a.sums + 2, queue);
+      launch_columns(kBackward, ColumnBackward<Family, Access>(a), a.rows, a.cols, a.sums + 2, queue);
       return true;
     }
   }
-  launch_rows(kOp, body, RowGrid(a.rows, a.cols), static_cast<typename Access::T*>(nullptr), queue);
+  launch_rows(kBackward, body, RowGrid(a.rows, a.cols), static_cast<typename Access::T*>(nullptr), queue);
   return true;
 }
 
