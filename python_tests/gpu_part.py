@@ -4,9 +4,11 @@
 
 Parts: a kernel backend, for the tests of that backend; `rest`, those of eager and of no backend; `slow`, all that are
 marked so, which are in no other part. `triton` leaves out what compiles in other shapes what others compile
-(variants.py), and what is marked `around`. In the folder `<part>-outcomes.txt` has a line for each test, `<part>-failures.txt` what failed and why.
+(variants.py), and what is marked `around`. A worker of xdist that met an error of CUDA is replaced. In the folder `<part>-outcomes.txt` has a line for each test, `<part>-failures.txt` what failed and why.
 """
 
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # xdist's workers report to one process
+    if hasattr(config, "workerinput"):  # of xdist, whose workers report to one process
+        config.pluginmanager.register(Renewal())
+    else:
         config.pluginmanager.register(Outcomes(config.getoption("part"), config.getoption("outcomes")))
 
 
@@ -45,6 +49,15 @@ def _part(item: pytest.Item) -> str:
 
 def _compiles(item: pytest.Item, variants: Variants) -> bool:
     return variants.add(item) and not item.get_closest_marker("around")
+
+
+class Renewal:
+    """Ends a worker after an error of CUDA: all later calls of the process may fail, where a new worker goes on."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and re.search(r"CUDA error|Triton Error \[CUDA\]", report.longreprtext):
+            os._exit(1)
 
 
 class Outcomes:

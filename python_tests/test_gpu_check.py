@@ -242,11 +242,11 @@ def few_tests(tmp_path: Path) -> Path:
     return tmp_path / "tests"
 
 
-def run_part(part: str, tests: Path, out: Path) -> tuple[int, str]:
+def run_part(part: str, tests: Path, out: Path, *options: str) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python_tests")])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_part", "-p", "no:cacheprovider", "--part", part]
     done = subprocess.run(
-        [*command, "--outcomes", out, "--rootdir", tests, tests], env=environment, capture_output=True
+        [*command, "--outcomes", out, *options, "--rootdir", tests, tests], env=environment, capture_output=True
     )
     return done.returncode, (out / f"{part}-outcomes.txt").read_text()
 
@@ -272,6 +272,26 @@ def test_outcomes_outlive_the_process(few_tests: Path, tmp_path: Path) -> None:
     assert code == 9
     assert [line.split()[0] for line in outcomes.splitlines()] == ["passed", "passed", "failed"]
     assert "assert 1 == 2" in (tmp_path / "rest-failures.txt").read_text()
+
+
+def test_a_worker_that_met_an_error_of_cuda_is_replaced(tmp_path: Path) -> None:
+    """No other test fails for it."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_sticky.py").write_text(
+        "import pytest\n"
+        "broken = []\n"
+        "@pytest.mark.parametrize('backend', ['cuda'] * 6)\n"
+        "def test_one(backend, request):\n"
+        "    if request.node.name == 'test_one[cuda1]': broken.append(1)\n"
+        "    if broken: raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+    )
+    pytest.importorskip("xdist")
+    code, outcomes = run_part("cuda", tests, tmp_path, "--numprocesses", "1")
+    assert code == 1
+    found = {line.split()[2]: line.split()[0] for line in outcomes.splitlines()[:-1]}
+    assert [name.rpartition("[")[2] for name, outcome in found.items() if outcome == "failed"] == ["cuda1]"]
+    assert len(found) == 6
 
 
 @needs_cpp
