@@ -30,7 +30,15 @@ TIMED = ("65536×1024", "128×784", "1×1")
 TIMED_NEXT = ("4×4×64×64", "16×16×32×32", "8×786432")
 # Of our own kernels. What torch's read and write is not checked.
 KERNEL_NAMES = (
-    *("rows_kernel", "columns_kernel", "sum_kernel", "normalize_kernel", "merge_kernel", "gradient_kernel"),  # CUDA
+    *(
+        "rows_kernel",
+        "columns_kernel",
+        "sum_kernel",
+        "gather_kernel",
+        "normalize_kernel",
+        "merge_kernel",
+        "gradient_kernel",
+    ),  # CUDA
     *("latent_", "likelihood_", "categorical_", "sum_rows", "sum_positions"),  # Triton
 )
 COMPILERS = 8  # processes that fill Triton's cache before a sanitizer runs one
