@@ -41,6 +41,7 @@ def test_the_library_loads_and_has_every_op(name: str) -> None:
 
 @pytest.mark.parametrize("version", [None, *triton_versions.OTHERS])
 def test_launches(version: str | None, tmp_path: Path) -> None:
+    """What compiles with the oldest and the newest Triton is not all compiled with the installed one too."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     environment = stubbed_driver.environment(stubbed_driver.build(tmp_path))
@@ -49,6 +50,7 @@ def test_launches(version: str | None, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "stubbed_driver", "-p", "no:xdist", "-p", "no:cacheprovider"),
+            *("-k", "tails or positions" if version is None else "launches"),
             TESTS / "triton_on_stub.py",
         ],
         env=environment,

@@ -15,7 +15,7 @@ OTHERS = ("3.6.0", "3.9.0")
 
 def _folder(version: str) -> Path:
     """Where `import triton` finds that version; fetched once."""
-    there = ROOT / "build" / f"triton-{version}"
+    there = ROOT / "build" / f"triton-{version}-{sys.implementation.cache_tag}"
     if not there.exists():
         there.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=there.parent) as temporary:
