@@ -17,6 +17,7 @@ from test_noise import EDGES, KNOWN_ANSWERS
 from torch import Tensor
 
 import vae_kernels as vk
+from benchmarks import smoke
 from vae_kernels import noise
 from vae_kernels.triton import latent, launch, layout, philox, tile
 
@@ -285,3 +286,7 @@ def test_numbers_arrive_exactly(number: float) -> None:
     torch.testing.assert_close(got, torch.tensor([want], dtype=F64), rtol=1e-15, atol=0, equal_nan=True)
     with vk.use_backend("eager"):
         assert torch.equal(got.isnan(), vk.gaussian_log_likelihood(mean, x, number).isnan())
+
+
+def test_every_op_once_as_gpu_check_does() -> None:
+    assert smoke.main("triton", "cpu") == 0
