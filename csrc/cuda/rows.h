@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
 template <class Number>
 struct QuadSums {
   using T = Number;
-  static constexpr int kQuads = 1, kThreads = kBlockQuads, kRegisters = 32;
+  static constexpr int kQuads = 1, kThreads = kBlockQuads, kRegisters = 64;
   static constexpr bool kSums = true;
   const T* sums;
   int64_t padded_quads;
