@@ -1,5 +1,5 @@
-// What torch built without CUDA lacks to hold tensors that say they are on CUDA: a device guard that guards nothing and the
-// hooks that autograd asks. See device_rehearsal.py.
+// What torch built without CUDA lacks to hold tensors that say they are on CUDA: a device guard that guards nothing and
+// the hooks that autograd asks. See device_rehearsal.py.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
