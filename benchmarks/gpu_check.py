@@ -200,7 +200,9 @@ def initcheck(stage: Stage) -> bool:
 
 
 def _sanitize(stage: Stage, **environment: str) -> bool:
-    if shutil.which("compute-sanitizer") is None:
+    places = (os.environ.get("PATH", ""), "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+    sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+    if sanitizer is None:
         stage.say("FAILED: there is no compute-sanitizer")
         return False
     if not stage.demand(*kernels(stage.device)):
@@ -211,15 +213,7 @@ def _sanitize(stage: Stage, **environment: str) -> bool:
     if not stage.python(*program[1:], "--processes", COMPILERS, **environment):
         return False
     own = [part for name in KERNEL_NAMES for part in ("--kernel-name", f"kns={name}")]
-    tool = (
-        "compute-sanitizer",
-        "--tool",
-        stage.name,
-        "--error-exitcode",
-        "9",
-        "--target-processes",
-        "application-only",
-    )
+    tool = (sanitizer, "--tool", stage.name, "--error-exitcode", "9", "--target-processes", "application-only")
     return stage.run(*tool, *own, *program, **environment)
 
 

@@ -27,7 +27,18 @@ aten = torch.ops.aten
 
 # Words in the names of tests that need what torch does not do with such tensors, or crashes over: compile and check ops,
 # map over them, differentiate forward or twice, run a forward pass again, autocast, zeros without memory.
-UNFIT = {"compile", "compiled", "dynamic", "forward", "functorch", "gradgradcheck", "inductor", "memory", "opcheck"}
+UNFIT = {
+    "compile",
+    "compiled",
+    "compiles",
+    "dynamic",
+    "forward",
+    "functorch",
+    "gradgradcheck",
+    "inductor",
+    "memory",
+    "opcheck",
+}
 UNFIT |= {"autocast", "checkpointing", "conjugated", "traced", "transform", "transforms"}
 
 COPIES = {aten._to_copy, aten.copy_, aten._copy_from}

@@ -197,7 +197,7 @@ def test_stage_memcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 def test_each_tool_checks_our_kernels(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name, **_: name)
     monkeypatch.setattr(gpu_check.Stage, "demand", lambda *_: True)
     monkeypatch.setattr(gpu_check.Stage, "run", lambda stage, *command, **_: not ran.append(command))
     assert run_stage(tool, tmp_path, monkeypatch) == 0
@@ -207,7 +207,7 @@ def test_each_tool_checks_our_kernels(tool: str, tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_sanitizer_nothing_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, **_: None)
     assert run_stage("memcheck", tmp_path, monkeypatch) == 1
     assert "FAILED: there is no compute-sanitizer" in lines(tmp_path, "memcheck")
 
