@@ -194,13 +194,12 @@ def sum_rows_kernel(x, out, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl
     """`out[c] = Σ_r x[r, c]`, in an order that follows from `rows` and the blocks. With BLOCK_ROWS = 1 it is the order,
     and the arithmetic, of a program that adds up `cols` sums itself, chunk after chunk."""
     DTYPE: tl.constexpr = x.dtype.element_ty
-    rows = tl.cast(rows, tl.int64)
     col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)
-    for start in tl.range(0, rows, BLOCK_ROWS, loop_unroll_factor=8):
+    for start in tl.range(0, rows, BLOCK_ROWS, loop_unroll_factor=4):
         row = start + tl.arange(0, BLOCK_ROWS)[:, None]
-        term = tl.load(x + row * cols + col, mask=(row < rows) & (col < cols), other=0)
+        term = tl.load(x + row.to(tl.int64) * cols + col, mask=(row < rows) & (col < cols), other=0)
         total, lost = add_compensated(total, lost, term)
     result = tl.sum(compensated(total, lost), 0)
     col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
