@@ -100,7 +100,7 @@ def _per_element(name: str, loads: int, loops: list[Way]) -> tuple[float | None,
     if not access or not loops:
         return (None,) * (2 + len(CARDS))
     pack = 16 // size[access[1]]
-    tensors = 1 if "normalize" in name or "gradient" in name else loads
+    tensors = 1 if re.match(r"(normalize|gather|gradient|part_gradient)_", name) else loads
     elements = [pack * loop.loads / tensors for loop in loops]
     instructions, special, loaded, stored = (
         sum(getattr(loop, count) / n for loop, n in zip(loops[:end], elements, strict=False))

@@ -16,7 +16,7 @@ from vae_kernels.likelihood import FAMILIES
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 
-CATEGORICAL = ("normalize_kernel", "gradient_kernel", "part_gradient_kernel")
+CATEGORICAL = ("gather_kernel", "normalize_kernel", "gradient_kernel", "part_gradient_kernel")
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -76,7 +76,8 @@ def test_packs_move_as_16_bytes_and_once(found: list[Kernel]) -> None:
 def test_classes_move_as_16_bytes(found: list[Kernel]) -> None:
     """Four packs of a position are read before the first is used, two more for the gradients, and these written. What
     is smaller are x, one logit and numbers of a position."""
-    ideal = {"normalize_kernel": (4, 0), "gradient_kernel": (4 + 2, 2), "part_gradient_kernel": (2, 2)}
+    ideal = {"gather_kernel": (4, 0), "normalize_kernel": (4, 0)}
+    ideal |= {"gradient_kernel": (4 + 2, 2), "part_gradient_kernel": (2, 2)}
     moves = {
         (name := kernel.name.partition("<")[0], kernel.name): (kernel.loads_16, kernel.stores_16) == ideal[name]
         for kernel in found
@@ -102,7 +103,7 @@ INSTRUCTIONS = {
     r"SingleBackward<": (21, 21),
     r"\bForward<NegativeBinomial, ": (256, 256),
     r"RowBackward<NegativeBinomial, ": (335, 335),
-    r"normalize_kernel<": (21, 21),
+    r"(gather|normalize)_kernel<": (21, 21),
     r"\bgradient_kernel<": (39, 39),
 }
 
