@@ -162,7 +162,7 @@ def _nvidia(condition: str, opcode: str, operands: str) -> Instruction:
         conditional = bool(condition or "," in operands)
         return Instruction(way, re.search(r"0x[0-9a-f]+", operands)[0], goes_on=conditional)
     goes_on = bool(condition) or name not in ("EXIT", "RET", "BRX")
-    return Instruction(way, goes_on=goes_on, calls=name == "CALL", table=name == "BRX")
+    return Instruction(way, goes_on=goes_on, calls=name == "CALL" and not condition, table=name == "BRX")
 
 
 def read_amd(text: str) -> Code:

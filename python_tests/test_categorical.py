@@ -114,8 +114,8 @@ def expected(case: Case) -> dict[str, Expected]:
         gradient = -g * weights / total
         gradient[at, k] = (g * others.sum(-1, keepdims=True) / total)[:, 0]
         return {
-            "log_px": Expected(*(np.asarray(a.sum(-1), dtype=object) for a in (log_p, abs(log_p)))),
-            "grad logits": Expected(gradient.reshape(case.shape), abs(gradient).reshape(case.shape)),
+            "log_px": Expected.of(*(np.asarray(a.sum(-1), dtype=object) for a in (log_p, abs(log_p)))),
+            "grad logits": Expected.of(gradient.reshape(case.shape), abs(gradient).reshape(case.shape)),
         }
 
 

@@ -249,7 +249,7 @@ bool single_backward(const LikelihoodBackward& a, const Queue& queue) {
     return false;
   T* rows = sum.data ? static_cast<T*>(queue.scratch(a.rows * sizeof(T))) : nullptr;
   launch_rows(kBackward, body, RowGrid(a.rows, a.cols), rows, queue);
-  if (rows) sum_axis<T>(kBackward, rows, 1, a.rows, 1, sum.data, sum.type, queue);
+  if (sum.data) sum_axis<T>(kBackward, rows, 1, a.rows, 1, sum.data, sum.type, queue);
   return true;
 }
 
