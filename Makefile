@@ -21,7 +21,7 @@ train: $(VENV)/ready
 	$(RUN) -m vae_kernels.train --out out/digits
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

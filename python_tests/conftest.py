@@ -37,6 +37,19 @@ if DEVICE != "cpu":
         "test_without_float64.py",
     ]
 
+# Files of minutes come first, so that no worker is left with one of them at the end.
+LONG = [
+    "test_cuda_emulated.py",
+    "test_triton.py",
+    "test_compile.py",
+    "test_triton_accuracy.py",
+    "test_device_rehearsal.py",
+    "test_sanitizers.py",
+    "test_rehearsal.py",
+    "test_triton_codegen.py",
+    "test_accuracy.py",
+]
+
 BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
 KERNELS = [name for name in BACKENDS if name != "eager"]
 
@@ -49,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if "cuda" in KERNELS:
         config.addinivalue_line("python_files", "cuda_grids.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_report_header() -> str:
