@@ -136,7 +136,7 @@ def error(got: Tensor, want: Expected) -> float:
     unit = info.eps * 2.0 ** np.floor(np.log2(np.maximum(want.magnitude, info.tiny)[finite]))
     with np.errstate(over="ignore"):
         difference = abs((got.double().numpy()[finite] - want.value[finite]) - want.rest[finite])
-        return float(max(difference / unit, default=0))
+        return float((difference / unit).max(initial=0))
 
 
 def check(got: dict[str, Tensor], yardstick: dict[str, Tensor], want: dict[str, Expected]) -> None:

@@ -165,7 +165,7 @@ def test_compiled_code_follows_the_block_of_its_thread(kernel: str) -> None:
             for _ in range(5):
                 run(zero, zero)
 
-    for name in (kernel, "eager"):
+    for name in (kernel, "eager") * 2:
         call(name)
     assert graphs.with_kernels(kernel) == [True, False]
     in_threads(*[lambda name=name: call(name) for name in (kernel, "eager")] * 3)
