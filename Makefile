@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WITHOUT_LIBRARIES := VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0
 # Waiting threads that spin take the cores from those that work where a machine is busy: five times the time, measured.
 export OMP_WAIT_POLICY := passive
+
+# Packages are installed while sources are compiled.
+MAKEFLAGS += --jobs=2
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -17,7 +21,7 @@ GPU_OUT ?= out/gpu_check
 
 .PHONY: train test lint bench gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
 
-train: $(VENV)/ready
+train: $(VENV)/cpu
 	$(RUN) -m vae_kernels.train --out out/digits
 
 test: $(VENV)/ready lint
@@ -50,20 +54,32 @@ gpu-rehearsal: $(if $(filter build/%,$(REHEARSAL)),build/rehearsal/ready)
 # Python 3.12 and PyPI's torch, which is built with CUDA and brings its own triton, whose interpreter needs this numpy.
 build/rehearsal/ready:
 	python3.12 -m venv build/rehearsal
-	$(REHEARSAL) -m pip install --quiet torch==2.11.0 'numpy<2.4' setuptools
-	VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0 $(REHEARSAL) -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(REHEARSAL) -m pip install --quiet torch==2.11.0 'numpy<2.4' ninja setuptools
+	$(WITHOUT_LIBRARIES) $(REHEARSAL) -m pip install --quiet --no-build-isolation --editable '.[test]'
 	touch $@
 
 clean:
 	rm -rf build out $(VENV) *.egg-info vae_kernels/*.so
 
 # torch first: what it brings decides what the others need. The libraries are built after it, in place.
-$(VENV)/environment: constraints.txt pyproject.toml
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch setuptools wheel
-	VAE_KERNELS_BUILD_CPU=0 VAE_KERNELS_BUILD_CUDA=0 $(PIP) --no-build-isolation --editable '.[dev]'
-	touch $@
+$(VENV)/packages: constraints.txt pyproject.toml
+	@echo "Set-up: torch and what training needs, into $(VENV)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch ninja setuptools wheel
+	@$(WITHOUT_LIBRARIES) $(PIP) --no-build-isolation --editable '.[train]'
+	@touch $@
 
-$(VENV)/ready: $(VENV)/environment setup.py $(SOURCES)
-	$(RUN) setup.py --quiet build_ext --inplace
-	touch $@
+$(VENV)/tools: $(VENV)/packages
+	@echo "Set-up: what tests and benchmarks need, into $(VENV)"
+	@$(WITHOUT_LIBRARIES) $(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/cpu: $(VENV)/packages setup.py $(SOURCES)
+	@echo "Set-up: the kernels for CPUs"
+	@VAE_KERNELS_BUILD_CUDA=0 $(RUN) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/ready: $(VENV)/tools $(VENV)/cpu
+	@echo "Set-up: the kernels for GPUs"
+	@VAE_KERNELS_BUILD_CPU=0 $(RUN) setup.py --quiet build_ext --inplace
+	@touch $@

@@ -3,6 +3,7 @@
 VAE_KERNELS_BUILD_CPU = auto | 0 | 1    1: fail if it cannot be built; 0: leave it out
 VAE_KERNELS_BUILD_CUDA = auto | 0 | 1   auto: build it where nvcc is found, with or without a GPU or a CUDA torch
 TORCH_CUDA_ARCH_LIST                    as torch reads it, in numbers; older ones than 8.0 are left out
+CXX, LDFLAGS                            the C++ compiler (c++), and what the linker is told besides
 """
 
 import json
@@ -13,148 +14,86 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ninja import BIN_DIR, ninja_syntax
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.modified import newer_group
 
 FIND_TORCH = "import json, torch.utils.cpp_extension as c; print(json.dumps([c.include_paths(), c.library_paths()]))"
-COMPILE = [
-    "-std=c++17",
-    "-O3",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-g0",
-]
-ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
-HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
-TARGET = ("TORCH_TARGET_VERSION", "0x020a000000000000")
+STANDARD = "-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000"
+# Without contraction the same bits come out of every instruction set and of every kernel that computes a formula.
+CPU = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off --param=vect-epilogues-nomask=0 -fvisibility=hidden"
+CUDA = "-O3 --fmad=false --threads=0 -Xcompiler=-fPIC,-fvisibility=hidden"  # contraction: at most 3 % less code
 
 
-def find_torch() -> tuple[list[str], list[str]] | None:
-    """Where torch's headers and libraries are: of the environment that is installed into, also from an isolated build."""
+def find_torch() -> tuple[str, str]:
+    """Options for torch's headers and libraries: of the environment that is installed into, also from an isolated build."""
     for command in ([sys.executable, "-c"], [sys.executable, "-I", "-c"]):
         found = subprocess.run([*command, FIND_TORCH], capture_output=True, text=True)
         if found.returncode == 0:
-            return json.loads(found.stdout.splitlines()[-1])
-    return None
+            include, library = json.loads(found.stdout.splitlines()[-1])
+            return "".join(f" -I{path}" for path in include), "".join(f" -L{path}" for path in library)
+    raise RuntimeError("no torch >= 2.10 to build against")
+
+
+def commands(kind: str) -> tuple[str, str]:
+    """How to compile and how to link."""
+    if kind == "cpu":
+        cxx, (include, library) = os.environ.get("CXX", "c++"), find_torch()
+        return f"{cxx} -fPIC {STANDARD} {CPU} {include}", f"{cxx} -shared {library} {os.environ.get('LDFLAGS', '')}"
+    homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0;10.0;12.0+PTX"
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split() if nvcc else []
+    named = sorted({int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)})
+    numbers = [number for number in named if number >= 80 and f"sm_{number}" in known]  # 8.0: conversions to bfloat16
+    if not numbers:
+        raise RuntimeError(f"nvcc knows none of the architectures {listed}" if nvcc else "no nvcc")
+    # The front half of the compiler runs once, for the oldest architecture: its PTX becomes machine code for all, in 57 %
+    # of the time, and the kernels gain nothing from newer PTX (as many instructions and registers).
+    kinds = [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in numbers[:1] if "+PTX" in listed]
+    (include, library), code = find_torch(), f"-gencode=arch=compute_{numbers[0]},code=[{','.join(kinds)}]"
+    return f"{nvcc} {STANDARD} {CUDA} {code} {include}", f"{nvcc} --shared --cudart=shared {library}"  # torch's runtime
+
+
+def run_ninja(kind: str, library: Path) -> None:
+    """Compiles what changed and what includes it, and links."""
+    (compiler, linker), folder = commands(kind), Path("build", kind)
+    sources = [Path(f"csrc/ops_{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "build.ninja", "w") as file:
+        rules = ninja_syntax.Writer(file)
+        rules.variable("builddir", folder)
+        rules.rule("compile", f"{compiler} -MMD -MF $out.d -c $in -o $out", "compile $in", depfile="$out.d", deps="gcc")
+        rules.rule("link", f"{linker} $in -ltorch_cpu -lc10 -o $out", "link $out")
+        objects = [rules.build(f"{folder / source.name}.o", "compile", str(source))[0] for source in sources]
+        rules.build(str(library), "link", objects)
+    subprocess.run([f"{BIN_DIR}/ninja", "-f", folder / "build.ninja"], check=True)
 
 
 class BuildLibraries(build_ext):
     """Plain shared libraries for `torch.ops.load_library`: no Python module, so no Python version in the name."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.parallel = self.parallel or True  # both libraries at once
-
     def get_ext_filename(self, name: str) -> str:
         return str(Path(*name.split(".")).with_suffix(".so"))
 
-    def get_export_symbols(self, ext: Extension) -> list[str]:
-        return []
-
     def build_extension(self, ext: Extension) -> None:
-        """What is CUDA by one command: nvcc hands plain C++ to the host's compiler, and links."""
-        path = Path(self.get_ext_fullpath(ext.name))
-        if ext.language != "cuda":
-            super().build_extension(ext)
-        elif self.force or newer_group([*ext.sources, *ext.depends], path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            macros = [f"-D{name}={value}" for name, value in ext.define_macros]
-            paths = [f"-I{path}" for path in ext.include_dirs] + [f"-L{path}" for path in ext.library_dirs]
-            libraries = [f"-l{name}" for name in ext.libraries]
-            self.spawn([*ext.extra_compile_args, *macros, *paths, *ext.sources, *libraries, "-o", str(path)])
+        kind, library = KINDS[ext.name], Path(self.get_ext_fullpath(ext.name))
+        library.unlink(missing_ok=True)  # rather none than one of other sources
+        try:
+            run_ninja(kind, library)
+        except (RuntimeError, subprocess.CalledProcessError) as reason:
+            if WANTED[kind] == "1":
+                raise SystemExit(f"vae_kernels: the kernels for {kind} cannot be built: {reason}") from None
+            print(f"vae_kernels: leaving out the kernels for {kind}: {reason}", file=sys.stderr)
 
 
 class PlainWheel(bdist_wheel):
-    """One wheel for every Python: the libraries use no Python symbol."""
-
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", super().get_tag()[2]  # the libraries use no Python symbol
 
 
-def cpu_library() -> list[Extension]:
-    wanted = os.environ.get("VAE_KERNELS_BUILD_CPU", "auto")
-    paths = find_torch() if wanted != "0" else None
-    if paths is None:
-        reason = "VAE_KERNELS_BUILD_CPU=0" if wanted == "0" else "no torch >= 2.10 to build against"
-        if wanted == "1":
-            raise SystemExit(f"vae_kernels: the CPU kernels cannot be built: {reason}")
-        print(f"vae_kernels: leaving out the CPU kernels ({reason}); ops run in eager PyTorch", file=sys.stderr)
-        return []
-    include, library = paths
-    return [
-        Extension(
-            "vae_kernels._cpp",
-            ["csrc/ops_cpu.cpp", "csrc/cpu/categorical.cpp", "csrc/cpu/latent.cpp", "csrc/cpu/likelihood.cpp"],
-            depends=HEADERS,
-            include_dirs=include,
-            library_dirs=library,
-            libraries=["torch_cpu", "c10"],
-            define_macros=[TARGET],
-            extra_compile_args=COMPILE,
-            language="c++",
-            optional=wanted != "1",
-        )
-    ]
-
-
-def find_nvcc() -> str | None:
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    places = [f"{home}/bin" for home in homes] + [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    return shutil.which("nvcc", path=os.pathsep.join(places))
-
-
-def architectures(nvcc: str) -> list[str]:
-    """What nvcc is told to make, or nothing. The front half of the compiler runs once, for the oldest architecture: its
-    PTX becomes machine code for all, in 105 s of processor time instead of 185, and the kernels gain nothing from newer
-    PTX (as many instructions and registers). They need 8.0 for its conversions to bfloat16."""
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
-    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-    named = sorted({int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)})
-    numbers = [number for number in named if number >= 80 and f"sm_{number}" in known]
-    kinds = [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in numbers[:1] if "+PTX" in listed]
-    return [f"-gencode=arch=compute_{numbers[0]},code=[{','.join(kinds)}]"] if numbers else []
-
-
-def cuda_library() -> list[Extension]:
-    wanted = os.environ.get("VAE_KERNELS_BUILD_CUDA", "auto")
-    nvcc = find_nvcc() if wanted != "0" else None
-    generated = architectures(nvcc) if nvcc else []
-    paths = find_torch() if generated else None
-    if paths is None:
-        lacking = "torch >= 2.10" if generated else "architecture that nvcc knows" if nvcc else "nvcc"
-        if wanted == "1":
-            raise SystemExit(f"vae_kernels: the CUDA kernels cannot be built: no {lacking}")
-        if wanted != "0":
-            print(f"vae_kernels: leaving out the CUDA kernels (no {lacking})", file=sys.stderr)
-        return []
-    include, library = paths
-    # The runtime is torch's own, one for the whole process: linked as a shared library. Without contraction the same bits
-    # come out of every kernel that computes a formula, as on the CPU; with it, none to 3 % fewer instructions.
-    flags = ["-shared", "--cudart=shared", "-std=c++17", "-O3", "--fmad=false", "--threads=0"]
-    return [
-        Extension(
-            "vae_kernels._cuda",
-            [
-                "csrc/ops_cuda.cpp",
-                "csrc/cuda/categorical.cu",
-                "csrc/cuda/latent.cu",
-                "csrc/cuda/likelihood.cu",
-                "csrc/cuda/sums.cu",
-            ],
-            depends=HEADERS,
-            include_dirs=include,
-            library_dirs=library,
-            libraries=["torch_cpu", "c10"],
-            define_macros=[TARGET],
-            extra_compile_args=[nvcc, *flags, *generated, "-Xcompiler=-fPIC,-fvisibility=hidden"],
-            language="cuda",
-            optional=wanted != "1",
-        )
-    ]
-
-
-setup(ext_modules=[*cpu_library(), *cuda_library()], cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})
+KINDS = {"vae_kernels._cpp": "cpu", "vae_kernels._cuda": "cuda"}
+WANTED = {kind: os.environ.get(f"VAE_KERNELS_BUILD_{kind.upper()}", "auto") for kind in KINDS.values()}
+LIBRARIES = [Extension(name, []) for name, kind in KINDS.items() if WANTED[kind] != "0"]
+setup(ext_modules=LIBRARIES, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})

@@ -61,6 +61,10 @@ std::vector<Tensor> latent_backward(const std::optional<Tensor>& grad_z, const s
   if (needs.at(2)) a.grad_prior_mu = parameter_gradient(call.rows, *prior_mu, &gradients);
   if (needs.at(3)) a.grad_prior_logvar = parameter_gradient(call.rows, *prior_logvar, &gradients);
   if (needs.at(4)) a.grad_eps = call.add_gradient(call.z_rows, *eps, &gradients);
+  if (!grad_z && !grad_kl) {  // nothing was used
+    for (Tensor& gradient : gradients) torch::stable::zero_(gradient);
+    return gradients;
+  }
   cpu::latent_backward(a, parallel_for);
   call.finish();
   return gradients;

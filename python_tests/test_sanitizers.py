@@ -16,12 +16,11 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no g++")
     path = tmp_path_factory.mktemp("sanitize") / "sanitize_kernels"
-    kernels = [f"csrc/cpu/{name}.cpp" for name in ("categorical", "latent", "likelihood")]
-    sources = ["python_tests/sanitize_kernels.cpp", *kernels]
+    sources = [ROOT / "python_tests" / "sanitize_kernels.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
     # What the kernels are built with, but for the sanitizers and, for time, the optimisation.
     flags = ["-std=c++17", "-O0", "-g1", "-fno-math-errno", "-ffp-contract=off", "-Wno-psabi"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    objects = [path.with_name(f"{Path(source).stem}.o") for source in sources]
+    objects = [path.with_name(f"{source.stem}.o") for source in sources]
     compilers = [
         subprocess.Popen([compiler, *flags, *sanitizers, "-c", source, "-o", made], cwd=ROOT)
         for source, made in zip(sources, objects, strict=True)

@@ -127,7 +127,7 @@ template <class T>
 __attribute__((noinline)) void load_by_class(const View& view, const Tile& tile, T* to) {
   constexpr int kWidth = Vectors<T>::kWidth;
   if (tile.rows < kWidth) std::fill(to, to + tile.cols * kWidth, T(0));
-  with_type(view.type, [&](auto* null) {
+  with_float_type(view.type, [&](auto* null) {
     const auto* from = static_cast<decltype(null)>(view.data);
     for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { to[c * kWidth + r] = widen<T>(from[at]); });
   });
@@ -135,7 +135,7 @@ __attribute__((noinline)) void load_by_class(const View& view, const Tile& tile,
 template <class T>
 __attribute__((noinline)) void store_by_class(const View& view, const Tile& tile, const T* from) {
   constexpr int kWidth = Vectors<T>::kWidth;
-  with_type(view.type, [&](auto* null) {
+  with_float_type(view.type, [&](auto* null) {
     auto* to = static_cast<decltype(null)>(view.data);
     for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { narrow(from[c * kWidth + r], to + at); });
   });
@@ -171,20 +171,19 @@ struct Positions {
     return {position, col, 1, int(n)};
   }
 
-  template <class Isa>
   VK_INLINE const T* load(const Tile& tile, T* buffer) const {
-    if (pitch(tile) == tile.cols) return cpu::load<Isa>(logits, tile, buffer);
+    if (pitch(tile) == tile.cols) return cpu::load(logits, tile, buffer);
     for (int i = 0; i < tile.rows; ++i) {
       T* row = buffer + i * pitch(tile);
       std::fill(row + pitch(tile) - kAlign, row + pitch(tile), -T(INFINITY));
-      Isa::gather(logits, Tile{tile.row + i, tile.col, 1, tile.cols}, row);
+      gather(logits, Tile{tile.row + i, tile.col, 1, tile.cols}, row);
     }
     return buffer;
   }
 
   template <class Isa>
   VK_INLINE void load_x(const Tile& tile, int64_t* to) const {
-    Isa::gather(x, Tile{tile.row, 0, tile.rows, 1}, to);
+    gather(x, Tile{tile.row, 0, tile.rows, 1}, to);
   }
   VK_INLINE bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
 
@@ -194,7 +193,7 @@ struct Positions {
     Normalizer<T> all;
     for (int64_t col = 0; col < classes; col += kTile) {
       const Tile part = piece(position, col);
-      const T* read = load<Isa>(part, buffer);
+      const T* read = load(part, buffer);
       all.merge(normalizer(read, pitch(part), weights));
       if (k >= col && k < col + part.cols) *logit = read[k - col];
     }
@@ -204,6 +203,7 @@ struct Positions {
 
 template <class T>
 struct Forward {
+  static constexpr bool kAvx512 = is_float<T>;
   const CategoricalForward& a;
   T* log_probs;
   Positions<T> all{a.logits, per_position(a.x), a.positions, a.classes};
@@ -223,7 +223,7 @@ struct Forward {
       for (int r = 0; r < tile.rows; ++r) logit[r] = all.is_class(k[r]) ? logits[k[r] * P::kWidth + r] : T(NAN);
     } else if (all.one_tile()) {
       T buffer[kTile], weights[kTile];
-      const T* logits = all.template load<Isa>(tile, buffer);
+      const T* logits = all.load(tile, buffer);
       for (int r = 0; r < tile.rows; ++r) {
         const T* row = logits + r * pitch(tile);
         found[r] = normalizer(row, pitch(tile), weights);
@@ -243,6 +243,7 @@ struct Forward {
 // Sums over the positions of each sample.
 template <class T>
 struct Sums {
+  static constexpr bool kAvx512 = is_float<T>;
   const T* log_probs;
   Grid grid;
   RowSums<T> sums;
@@ -262,6 +263,7 @@ struct Sums {
 
 template <class T>
 struct Backward {
+  static constexpr bool kAvx512 = is_float<T>;
   using P = Positions<T>;
   const CategoricalBackward& a;
   View grad = per_position(a.grad);
@@ -273,7 +275,7 @@ struct Backward {
     int64_t k[P::kMost];
     const Tile tile = all.tile(i);
     all.template load_x<Isa>(tile, k);
-    Isa::gather(grad, Tile{tile.row, 0, tile.rows, 1}, upstream);
+    gather(grad, Tile{tile.row, 0, tile.rows, 1}, upstream);
     if (all.by_class) {
       by_class(tile, k, upstream);
     } else if (all.one_tile()) {
@@ -303,7 +305,7 @@ struct Backward {
   template <class Isa>
   VK_INLINE void one_tile(const Tile& tile, const int64_t* k, const T* upstream) const {
     T buffer[kTile], weights[kTile], out_buffer[kTile];
-    const T* logits = all.template load<Isa>(tile, buffer);
+    const T* logits = all.load(tile, buffer);
     T* out = target_of(tile, out_buffer);
     for (int r = 0; r < tile.rows; ++r) {
       const T* row = logits + r * pitch(tile);
@@ -325,7 +327,7 @@ struct Backward {
     const T scale = all.is_class(k) ? -upstream / n.total() : T(NAN);
     for (int64_t col = 0; col < all.classes; col += kTile) {
       const Tile tile = all.piece(position, col);
-      const T* logits = all.template load<Isa>(tile, buffer);
+      const T* logits = all.load(tile, buffer);
       T* to = target_of(tile, out_buffer);
       const int width = pitch(tile);
 #pragma GCC ivdep
@@ -344,7 +346,7 @@ struct Backward {
   VK_INLINE void put(const Tile& tile, const T* written, const T* buffer) const {
     if (written != buffer) return;
     for (int i = 0; i < tile.rows; ++i) {
-      Isa::scatter(a.grad_logits, Tile{tile.row + i, tile.col, 1, tile.cols}, buffer + i * pitch(tile));
+      scatter(a.grad_logits, Tile{tile.row + i, tile.col, 1, tile.cols}, buffer + i * pitch(tile));
     }
   }
 

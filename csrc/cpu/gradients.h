@@ -39,7 +39,7 @@ class GradientWriter {
     } else if (columns_) {
       columns_->add(tile, task, written);
     } else if (gradient_.view.data) {
-      store<Isa>(gradient_.view, tile, written, buffer);
+      store(gradient_.view, tile, written, buffer);
     }
   }
 

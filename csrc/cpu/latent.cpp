@@ -29,7 +29,7 @@ VK_INLINE void draw(uint64_t seed, const Tile& tile, T* eps) {
 
 template <class Isa, class T>
 VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t sample, T* buffer) {
-  if (!a.seeds) return load<Isa>(a.eps, sample_tile(a, tile, sample), buffer);
+  if (!a.seeds) return load(a.eps, sample_tile(a, tile, sample), buffer);
   if (!a.own_seeds) {
     draw<Isa>(uint64_t(*a.seeds), sample_tile(a, tile, sample), buffer);
     return buffer;
@@ -40,8 +40,8 @@ VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t s
   return buffer;
 }
 
-// The commonest cases: one z, the analytic KL, a log-variance; that as it is, clamped, or beside a prior. One loop does
-// it all.
+// The commonest cases in float32: one z, the analytic KL, a log-variance; that as it is, clamped, or beside a prior.
+// One loop does it all.
 enum class Form { kBare, kClamped, kPrior };
 
 bool is_plain(const LatentInputs& a) {
@@ -57,19 +57,19 @@ void with_form(const LatentInputs& a, const F& f) {
 }
 
 // A tile of what was passed for q and for the prior.
-template <class T, Form kForm, class S>
+template <Form kForm, class S>
 struct PlainInputs {
+  using T = float;
   static constexpr int kSize = buffered<T, S>, kPriorSize = kForm == Form::kPrior ? kSize : 1;
   S mu_buffer[kSize], raw_buffer[kSize], m_buffer[kPriorSize], v_buffer[kPriorSize];
   const S *mu, *raw, *m, *v;
 
-  template <class Isa>
   VK_INLINE void load(const LatentInputs& a, const Tile& tile) {
-    mu = load_as<Isa, T>(a.mu, tile, mu_buffer);
-    raw = load_as<Isa, T>(a.raw, tile, raw_buffer);
+    mu = load_as<T>(a.mu, tile, mu_buffer);
+    raw = load_as<T>(a.raw, tile, raw_buffer);
     if constexpr (kForm == Form::kPrior) {
-      m = load_as<Isa, T>(a.prior_mu, tile, m_buffer);
-      v = load_as<Isa, T>(a.prior_logvar, tile, v_buffer);
+      m = load_as<T>(a.prior_mu, tile, m_buffer);
+      v = load_as<T>(a.prior_logvar, tile, v_buffer);
     }
   }
 
@@ -96,8 +96,10 @@ VK_INLINE void prefetch_inputs(const LatentInputs& a, const Tile& tile) {
   for (const View* view : {&a.mu, &a.raw, &a.prior_mu, &a.prior_logvar}) prefetch(*view, tile);
 }
 
-template <class T, Form kForm, class S>
+template <Form kForm, class S>
 struct PlainForward {
+  using T = float;
+  static constexpr bool kAvx512 = true;
   const LatentForward& a;
   Grid grid{a.rows, a.cols, false};
   RowSums<T> kl{grid, static_cast<T*>(a.kl)};
@@ -107,11 +109,11 @@ struct PlainForward {
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       T eps_buffer[kTile + kQuad], kl_values[kTile + kLanes];
-      PlainInputs<T, kForm, S> in;
+      PlainInputs<kForm, S> in;
       S z_buffer[in.kSize];
       prefetch_inputs(a, tile);
       const T* eps = load_noise<Isa>(a, tile, 0, eps_buffer);
-      in.template load<Isa>(a, tile);
+      in.load(a, tile);
       S* z = target(a.z, tile, z_buffer);
       const int n = tile.size();
 #pragma GCC ivdep
@@ -120,20 +122,23 @@ struct PlainForward {
         narrow(drawn(in.mean(k), s.std, eps[k]), z + k);
         kl_values[k] = analytic_kl(in.relative(k, s));
       }
-      if constexpr (std::is_same_v<S, T>) store<Isa>(a.z, tile, z, z_buffer);
+      if constexpr (std::is_same_v<S, T>) store(a.z, tile, z, z_buffer);
       if (a.kl) {
         kl.template add<Isa>(tile, task, kl_values);
       } else {
-        Isa::scatter(a.kl_elements, tile, kl_values);
+        scatter(a.kl_elements, tile, kl_values);
       }
     });
   }
 
-  static bool fits(const LatentForward& a) { return PlainInputs<T, kForm, S>::fit(a) && is_dense<S>(a.z); }
+  static bool fits(const LatentForward& a) { return PlainInputs<kForm, S>::fit(a) && is_dense<S>(a.z); }
 };
 
-template <class T, Form kForm, bool kZ, bool kKl, class S>
+// Of z and the KL: both were used.
+template <Form kForm, class S>
 struct PlainBackward {
+  using T = float;
+  static constexpr bool kAvx512 = true;
   const LatentBackward& a;
   Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
@@ -143,18 +148,16 @@ struct PlainBackward {
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       T eps_buffer[kTile + kQuad], grad_kl_buffer[kTile];
-      PlainInputs<T, kForm, S> in;
+      PlainInputs<kForm, S> in;
       S grad_z_buffer[in.kSize], grad_mu_buffer[in.kSize], grad_raw_buffer[in.kSize], grad_eps_buffer[in.kSize];
       S grad_m_buffer[in.kPriorSize], grad_v_buffer[in.kPriorSize];
       prefetch_inputs(a, tile);
       prefetch(a.grad_z, tile);
       const T* eps = eps_buffer;
-      if (kZ && a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
-      in.template load<Isa>(a, tile);
-      const S* grad_z = in.mu;  // what is not used may be anything
-      const T* grad_kl = eps_buffer;
-      if constexpr (kZ) grad_z = load_as<Isa, T>(a.grad_z, tile, grad_z_buffer);
-      if constexpr (kKl) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
+      if (a.grad_raw.data) eps = load_noise<Isa>(a, tile, 0, eps_buffer);
+      in.load(a, tile);
+      const S* grad_z = load_as<T>(a.grad_z, tile, grad_z_buffer);
+      const T* grad_kl = load(a.grad_kl, tile, grad_kl_buffer);
       S* grad_mu = target(a.grad_mu, tile, grad_mu_buffer);
       S* grad_raw = target(a.grad_raw, tile, grad_raw_buffer);
       S* grad_eps = target(a.grad_eps, tile, grad_eps_buffer);
@@ -166,16 +169,16 @@ struct PlainBackward {
         const Spread<T> s = in.spread(k, clamp);
         const T gz = widen<T>(grad_z[k]);
         const Upstream<T> up{gz, gz * eps[k], grad_kl[k], T(0), T(0)};
-        const LatentGradient<T> g = latent_gradient<kZ, kKl, false>(in.relative(k, s), s.std, up);
+        const LatentGradient<T> g = latent_gradient<true, true, false>(in.relative(k, s), s.std, up);
         narrow(g.mu, grad_mu + k);
-        narrow(kZ ? fused(s.dstd, g.std, s.dl * g.l) : s.dl * g.l, grad_raw + k);
-        if constexpr (std::is_same_v<S, T>) grad_eps[k] = kZ ? gz * s.std : T(0);
+        narrow(fused(s.dstd, g.std, s.dl * g.l), grad_raw + k);
+        if constexpr (std::is_same_v<S, T>) grad_eps[k] = gz * s.std;
         if constexpr (kForm == Form::kPrior) narrow(g.prior_mu, grad_m + k), narrow(g.prior_logvar, grad_v + k);
       }
       if constexpr (std::is_same_v<S, T>) {
-        if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, grad_mu_buffer);
-        if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, grad_raw_buffer);
-        if (a.grad_eps.data) store<Isa>(a.grad_eps, tile, grad_eps, grad_eps_buffer);
+        if (a.grad_mu.data) store(a.grad_mu, tile, grad_mu, grad_mu_buffer);
+        if (a.grad_raw.data) store(a.grad_raw, tile, grad_raw, grad_raw_buffer);
+        if (a.grad_eps.data) store(a.grad_eps, tile, grad_eps, grad_eps_buffer);
         if constexpr (kForm == Form::kPrior) {
           prior_mu.template write<Isa>(tile, task, grad_m, grad_m_buffer);
           prior_logvar.template write<Isa>(tile, task, grad_v, grad_v_buffer);
@@ -189,8 +192,8 @@ struct PlainBackward {
       return gradient.sums == 0 && gradient.view.data && is_dense<S>(gradient.view);
     };
     const bool prior = kForm != Form::kPrior || (is_written(a.grad_prior_mu) && is_written(a.grad_prior_logvar));
-    return PlainInputs<T, kForm, S>::fit(a) && (!kZ || is_dense<S>(a.grad_z)) && prior && !a.grad_eps.data &&
-           a.grad_mu.data && is_dense<S>(a.grad_mu) && a.grad_raw.data && is_dense<S>(a.grad_raw);
+    return PlainInputs<kForm, S>::fit(a) && is_dense<S>(a.grad_z) && prior && !a.grad_eps.data && a.grad_mu.data &&
+           is_dense<S>(a.grad_mu) && a.grad_raw.data && is_dense<S>(a.grad_raw);
   }
 };
 
@@ -200,6 +203,7 @@ constexpr int kPart = 256;
 // Of one tile, in L1: what was passed for q and for the prior, and what the formulas need of it.
 template <class T>
 struct Moments {
+  static constexpr bool kAvx512 = is_float<T>;
   T mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart], v_buffer[kPart];
   T l[kPart], std[kPart], dl[kPart], dstd[kPart];
   T u_buffer[kPart], d_buffer[kPart], e[kPart], r_buffer[kPart], w[kPart];
@@ -211,12 +215,12 @@ struct Moments {
   VK_INLINE void load(const LatentInputs& inputs, const Tile& tile) {
     a = &inputs;
     n = tile.size();
-    mu = u = cpu::load<Isa>(a->mu, tile, mu_buffer);
-    raw = cpu::load<Isa>(a->raw, tile, raw_buffer);
+    mu = u = cpu::load(a->mu, tile, mu_buffer);
+    raw = cpu::load(a->raw, tile, raw_buffer);
     d = l, r = std;
     if (a->prior()) {
-      m = cpu::load<Isa>(a->prior_mu, tile, m_buffer);
-      v = cpu::load<Isa>(a->prior_logvar, tile, v_buffer);
+      m = cpu::load(a->prior_mu, tile, m_buffer);
+      v = cpu::load(a->prior_logvar, tile, v_buffer);
       u = u_buffer, d = d_buffer, r = r_buffer;
     }
     Isa::template run<Moments>(0, 1, this);  // once for all kernels
@@ -259,6 +263,7 @@ struct Moments {
 
 template <class T, bool kSampled>
 struct Forward {
+  static constexpr bool kAvx512 = is_float<T>;
   const LatentForward& a;
   Grid grid{a.rows, a.cols, false, kPart};
   RowSums<T> kl{grid, static_cast<T*>(a.kl), kSampled ? a.samples : 1};
@@ -268,7 +273,7 @@ struct Forward {
     if (a.kl) {
       kl.template add<Isa>(tile, task, values, sample);
     } else {
-      Isa::scatter(a.kl_elements, sample_tile(a, tile, sample), values);
+      scatter(a.kl_elements, sample_tile(a, tile, sample), values);
     }
   }
 
@@ -293,7 +298,7 @@ struct Forward {
           z[k] = drawn(q.mu[k], q.std[k], eps[k]);
           if constexpr (kSampled) kl_values[k] = sampled_kl(q.relative(k), eps[k]);
         }
-        store<Isa>(a.z, z_tile, z, z_buffer);
+        store(a.z, z_tile, z, z_buffer);
         if constexpr (kSampled) put_kl<Isa>(tile, task, sample, kl_values);
       }
     });
@@ -303,6 +308,7 @@ struct Forward {
 // A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
 template <class T, bool kZ, bool kKl, bool kSampled>
 struct Backward {
+  static constexpr bool kAvx512 = is_float<T>;
   const LatentBackward& a;
   Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column(), kPart};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
@@ -331,7 +337,7 @@ struct Backward {
       T grad_kl_buffer[kPart], mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart + kLanes], v_buffer[kPart + kLanes];
       const bool path = a.estimator == KlEstimator::kPath;
       const T* grad_kl = sums.kl;
-      if constexpr (kKl && !kSampled) grad_kl = load<Isa>(a.grad_kl, tile, grad_kl_buffer);
+      if constexpr (kKl && !kSampled) grad_kl = load(a.grad_kl, tile, grad_kl_buffer);
       T* grad_mu = target(a.grad_mu, tile, mu_buffer);
       T* grad_raw = target(a.grad_raw, tile, raw_buffer);
       T* grad_m = prior_mu.target(tile, m_buffer);
@@ -351,8 +357,8 @@ struct Backward {
         grad_m[k] = g.prior_mu;
         grad_v[k] = g.prior_logvar;
       }
-      if (a.grad_mu.data) store<Isa>(a.grad_mu, tile, grad_mu, mu_buffer);
-      if (a.grad_raw.data) store<Isa>(a.grad_raw, tile, grad_raw, raw_buffer);
+      if (a.grad_mu.data) store(a.grad_mu, tile, grad_mu, mu_buffer);
+      if (a.grad_raw.data) store(a.grad_raw, tile, grad_raw, raw_buffer);
       prior_mu.template write<Isa>(tile, task, grad_m, m_buffer);
       prior_logvar.template write<Isa>(tile, task, grad_v, v_buffer);
     });
@@ -365,12 +371,12 @@ struct Backward {
     const T *eps = q.mu, *grad_z = q.mu, *grad_kl = q.mu;  // what is not used may be anything
     if (kSampled || (kZ && a.grad_raw.data)) eps = load_noise<Isa>(a, tile, sample, eps_buffer);
     if (kZ && a.grad_z.data) {
-      grad_z = load<Isa>(a.grad_z, z_tile, grad_z_buffer);
+      grad_z = load(a.grad_z, z_tile, grad_z_buffer);
     } else if (kZ) {
       std::fill(grad_z_buffer, grad_z_buffer + tile.size(), T(0));
       grad_z = grad_z_buffer;
     }
-    if constexpr (kSampled) grad_kl = load<Isa>(a.grad_kl, z_tile, grad_kl_buffer);
+    if constexpr (kSampled) grad_kl = load(a.grad_kl, z_tile, grad_kl_buffer);
     const int n = tile.size();
     const auto loop = [&](auto first) __attribute__((always_inline)) {
 #pragma GCC ivdep
@@ -389,7 +395,7 @@ struct Backward {
       if constexpr (kSampled) g += sampled_kl_gradient_eps(q.relative(k), eps[k], grad_kl[k]);
       grad_eps[k] = g;
     }
-    store<Isa>(a.grad_eps, z_tile, grad_eps, grad_eps_buffer);
+    store(a.grad_eps, z_tile, grad_eps, grad_eps_buffer);
   }
 };
 
@@ -407,16 +413,16 @@ void run_forward(const LatentForward& a, ParallelFor parallel) {
 
 template <class T>
 void forward(const LatentForward& a, ParallelFor parallel) {
-  const bool sampled = a.estimator != KlEstimator::kAnalytic;
-  if (is_plain(a)) {
-    return with_form(a, [&](auto form) {
-      if constexpr (is_float<T>) {
-        using Converting = PlainForward<T, form(), BFloat16>;
+  if constexpr (is_float<T>) {
+    if (is_plain(a)) {
+      return with_form(a, [&](auto form) {
+        using Converting = PlainForward<form(), BFloat16>;
         if (Converting::fits(a)) return run_forward<Converting>(a, parallel);
-      }
-      run_forward<PlainForward<T, form(), T>>(a, parallel);
-    });
+        run_forward<PlainForward<form(), T>>(a, parallel);
+      });
+    }
   }
+  const bool sampled = a.estimator != KlEstimator::kAnalytic;
   sampled ? run_forward<Forward<T, true>>(a, parallel) : run_forward<Forward<T, false>>(a, parallel);
 }
 
@@ -431,22 +437,19 @@ void run_backward(const LatentBackward& a, ParallelFor parallel) {
 template <class T>
 void backward(const LatentBackward& a, ParallelFor parallel) {
   const bool z = a.grad_z.data, kl = a.grad_kl.data;
-  if (is_plain(a) && (z || kl)) {
-    return with_form(a, [&](auto form) {
-      if constexpr (is_float<T>) {
-        using Converting = PlainBackward<T, form(), true, true, BFloat16>;
-        if (z && kl && Converting::fits(a)) return run_backward<Converting>(a, parallel);
-      }
-      if (z && kl) return run_backward<PlainBackward<T, form(), true, true, T>>(a, parallel);
-      z ? run_backward<PlainBackward<T, form(), true, false, T>>(a, parallel)
-        : run_backward<PlainBackward<T, form(), false, true, T>>(a, parallel);
-    });
+  if constexpr (is_float<T>) {
+    if (is_plain(a) && z && kl) {
+      return with_form(a, [&](auto form) {
+        using Converting = PlainBackward<form(), BFloat16>;
+        if (Converting::fits(a)) return run_backward<Converting>(a, parallel);
+        run_backward<PlainBackward<form(), T>>(a, parallel);
+      });
+    }
   }
   if (kl && a.estimator != KlEstimator::kAnalytic) return run_backward<Backward<T, true, true, true>>(a, parallel);
   if (z && kl) return run_backward<Backward<T, true, true, false>>(a, parallel);
-  if (z) return run_backward<Backward<T, true, false, false>>(a, parallel);
-  if (kl) return run_backward<Backward<T, false, true, false>>(a, parallel);
-  run_backward<Backward<T, false, false, false>>(a, parallel);
+  z ? run_backward<Backward<T, true, false, false>>(a, parallel)
+    : run_backward<Backward<T, false, true, false>>(a, parallel);
 }
 
 // Of a prior that is given by half: 0 for the other.

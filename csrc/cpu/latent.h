@@ -30,7 +30,7 @@ struct LatentForward : LatentInputs {
 };
 
 struct LatentBackward : LatentInputs {
-  View grad_z, grad_kl;  // of z's rows; grad_kl of the analytic KL, of mu's
+  View grad_z, grad_kl;  // of z's rows; grad_kl of the analytic KL, of mu's; one of them at least is there
   View grad_mu, grad_raw, grad_eps;
   Gradient grad_prior_mu, grad_prior_logvar;
 };

@@ -17,7 +17,7 @@ struct Numbers {
   template <class Arguments>
   Numbers(const Arguments& a, int first, int count) {
     if (a.rows == 0 || a.cols == 0) return;
-    for (int j = first; j < count; ++j) Baseline::gather(a.arguments[j], Tile{0, 0, 1, 1}, &value[j]);
+    for (int j = first; j < count; ++j) gather(a.arguments[j], Tile{0, 0, 1, 1}, &value[j]);
   }
 };
 
@@ -32,6 +32,7 @@ bool are_numbers(const Arguments& a) {
 
 template <class Family, class T, bool kNumbers, class S>
 struct Forward {
+  static constexpr bool kAvx512 = is_float<T>;
   static constexpr int kArguments = Family::kArguments, kTensors = kNumbers ? 2 : kArguments - Family::kConstants;
   const LikelihoodForward& a;
   Grid grid{a.rows, a.cols, false};
@@ -44,7 +45,7 @@ struct Forward {
       S buffer[kTensors][buffered<T, S>];
       T values[kTile + kLanes];
       const S* in[kTensors];
-      for (int j = 0; j < kTensors; ++j) in[j] = load_as<Isa, T>(a.arguments[j], tile, buffer[j]);
+      for (int j = 0; j < kTensors; ++j) in[j] = load_as<T>(a.arguments[j], tile, buffer[j]);
       T number[kArguments];
       for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
       const int n = tile.size();
@@ -69,6 +70,7 @@ enum class Find { kFirst, kAllButX, kAll };
 // With Find::kFirst the parameters behind x are numbers.
 template <class Family, class T, Find kFind, class S>
 struct Backward {
+  static constexpr bool kAvx512 = is_float<T>;
   static constexpr int kArguments = Family::kArguments;
   static constexpr int kTensors = kFind == Find::kFirst ? 2 : kArguments - Family::kConstants;
   static constexpr bool finds(int j) {
@@ -95,9 +97,9 @@ struct Backward {
       T grad_buffer[kTile];
       const S* in[kTensors];
       S* out[kTensors];
-      const T* grad = load<Isa>(a.grad, tile, grad_buffer);
+      const T* grad = load(a.grad, tile, grad_buffer);
       for (int j = 0; j < kTensors; ++j) {
-        in[j] = load_as<Isa, T>(a.arguments[j], tile, buffer[j]);
+        in[j] = load_as<T>(a.arguments[j], tile, buffer[j]);
         out[j] = gradients[j].target(tile, gradient_buffer[j]);
       }
       T number[kArguments];
@@ -139,11 +141,15 @@ void run(const Kernel& kernel, ParallelFor parallel) {
   kernel.finish();
 }
 
-// With the loop that converts, where there is one and it fits, else by way of tiles in L1. Half of a short loop in
-// bfloat16 would be those tiles; they hardly show in a long one.
+// Whether a short loop runs in float32: what is done once for all elements, conversion and arithmetic on numbers, is
+// much of it then, and loops of its own are worth their code.
+template <class Family, class T>
+constexpr bool is_light = Family::kShort && is_float<T>;
+
+// With the loop that converts, where there is one and it fits, else by way of tiles in L1.
 template <class Family, class T, template <class> class Kernel, class Arguments>
 void run_converting(const Arguments& a, ParallelFor parallel) {
-  if constexpr (Family::kShort && is_float<T>) {
+  if constexpr (is_light<Family, T>) {
     if (Kernel<BFloat16>::fits(a)) return run(Kernel<BFloat16>{a}, parallel);
   }
   run(Kernel<T>{a}, parallel);
@@ -163,7 +169,7 @@ struct Backwards {
 
 template <class Family, class T>
 void forward(const LikelihoodForward& a, ParallelFor parallel) {
-  if constexpr (Family::kArguments > 2) {
+  if constexpr (Family::kArguments > 2 && is_light<Family, T>) {
     if (are_numbers<Family>(a)) {
       return run_converting<Family, T, Forwards<Family, T, true>::template Kernel>(a, parallel);
     }
@@ -177,10 +183,12 @@ void backward(const LikelihoodBackward& a, ParallelFor parallel) {
   for (int j = 0; j < Family::kArguments; ++j) {
     if (g[j].sums == 0) expect_writes(g[j].view, a.rows * a.cols);
   }
-  const bool of_parameters =
-      std::any_of(g + 2, g + Family::kArguments, [](const Gradient& of) { return of.view.data; });
-  if (!g[1].view.data && !of_parameters && are_numbers<Family>(a)) {
-    return run_converting<Family, T, Backwards<Family, T, Find::kFirst>::template Kernel>(a, parallel);
+  if constexpr (Family::kArguments == 2 || is_light<Family, T>) {
+    const bool of_parameters =
+        std::any_of(g + 2, g + Family::kArguments, [](const Gradient& of) { return of.view.data; });
+    if (!g[1].view.data && !of_parameters && are_numbers<Family>(a)) {
+      return run_converting<Family, T, Backwards<Family, T, Find::kFirst>::template Kernel>(a, parallel);
+    }
   }
   if constexpr (Family::kArguments > 2) {
     if (!g[1].view.data) {

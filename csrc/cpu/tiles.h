@@ -86,29 +86,6 @@ struct Total {
   }  // inf - inf in the carry: the sum says it
 };
 
-// Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile.
-template <class F>
-VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
-  if (tile.cols == 0) return;
-  if (view.dense) return f(0, view.row_offset(tile.row) + tile.col, 1, tile.size());
-  if (tile.col + tile.cols <= view.col_inner) {  // one run a row
-    const int64_t col = tile.col * view.stride[3];
-    for (int i = 0; i < tile.rows; ++i) {
-      f(i * tile.cols, view.row_offset(tile.row + i) + col, view.stride[3], tile.cols);
-    }
-    return;
-  }
-  for (int i = 0; i < tile.rows; ++i) {
-    const int64_t base = view.row_offset(tile.row + i);
-    for (int j = 0; j < tile.cols;) {
-      const int64_t col = tile.col + j;
-      const int count = int(std::min<int64_t>(tile.cols - j, view.col_inner - col % view.col_inner));
-      f(i * tile.cols + j, base + view.col_offset(col), view.stride[3], count);
-      j += count;
-    }
-  }
-}
-
 // Whether a tile's elements follow one another in memory.
 VK_INLINE bool in_one_run(const View& view, const Tile& tile) {
   return view.dense ||
@@ -132,40 +109,11 @@ VK_INLINE void prefetch(const View& view, const Tile& tile) {
   for (int64_t at = 0; at < tile.size() * size; at += 64) __builtin_prefetch(data + at, 0, 2);
 }
 
+// A tile from memory to a buffer, and back, whatever its layout and element type: see tiles.cpp.
 template <class T>
-VK_INLINE void gather(const View& view, const Tile& tile, T* __restrict buffer) {
-  with_type(view.type, [&](auto* null) __attribute__((always_inline)) {
-    using S = std::remove_pointer_t<decltype(null)>;
-    for_each_run(view, tile, [&](int at, int64_t offset, int64_t stride, int count) __attribute__((always_inline)) {
-      const S* __restrict from = static_cast<const S*>(view.data) + offset;
-      T* __restrict to = buffer + at;
-      if (stride == 1) {
-        for (int k = 0; k < count; ++k) to[k] = widen<T>(from[k]);
-      } else if (stride == 0) {
-        const T value = widen<T>(from[0]);
-        for (int k = 0; k < count; ++k) to[k] = value;
-      } else {
-        for (int k = 0; k < count; ++k) to[k] = widen<T>(from[k * stride]);
-      }
-    });
-  });
-}
-
+void gather(const View& view, const Tile& tile, T* buffer);
 template <class T>
-VK_INLINE void scatter(const View& view, const Tile& tile, const T* __restrict buffer) {
-  with_type(view.type, [&](auto* null) __attribute__((always_inline)) {
-    using D = std::remove_pointer_t<decltype(null)>;
-    for_each_run(view, tile, [&](int at, int64_t offset, int64_t stride, int count) __attribute__((always_inline)) {
-      D* __restrict to = static_cast<D*>(view.data) + offset;
-      const T* __restrict from = buffer + at;
-      if (stride == 1) {
-        for (int k = 0; k < count; ++k) narrow(from[k], to + k);
-      } else {
-        for (int k = 0; k < count; ++k) narrow(from[k], to + k * stride);
-      }
-    });
-  });
-}
+void scatter(const View& view, const Tile& tile, const T* buffer);
 
 // The sum of a vector's elements, folded in halves of kBytes.
 template <class T, int kBytes, class Vector>
@@ -253,8 +201,8 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   }
 }
 
-// One struct per instruction set. `run` is where its code begins: everything below is inlined into it, but for the
-// members that would be inlined many times.
+// One struct per instruction set. `run` is where its code begins: everything is inlined into it, but for the members
+// that would be inlined many times.
 #define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                             \
   struct NAME {                                                                                                        \
     template <class Kernel>                                                                                            \
@@ -262,19 +210,11 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
       for (int64_t i = begin; i < end; ++i) static_cast<const Kernel*>(kernel)->template task<NAME>(i);                \
     }                                                                                                                  \
     template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline)) static void gather(const View& view, const Tile& tile, T* buffer) {          \
-      cpu::gather(view, tile, buffer);                                                                                 \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline)) static void scatter(const View& view, const Tile& tile, const T* from) {     \
-      cpu::scatter(view, tile, from);                                                                                  \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline)) static void noise(uint64_t seed, const Tile& tile, T* eps) {                 \
+    __VA_ARGS__ __attribute__((noinline, noclone)) static void noise(uint64_t seed, const Tile& tile, T* eps) {        \
       cpu::noise<COUNTERS>(seed, tile, eps);                                                                           \
     }                                                                                                                  \
     template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline)) static void row_sums(const T* values, const Tile& tile, T* sums) {           \
+    __VA_ARGS__ __attribute__((noinline, noclone)) static void row_sums(const T* values, const Tile& tile, T* sums) {  \
       for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.cols, tile.cols);                       \
     }                                                                                                                  \
   };
@@ -286,23 +226,30 @@ VK_DEFINE_ISA(Avx512, Counters<64>,
               __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
 #endif
 
-// Runs kernel.task<Isa>(i) for every i in [0, n) on torch's threads, with the instruction set in use.
+// Where a kernel's code for the instruction set in use begins. A kernel whose kAvx512 is false takes that of AVX2
+// instead: its time is not worth code of its own.
+template <class Kernel>
+auto code_of() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if constexpr (Kernel::kAvx512) {
+    if (isa() == Isa::kAvx512) return &Avx512::run<Kernel>;
+  }
+  if (isa() != Isa::kBaseline) return &Avx2::run<Kernel>;
+#endif
+  return &Baseline::run<Kernel>;
+}
+
+// Runs kernel.task<Isa>(i) for every i in [0, n) on torch's threads.
 template <class Kernel>
 void run_tasks(ParallelFor parallel, const Kernel& kernel, int64_t n, int64_t grain) {
-  if (n <= 0) return;
-  auto run = &Baseline::run<Kernel>;
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (isa() == Isa::kAvx2) run = &Avx2::run<Kernel>;
-  if (isa() == Isa::kAvx512) run = &Avx512::run<Kernel>;
-#endif
-  parallel(0, n, grain, run, const_cast<Kernel*>(&kernel));
+  if (n > 0) parallel(0, n, grain, code_of<Kernel>(), const_cast<Kernel*>(&kernel));
 }
 
 // The tile as arithmetic reads it: memory itself, or a copy of it in `buffer`.
-template <class Isa, class T>
+template <class T>
 VK_INLINE const T* load(const View& view, const Tile& tile, T* buffer) {
   if (const T* memory = in_place<T>(view, tile)) return memory;
-  Isa::gather(view, tile, buffer);
+  gather(view, tile, buffer);
   return buffer;
 }
 
@@ -312,9 +259,9 @@ VK_INLINE T* target(const View& view, const Tile& tile, T* buffer) {
   T* memory = in_place<T>(view, tile);
   return memory ? memory : buffer;
 }
-template <class Isa, class T>
+template <class T>
 VK_INLINE void store(const View& view, const Tile& tile, const T* written, const T* buffer) {
-  if (written == buffer) Isa::scatter(view, tile, buffer);
+  if (written == buffer) scatter(view, tile, buffer);
 }
 
 template <class S>
@@ -325,9 +272,9 @@ bool is_dense(const View& view) {
 // S is T, or the type of all tensors, which are dense: then the loop converts between memory and registers itself.
 template <class T, class S>
 constexpr int buffered = std::is_same_v<S, T> ? kTile + kLanes : 1;
-template <class Isa, class T, class S>
+template <class T, class S>
 VK_INLINE const S* load_as(const View& view, const Tile& tile, S* buffer) {
-  if constexpr (std::is_same_v<S, T>) return load<Isa>(view, tile, buffer);
+  if constexpr (std::is_same_v<S, T>) return load(view, tile, buffer);
   return in_place<S>(view, tile);
 }
 
