@@ -49,8 +49,7 @@ def commands(kind: str) -> tuple[str, str]:
     numbers = [number for number in named if number >= 80 and f"sm_{number}" in known]  # 8.0: conversions to bfloat16
     if not numbers:
         raise RuntimeError(f"nvcc knows none of the architectures {listed}" if nvcc else "no nvcc")
-    # The front half of the compiler runs once, for the oldest architecture: its PTX becomes machine code for all, in 57 %
-    # of the time, and the kernels gain nothing from newer PTX (as many instructions and registers).
+    # PTX for the oldest becomes machine code for all, in 57 % of the time: the kernels gain nothing from newer PTX.
     kinds = [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in numbers[:1] if "+PTX" in listed]
     (include, library), code = find_torch(), f"-gencode=arch=compute_{numbers[0]},code=[{','.join(kinds)}]"
     return f"{nvcc} {STANDARD} {CUDA} {code} {include}", f"{nvcc} --shared --cudart=shared {library}"  # torch's runtime
@@ -79,13 +78,14 @@ class BuildLibraries(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         kind, library = KINDS[ext.name], Path(self.get_ext_fullpath(ext.name))
-        library.unlink(missing_ok=True)  # rather none than one of other sources
         try:
             run_ninja(kind, library)
         except (RuntimeError, subprocess.CalledProcessError) as reason:
             if WANTED[kind] == "1":
                 raise SystemExit(f"vae_kernels: the kernels for {kind} cannot be built: {reason}") from None
             print(f"vae_kernels: leaving out the kernels for {kind}: {reason}", file=sys.stderr)
+            for path in (library, Path(self.get_ext_filename(ext.name))):  # rather none than those of other sources
+                path.unlink(missing_ok=True)
 
 
 class PlainWheel(bdist_wheel):
@@ -95,5 +95,5 @@ class PlainWheel(bdist_wheel):
 
 KINDS = {"vae_kernels._cpp": "cpu", "vae_kernels._cuda": "cuda"}
 WANTED = {kind: os.environ.get(f"VAE_KERNELS_BUILD_{kind.upper()}", "auto") for kind in KINDS.values()}
-LIBRARIES = [Extension(name, []) for name, kind in KINDS.items() if WANTED[kind] != "0"]
+LIBRARIES = [Extension(name, [], optional=WANTED[kind] != "1") for name, kind in KINDS.items() if WANTED[kind] != "0"]
 setup(ext_modules=LIBRARIES, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})

@@ -1,9 +1,11 @@
 """`check_values` where code is batched, traced or differentiated: an error where values can be read, else none."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import KERNELS
 from functorch.compile import aot_function
 from samples import DEVICE, OPS, sample
 from torch import Tensor
@@ -116,7 +118,11 @@ UNREAD: dict[str, Callable[[Function, Tensor], object]] = {
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", [*OPS, "std", "categorical", "number"])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*itertools.product(KERNELS, (*OPS, "std", "categorical", "number")), ("eager", "latent"), ("eager", "number")],
+    indirect=["backend"],
+)
 @pytest.mark.parametrize("how", [*READ, *UNREAD])
 def test_transform(backend: str, name: str, how: str) -> None:
     function, good = calls()[name]

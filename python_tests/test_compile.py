@@ -198,10 +198,14 @@ def test_numbers_compile_twice(backend: str, call: str) -> None:
     _check_numbers(NUMBERS[call], "aot_eager")
 
 
-@pytest.mark.parametrize("call", ["logvar", "bounds of packed", "free_bits"])
-def test_numbers_compile_twice_by_inductor(backend: str, call: str) -> None:
-    """One of each way that a number takes."""
-    _check_numbers(NUMBERS[call], "inductor", differentiated=False)
+def test_numbers_compile_twice_by_inductor(kernel: str) -> None:
+    """One of each way that a number takes, in one graph."""
+
+    def together(*given: object) -> tuple[Tensor, ...]:
+        latents = NUMBERS["bounds of packed"](*given)
+        return NUMBERS["logvar"](*given), *latents, NUMBERS["free_bits"](*given)
+
+    _check_numbers(together, "inductor", differentiated=False)
 
 
 def test_drawn_noise_of_inductor(backend: str) -> None:
@@ -291,7 +295,7 @@ print("compiled")
 """
 
 
-def test_cold(backend: str, tmp_path: Path) -> None:
+def test_cold(kernel: str, tmp_path: Path) -> None:
     """The first thing a process does is to compile a loss; nothing is cached, no backend has been loaded."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
-    assert python(COLD, backend, DEVICE, **environment) == "compiled"
+    assert python(COLD, kernel, DEVICE, **environment) == "compiled"

@@ -99,7 +99,7 @@ def _numbers(arguments: object) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_exported(backend: str, call: str, tmp_path: Path) -> None:
+def test_exported(kernel: str, call: str, tmp_path: Path) -> None:
     """No op is given a number that JSON does not have; what is loaded computes the same."""
     program, inputs = Program(CALLS[call]), inputs_of(call)
     exported = torch.export.export(program, inputs)

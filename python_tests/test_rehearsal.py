@@ -41,7 +41,7 @@ def test_the_library_loads_and_has_every_op(name: str) -> None:
 
 @pytest.mark.parametrize("version", [None, *triton_versions.OTHERS])
 def test_launches(version: str | None, tmp_path: Path) -> None:
-    """What compiles with the oldest and the newest Triton is not all compiled with the installed one too."""
+    """All calls with the oldest Triton, and a few with the others, for which test_triton_codegen.py compiles all kernels."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     environment = stubbed_driver.environment(stubbed_driver.build(tmp_path))
@@ -50,7 +50,7 @@ def test_launches(version: str | None, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "stubbed_driver", "-p", "no:xdist", "-p", "no:cacheprovider"),
-            *("-k", "tails or positions" if version is None else "launches"),
+            *("-k", "launches" if version == triton_versions.OTHERS[0] else "tails or positions"),
             TESTS / "triton_on_stub.py",
         ],
         env=environment,

@@ -91,7 +91,6 @@ def test_compiled_code_and_families() -> None:
         "test_compile.py::test_traced_results_are_the_same",
         "test_compile.py::test_traced_results_without_gradients",
         "test_compile.py::test_the_backend_of_the_call_is_compiled",
-        "test_compile.py::test_numbers_compile_twice",
         "test_inputs.py::test_any_number_of_dims",
         "test_families.py::test_probabilities_of_all_bins_add_up_to_1",
         "test_families.py::test_probabilities_of_all_counts_add_up_to_1",
