@@ -56,7 +56,7 @@ def commands(kind: str) -> tuple[str, str]:
 
 
 def run_ninja(kind: str, library: Path) -> None:
-    """Compiles what changed and what includes it, and links."""
+    """Compiles what changed and what includes it, and links; without make's job server, which is not handed down."""
     (compiler, linker), folder = commands(kind), Path("build", kind)
     sources = [Path(f"csrc/ops_{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def run_ninja(kind: str, library: Path) -> None:
         rules.rule("link", f"{linker} $in -ltorch_cpu -lc10 -o $out", "link $out")
         objects = [rules.build(f"{folder / source.name}.o", "compile", str(source))[0] for source in sources]
         rules.build(str(library), "link", objects)
-    subprocess.run([f"{BIN_DIR}/ninja", "-f", folder / "build.ninja"], check=True)
+    subprocess.run([f"{BIN_DIR}/ninja", "-f", folder / "build.ninja"], check=True, env=os.environ | {"MAKEFLAGS": ""})
 
 
 class BuildLibraries(build_ext):

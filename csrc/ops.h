@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dtypes.h"
+#include "glibc.h"
 #include "latent.h"
 #include "likelihood.h"
 #include "rows.h"

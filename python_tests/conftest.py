@@ -14,6 +14,7 @@ from vae_kernels import report
 if DEVICE != "cpu":
     collect_ignore = [
         "test_benchmarks.py",
+        "test_build.py",
         "test_coarse.py",
         "test_cuda_codegen.py",
         "test_cuda_emulated.py",
