@@ -55,9 +55,9 @@ def commands(kind: str) -> tuple[str, str]:
     return f"{nvcc} {STANDARD} {CUDA} {code} {include}", f"{nvcc} --shared --cudart=shared {library}"  # torch's runtime
 
 
-def run_ninja(kind: str, library: Path) -> None:
+def run_ninja(kind: str, folder: Path, library: Path) -> None:
     """Compiles what changed and what includes it, and links; without make's job server, which is not handed down."""
-    (compiler, linker), folder = commands(kind), Path("build", kind)
+    compiler, linker = commands(kind)
     sources = [Path(f"csrc/ops_{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "build.ninja", "w") as file:
@@ -79,7 +79,7 @@ class BuildLibraries(build_ext):
     def build_extension(self, ext: Extension) -> None:
         kind, library = KINDS[ext.name], Path(self.get_ext_fullpath(ext.name))
         try:
-            run_ninja(kind, library)
+            run_ninja(kind, Path("build", f"{self.plat_name}-{kind}"), library)
         except (RuntimeError, subprocess.CalledProcessError) as reason:
             if WANTED[kind] == "1":
                 raise SystemExit(f"vae_kernels: the kernels for {kind} cannot be built: {reason}") from None
