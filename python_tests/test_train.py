@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from fresh_process import python
 from PIL import Image
@@ -158,6 +159,80 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch
     monkeypatch.undo()
     _, resumed = run(tmp_path, "--resume", "--epochs", "2")
     assert resumed == run(tmp_path / "whole", "--epochs", "2")[1]
+
+
+def _without(*keys: str):
+    """A change of a JSON file: what lies at the end of the keys is gone."""
+
+    def change(content: bytes) -> bytes:
+        settings = json.loads(content)
+        inner = settings
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        return json.dumps(settings).encode()
+
+    return change
+
+
+def _with_tensors(change):
+    """A change of a dict of tensors."""
+
+    def rewritten(content: bytes) -> bytes:
+        tensors = safetensors.torch.load(content)
+        return safetensors.torch.save(change(tensors))
+
+    return rewritten
+
+
+DAMAGES = {
+    "cut off": (checkpoint.TENSORS, lambda content: content[: len(content) // 2]),
+    "header cut off": (checkpoint.TENSORS, lambda content: content[:5]),
+    "empty": (checkpoint.TENSORS, lambda content: b""),
+    "overwritten": (checkpoint.TENSORS, lambda content: b"\xff" * len(content)),
+    "without progress": (
+        checkpoint.TENSORS,
+        _with_tensors(lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("progress.")}),
+    ),
+    "without weights": (
+        checkpoint.TENSORS,
+        _with_tensors(lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("model.")}),
+    ),
+    "weights of another shape": (
+        checkpoint.TENSORS,
+        _with_tensors(lambda tensors: {k: v[:1] if k.startswith("model.") else v for k, v in tensors.items()}),
+    ),
+    "JSON cut off": (checkpoint.SETTINGS, lambda content: content[:-20]),
+    "JSON empty": (checkpoint.SETTINGS, lambda content: b""),
+    "not JSON": (checkpoint.SETTINGS, lambda content: b"\xff\x00"),
+    "a list": (checkpoint.SETTINGS, lambda content: b"[1, 2]"),
+    "without training": (checkpoint.SETTINGS, _without("training")),
+    "of another version": (checkpoint.SETTINGS, lambda content: content.replace(b'"lr"', b'"learning_rate"')),
+    "a word for a number": (checkpoint.SETTINGS, lambda content: content.replace(b'"epochs": 1', b'"epochs": "many"')),
+    "history": (train.HISTORY, lambda content: content[:-5] + b"\nx,y"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, damage):
+    run(tmp_path, "--epochs", "1")
+    name, change = DAMAGES[damage]
+    changed = change((tmp_path / name).read_bytes())
+    assert changed != (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(changed)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "--epochs", "2", "--resume")
+    assert str(stopped.value).startswith(f"vae_kernels.train: {tmp_path / name} is damaged, or of another version")
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "overwritten", "without weights", "JSON cut off", "a list"])
+def test_a_damaged_model_is_named(tmp_path, damage):
+    run(tmp_path, "--epochs", "1")
+    name, change = DAMAGES[damage]
+    (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} is damaged, or of another version"):
+        checkpoint.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,33 @@ def save_settings(folder: Path, model: VAESettings, training: dict[str, Any]) ->
     _replace(folder / SETTINGS, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the content of a file becomes one line that names the file.
+
+    Raises:
+        ValueError: something is wrong with it.
+    """
+    damages = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    try:
+        yield
+    except (*damages, require("safetensors").SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is damaged, or of another version of vae_kernels ({reason})") from error
+
+
 def load_settings(folder: Path) -> dict[str, Any]:
     """What `save_settings` wrote.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
+        ValueError: its settings are damaged.
     """
     for name in (SETTINGS, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no checkpoint in {folder}: {name} is missing")
-    return json.loads((folder / SETTINGS).read_text())
+    with reading(folder / SETTINGS):
+        return json.loads((folder / SETTINGS).read_text())
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Tensor]) -> None:
@@ -52,7 +70,8 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Restore what `save` wrote into a model and an optimizer of the same settings; returns `progress`."""
+    """Restore what `save` wrote into a model and an optimizer of the same settings; returns `progress`. Damage shows as
+    an error of any kind: see `reading`."""
     tensors = require("safetensors.torch").load_file(folder / TENSORS)
     model.load_state_dict(_below("model.", tensors))
     state = {index: _below(f"optimizer.{name}.", tensors) for index, (name, _) in enumerate(model.named_parameters())}
@@ -67,11 +86,15 @@ def load_model(folder: str | os.PathLike[str]) -> VAE:
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
         ImportError: safetensors is missing.
+        ValueError: the checkpoint is damaged.
     """
     folder = Path(folder)
-    model = VAESettings(**load_settings(folder)["model"]).build()
-    weights = _below("model.", require("safetensors.torch").load_file(folder / TENSORS))
-    model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    content = load_settings(folder)
+    with reading(folder / SETTINGS):
+        model = VAESettings(**content["model"]).build()
+    with reading(folder / TENSORS):
+        weights = _below("model.", require("safetensors.torch").load_file(folder / TENSORS))
+        model.to({weight.dtype for weight in weights.values()}.pop()).load_state_dict(weights)
     return model.eval()
 
 

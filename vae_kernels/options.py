@@ -132,14 +132,17 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
 
     Raises:
         FileNotFoundError: nothing to resume.
-        ValueError: an option out of range, or one that a resumed run cannot change.
+        ValueError: an option out of range, or one that a resumed run cannot change; a damaged checkpoint.
     """
     given = vars(_parser().parse_args(arguments))
     resume = given.pop("resume", False)
     settings = Settings(**given)
     if not resume:
         return settings, False
-    began = Settings(**checkpoint.load_settings(Path(settings.out))["training"] | {"device": settings.device})
+    folder = Path(settings.out)
+    content = checkpoint.load_settings(folder)
+    with checkpoint.reading(folder / checkpoint.SETTINGS):
+        began = Settings(**content["training"] | {"device": settings.device})
     for name in sorted(given.keys() - set(RESUME_MAY_CHANGE)):
         if getattr(settings, name) != getattr(began, name):
             raise ValueError(

@@ -145,12 +145,14 @@ class Trainer:
 
     def restore(self) -> None:
         """Go on where `save` was called, in the middle of an epoch too."""
-        progress = checkpoint.load(Path(self.settings.out), self.model, self.optimizer)
-        self.generator.set_state(progress["generator"])
-        self._begin_epoch()
-        self.epoch, self.step = int(progress["epoch"]), int(progress["step"])
-        if not processes.rank():
-            self.sums.copy_(progress["sums"])
+        folder = Path(self.settings.out)
+        with checkpoint.reading(folder / checkpoint.TENSORS):
+            progress = checkpoint.load(folder, self.model, self.optimizer)
+            self.generator.set_state(progress["generator"])
+            self._begin_epoch()
+            self.epoch, self.step = int(progress["epoch"]), int(progress["step"])
+            if not processes.rank():
+                self.sums.copy_(progress["sums"])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
@@ -227,7 +229,10 @@ def _refuse_to_overwrite(folder: Path) -> None:
     """A finished run may be repeated in its folder; an unfinished one holds work that would be lost."""
     if not (folder / checkpoint.TENSORS).exists():
         return
-    epochs, done = checkpoint.load_settings(folder)["training"]["epochs"], len(read_history(folder))
+    content = checkpoint.load_settings(folder)
+    with checkpoint.reading(folder / checkpoint.SETTINGS):
+        epochs = int(content["training"]["epochs"])
+    done = len(read_history(folder))
     if done < epochs:
         raise ValueError(
             f"{folder} holds a run that stopped after {done} of {epochs} epochs: continue it with --resume, choose "
@@ -288,7 +293,7 @@ def _build_loss(settings: Settings, model: VAE) -> Loss:
 
 
 def read_history(folder: Path) -> list[Row]:
-    with (folder / HISTORY).open(newline="") as file:
+    with checkpoint.reading(folder / HISTORY), (folder / HISTORY).open(newline="") as file:
         return [Row(int(epoch), *map(float, terms)) for epoch, *terms in list(csv.reader(file))[1:]]
 
 
