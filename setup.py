@@ -2,7 +2,7 @@
 
 VAE_KERNELS_BUILD_CPU = auto | 0 | 1    1: fail if it cannot be built; 0: leave it out
 VAE_KERNELS_BUILD_CUDA = auto | 0 | 1   auto: build it where nvcc is found, with or without a GPU or a CUDA torch
-TORCH_CUDA_ARCH_LIST                    as torch reads it, in numbers; older ones than 8.0 are left out
+TORCH_CUDA_ARCH_LIST                    as torch reads it, in numbers; older ones than 8.0, without bfloat16, are left out
 CXX, LDFLAGS                            the C++ compiler (c++), and what the linker is told besides
 """
 
@@ -40,13 +40,15 @@ def commands(kind: str) -> tuple[str, str]:
     """How to compile and how to link."""
     if kind == "cpu":
         cxx, (include, library) = os.environ.get("CXX", "c++"), find_torch()
-        return f"{cxx} -fPIC {STANDARD} {CPU} {include}", f"{cxx} -shared {library} {os.environ.get('LDFLAGS', '')}"
+        pic = "" if os.name == "nt" else "-fPIC"
+        return f"{cxx} {pic} {STANDARD} {CPU} {include}", f"{cxx} -shared {library} {os.environ.get('LDFLAGS', '')}"
     homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     nvcc = shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0;10.0;12.0+PTX"
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split() if nvcc else []
-    named = sorted({int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)})
-    numbers = [number for number in named if number >= 80 and f"sm_{number}" in known]  # 8.0: conversions to bfloat16
+    numbers = sorted(
+        {int(a + b) for a, b in re.findall(r"(\d+)\.(\d)", listed) if int(a) > 7 and f"sm_{a}{b}" in known}
+    )
     if not numbers:
         raise RuntimeError(f"nvcc knows none of the architectures {listed}" if nvcc else "no nvcc")
     # PTX for the oldest becomes machine code for all, in 57 % of the time: the kernels gain nothing from newer PTX.
@@ -95,5 +97,5 @@ class PlainWheel(bdist_wheel):
 
 KINDS = {"vae_kernels._cpp": "cpu", "vae_kernels._cuda": "cuda"}
 WANTED = {kind: os.environ.get(f"VAE_KERNELS_BUILD_{kind.upper()}", "auto") for kind in KINDS.values()}
-LIBRARIES = [Extension(name, [], optional=WANTED[kind] != "1") for name, kind in KINDS.items() if WANTED[kind] != "0"]
-setup(ext_modules=LIBRARIES, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})
+wanted = [Extension(name, [], optional=WANTED[kind] != "1") for name, kind in KINDS.items() if WANTED[kind] != "0"]
+setup(ext_modules=wanted, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})

@@ -82,11 +82,11 @@ VK_INLINE void narrow(T value, Float16* to) {
 template <class S>
 constexpr Type type_of = Type::kFloat64;
 template <>
-constexpr Type type_of<float> = Type::kFloat32;
+inline constexpr Type type_of<float> = Type::kFloat32;
 template <>
-constexpr Type type_of<BFloat16> = Type::kBFloat16;
+inline constexpr Type type_of<BFloat16> = Type::kBFloat16;
 template <>
-constexpr Type type_of<Float16> = Type::kFloat16;
+inline constexpr Type type_of<Float16> = Type::kFloat16;
 
 constexpr int size_of(Type type) {
   switch (type) {

@@ -162,9 +162,13 @@ VK_INLINE T lane_sum(const T* values, int n) {
 template <int kBytes>
 struct Counters {
   typedef uint64_t Word __attribute__((vector_size(kBytes)));
-  // One instruction, but gcc has no way to it: of a 64-bit product it makes one that takes three.
+  // One instruction. clang finds it; gcc has no way to it: of a 64-bit product it makes one that takes three.
   VK_INLINE static void multiply(const Word& a, const Word& b, Word& product) {
+#ifdef __clang__
+    product = (a & 0xffffffffu) * (b & 0xffffffffu);
+#else
     asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(a), "v"(b));
+#endif
   }
 };
 #endif
@@ -201,6 +205,12 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   }
 }
 
+#ifdef __clang__
+#define VK_APART __attribute__((noinline))
+#else
+#define VK_APART __attribute__((noinline, noclone))
+#endif
+
 // One struct per instruction set. `run` is where its code begins: everything is inlined into it, but for the members
 // that would be inlined many times.
 #define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                             \
@@ -210,11 +220,11 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
       for (int64_t i = begin; i < end; ++i) static_cast<const Kernel*>(kernel)->template task<NAME>(i);                \
     }                                                                                                                  \
     template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline, noclone)) static void noise(uint64_t seed, const Tile& tile, T* eps) {        \
+    __VA_ARGS__ VK_APART static void noise(uint64_t seed, const Tile& tile, T* eps) {                                  \
       cpu::noise<COUNTERS>(seed, tile, eps);                                                                           \
     }                                                                                                                  \
     template <class T>                                                                                                 \
-    __VA_ARGS__ __attribute__((noinline, noclone)) static void row_sums(const T* values, const Tile& tile, T* sums) {  \
+    __VA_ARGS__ VK_APART static void row_sums(const T* values, const Tile& tile, T* sums) {                            \
       for (int i = 0; i < tile.rows; ++i) sums[i] = lane_sum(values + i * tile.cols, tile.cols);                       \
     }                                                                                                                  \
   };
