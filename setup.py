@@ -46,9 +46,8 @@ def commands(kind: str) -> tuple[str, str]:
     nvcc = shutil.which("nvcc", path=os.pathsep.join([*homes, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0;10.0;12.0+PTX"
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split() if nvcc else []
-    numbers = sorted(
-        {int(a + b) for a, b in re.findall(r"(\d+)\.(\d)", listed) if int(a) > 7 and f"sm_{a}{b}" in known}
-    )
+    named = {int(a + b) for a, b in re.findall(r"(\d+)\.(\d)", listed) if int(a) >= 8}
+    numbers = sorted(number for number in named if f"sm_{number}" in known)
     if not numbers:
         raise RuntimeError(f"nvcc knows none of the architectures {listed}" if nvcc else "no nvcc")
     # PTX for the oldest becomes machine code for all, in 57 % of the time: the kernels gain nothing from newer PTX.
@@ -73,10 +72,8 @@ def run_ninja(kind: str, folder: Path, library: Path) -> None:
 
 
 class BuildLibraries(build_ext):
-    """Plain shared libraries for `torch.ops.load_library`: no Python module, so no Python version in the name."""
-
     def get_ext_filename(self, name: str) -> str:
-        return str(Path(*name.split(".")).with_suffix(".so"))
+        return str(Path(*name.split(".")).with_suffix(".so"))  # for torch.ops.load_library: not a module of one Python
 
     def build_extension(self, ext: Extension) -> None:
         kind, library = KINDS[ext.name], Path(self.get_ext_fullpath(ext.name))
