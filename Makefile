@@ -19,13 +19,30 @@ REHEARSAL := $(if $(filter file,$(origin PYTHON)),build/rehearsal/bin/python,$(P
 GPU_STAGES := smoke required cuda triton memcheck racecheck initcheck timings more-timings rest
 GPU_OUT ?= out/gpu_check
 
-.PHONY: train test lint bench wheel wheel-x86_64 wheel-aarch64 gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
+.PHONY: train test test-torch test-torch-oldest test-torch-newest lint bench wheel wheel-x86_64 wheel-aarch64 gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
 
 train: $(VENV)/cpu
 	$(RUN) -m vae_kernels.train --out out/digits
 
 test: $(VENV)/ready lint
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The core of the suite beside the oldest torch that is supported and the newest that there is, side by side.
+TORCH_oldest := torch==2.10.0
+TORCH_newest := torch
+CORE := $(addprefix python_tests/test_,blocks.py capture.py gradients.py inputs.py latent.py library.py transforms.py)
+
+test-torch: test-torch-oldest test-torch-newest
+test-torch-oldest test-torch-newest: test-torch-%: build/torch-%/ready $(VENV)/ready
+	build/torch-$*/bin/python -m pytest -q $(CORE)
+
+# Gigabytes: torch brings the CUDA libraries that it is built for.
+build/torch-%/ready: pyproject.toml
+	@echo "Set-up: $(TORCH_$*), into build/torch-$*"
+	@$(PYTHON) -m venv build/torch-$*
+	@build/torch-$*/bin/python -m pip install --quiet --no-compile $(TORCH_$*) ninja setuptools
+	@$(WITHOUT_LIBRARIES) build/torch-$*/bin/python -m pip install --quiet --no-compile --no-build-isolation --editable '.[test]'
+	@touch $@
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

@@ -34,21 +34,42 @@ def undefined_symbols(library: Path) -> dict[str, str]:
 STANDARD = re.compile(r"^_Z[A-Z]*St")
 
 
+# Of C++'s runtime in the manylinux_2_28 images, the oldest whose wheels load beside a glibc of that age.
+OLDEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+
+built = pytest.mark.parametrize(
+    "library", [path for path in (LIBRARY, LIBRARY.with_name("_cuda.so")) if path.exists()], ids=lambda path: path.name
+)
+
+
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
-def test_needs_nothing_of_torch_outside_the_stable_abi() -> None:
-    system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC)_")
+@built
+def test_needs_nothing_of_torch_outside_the_stable_abi(library: Path) -> None:
+    system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC)_|^libcudart\.so\.")
     weak = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
-    others = {name for name, version in undefined_symbols(LIBRARY).items() if not system.match(version)} - weak
+    others = {name for name, version in undefined_symbols(library).items() if not system.match(version)} - weak
     assert "torch_library_impl" in others
     assert not {name for name in others if not STABLE.match(name) and not STANDARD.match(name)}
 
 
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
+@built
+def test_loads_beside_an_old_c_library(library: Path) -> None:
+    versions = {version for version in undefined_symbols(library).values() if version.partition("_")[0] in OLDEST}
+    assert versions
+    for version in versions:
+        name, _, number = version.partition("_")
+        assert tuple(map(int, number.split("."))) <= OLDEST[name], version
+
+
 @pytest.mark.skipif(not shutil.which("readelf"), reason="readelf of binutils is not installed")
-def test_links_to_nothing_unexpected() -> None:
-    listed = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
+@built
+def test_links_to_nothing_unexpected(library: Path) -> None:
+    listed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"NEEDED.*\[(.*)\]", listed))
     system = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
-    assert needed - system <= {"libtorch.so", "libtorch_cpu.so", "libc10.so"}
+    cudart = {name for name in needed if library.name == "_cuda.so" and name.startswith("libcudart.so.")}
+    assert needed - system - cudart <= {"libtorch.so", "libtorch_cpu.so", "libc10.so"}
     assert not re.search(r"R(UN)?PATH.*(/home|/work|/root|/tmp|/build)", listed)
 
 
