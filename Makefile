@@ -59,12 +59,15 @@ wheel: wheel-x86_64 wheel-aarch64
 wheel-x86_64 wheel-aarch64: wheel-%: $(VENV)/wheel
 	rm -rf build/wheel-$*
 	$(WHEEL_$*) $(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel-$* .
-	PATH="$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --plat manylinux_2_28_$* --only-plat --strip --wheel-dir dist \
+	PATH="$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --plat $(PLATFORM_$*) --only-plat --wheel-dir dist \
 		--exclude 'libtorch*' --exclude libc10.so --exclude 'libcudart*' build/wheel-$*/*.whl
 
-WHEEL_x86_64 := VAE_KERNELS_BUILD_CPU=1 VAE_KERNELS_BUILD_CUDA=1
+# Of another processor than its own auditwheel takes no name: it finds the oldest.
+PLATFORM_x86_64 := manylinux_2_28_x86_64
+PLATFORM_aarch64 := auto
+WHEEL_x86_64 := VAE_KERNELS_BUILD_CPU=1 VAE_KERNELS_BUILD_CUDA=1 LDFLAGS=-s
 WHEEL_aarch64 := VAE_KERNELS_BUILD_CPU=1 VAE_KERNELS_BUILD_CUDA=0 _PYTHON_HOST_PLATFORM=linux-aarch64 \
-	CXX=aarch64-linux-gnu-g++ LDFLAGS='-Lbuild/aarch64 -Wl,--no-as-needed'
+	CXX=aarch64-linux-gnu-g++ LDFLAGS='-s -Lbuild/aarch64 -Wl,--no-as-needed'
 
 # In place of torch's libraries for aarch64, whose names are all that the linker needs.
 wheel-aarch64: build/aarch64/libtorch_cpu.so build/aarch64/libc10.so

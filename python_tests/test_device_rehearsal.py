@@ -109,6 +109,5 @@ def test_all_files_are_collected_without_the_extras(environment: dict[str, str])
     assert "test_cuda_codegen.py" not in files
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_passes(environment: dict[str, str], file: str) -> None:
-    rehearse(environment, device_rehearsal.ROOT / "python_tests" / file)
+def test_passes(environment: dict[str, str]) -> None:
+    rehearse(environment, *(device_rehearsal.ROOT / "python_tests" / file for file in FILES))

@@ -33,7 +33,6 @@ def undefined_symbols(library: Path) -> dict[str, str]:
 # Of libstdc++, which libtorch exports in part: such symbols carry no version.
 STANDARD = re.compile(r"^_Z[A-Z]*St")
 
-
 # Of C++'s runtime in the manylinux_2_28 images, the oldest whose wheels load beside a glibc of that age.
 OLDEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
 
