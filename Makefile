@@ -92,7 +92,7 @@ $(GPU_STAGES:%=gpu-check-%): gpu-check-%:
 # and the suite passes on the CPU and in Triton's interpreter.
 gpu-rehearsal: $(if $(filter build/%,$(REHEARSAL)),build/rehearsal/ready)
 	$(REHEARSAL) -m vae_kernels
-	$(REHEARSAL) -m pytest -q --numprocesses 2 --dist loadfile
+	$(REHEARSAL) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Python 3.12 and PyPI's torch, which is built with CUDA and brings its own triton, whose interpreter needs this numpy.
 build/rehearsal/ready:
