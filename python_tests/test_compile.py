@@ -193,8 +193,25 @@ def _check_numbers(
     assert counter.frame_count <= 2
 
 
+# They compute with the number before they hand it over.
+COMPUTED = ("bounds of packed", "free_bits", "free_bits of a group", "a schedule")
+
+
+@functools.cache
+def _torch_computes_with_numbers() -> bool:
+    """Whether `a + n / 4` itself is compiled twice only: not by torch 2.10 and 2.11, which compile it for each n."""
+    counter = CompileCounterWithBackend("aot_eager")
+    run = torch.compile(lambda a, n: a + n / 4, fullgraph=True, backend=counter)
+    for step in range(4):
+        run(torch.zeros(2, device=DEVICE), 0.3 + 0.137 * step)
+    torch.compiler.reset()
+    return counter.frame_count <= 2
+
+
 @pytest.mark.parametrize("call", NUMBERS)
 def test_numbers_compile_twice(backend: str, call: str) -> None:
+    if call in COMPUTED and not _torch_computes_with_numbers():
+        pytest.skip("this torch compiles arithmetic with a number anew for each number")
     _check_numbers(NUMBERS[call], "aot_eager")
 
 
