@@ -89,11 +89,13 @@ class Case(NamedTuple):
         whole = name in ("mu", "raw", "eps")
         return self.layout if whole and not expanded and self.packed_dim is None else "contiguous"
 
-    def call(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def call(self, tensors: dict[str, Tensor], settings: dict[str, object] | None = None) -> tuple[Tensor, Tensor]:
+        """`settings` are the case's own; the compiler of torch 2.10 does not read them from a named tuple."""
+        settings = self.settings if settings is None else settings
         given = {name: t for name, t in tensors.items() if name.startswith("prior") or name == "eps"}
         if self.packed_dim is not None:
-            return vk.reparameterize_kl_packed(tensors["moments"], dim=self.packed_dim, **given, **self.settings)
-        return vk.reparameterize_kl(tensors["mu"], tensors["raw"], **given, **self.settings)
+            return vk.reparameterize_kl_packed(tensors["moments"], dim=self.packed_dim, **given, **settings)
+        return vk.reparameterize_kl(tensors["mu"], tensors["raw"], **given, **settings)
 
     def people(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What people write with torch.distributions, in the dtypes of the tensors."""
@@ -505,7 +507,8 @@ COMPILED = [
 def test_compile(backend: str, case: Case) -> None:
     tensors = case.make()
     torch._dynamo.reset()
-    compiled = torch.compile(lambda **t: case.call(t), fullgraph=True, backend="aot_eager")
+    settings = case.settings
+    compiled = torch.compile(lambda **t: case.call(t, settings), fullgraph=True, backend="aot_eager")
     got = results(case, lambda t: compiled(**t), tensors)
     want = results(case, case.call, tensors)
     for name, value in want.items():

@@ -125,7 +125,15 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path, capsys,
     assert status == 0 and history == expected and same_weights(whole, parts)
 
 
-def test_a_second_interrupt_interrupts():
+@pytest.fixture
+def interruptible():
+    """What a shell runs in the background ignores Ctrl-C, and Python has no handler for it then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_interrupts(interruptible):
     with pytest.raises(KeyboardInterrupt), train.Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
