@@ -68,7 +68,9 @@ def run_ninja(kind: str, folder: Path, library: Path) -> None:
         rules.rule("link", f"{linker} $in -ltorch_cpu -lc10 -o $out", "link $out")
         objects = [rules.build(f"{folder / source.name}.o", "compile", str(source))[0] for source in sources]
         rules.build(str(library), "link", objects)
-    subprocess.run([f"{BIN_DIR}/ninja", "-f", folder / "build.ninja"], check=True, env=os.environ | {"MAKEFLAGS": ""})
+    subprocess.run(
+        [Path(BIN_DIR, "ninja"), "-f", folder / "build.ninja"], check=True, env=os.environ | {"MAKEFLAGS": ""}
+    )
 
 
 class BuildLibraries(build_ext):

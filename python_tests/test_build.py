@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_what_is_not_wanted_is_not_touched(tree: Path) -> None:
     library(tree).write_text("mine")
     assert compiled(build(tree, VAE_KERNELS_BUILD_CPU="0")) == set()
     assert library(tree).read_text() == "mine"
+
+
+def test_pip_builds_apart_from_the_environment(tree: Path) -> None:
+    """In an environment of its own, with the packages that pyproject.toml asks for; torch is that of the environment
+    which is installed into."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "wheels", "."]
+    environment = os.environ | {"VAE_KERNELS_BUILD_CPU": "1", "VAE_KERNELS_BUILD_CUDA": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tree / "wheels").iterdir()
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    assert "vae_kernels/_cpp.so" in zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.parametrize(
