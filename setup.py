@@ -61,16 +61,14 @@ def run_ninja(kind: str, folder: Path, library: Path) -> None:
     compiler, linker = commands(kind)
     sources = [Path(f"csrc/ops_{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "build.ninja", "w") as file:
+    with open(script := folder / "build.ninja", "w") as file:
         rules = ninja_syntax.Writer(file)
         rules.variable("builddir", folder)
         rules.rule("compile", f"{compiler} -MMD -MF $out.d -c $in -o $out", "compile $in", depfile="$out.d", deps="gcc")
         rules.rule("link", f"{linker} $in -ltorch_cpu -lc10 -o $out", "link $out")
         objects = [rules.build(f"{folder / source.name}.o", "compile", str(source))[0] for source in sources]
         rules.build(str(library), "link", objects)
-    subprocess.run(
-        [Path(BIN_DIR, "ninja"), "-f", folder / "build.ninja"], check=True, env=os.environ | {"MAKEFLAGS": ""}
-    )
+    subprocess.run([Path(BIN_DIR, "ninja"), "-f", script], check=True, env=os.environ | {"MAKEFLAGS": ""})
 
 
 class BuildLibraries(build_ext):
