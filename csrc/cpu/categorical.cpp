@@ -181,14 +181,10 @@ struct Positions {
     return buffer;
   }
 
-  template <class Isa>
-  VK_INLINE void load_x(const Tile& tile, int64_t* to) const {
-    gather(x, Tile{tile.row, 0, tile.rows, 1}, to);
-  }
+  VK_INLINE void load_x(const Tile& tile, int64_t* to) const { gather(x, Tile{tile.row, 0, tile.rows, 1}, to); }
   VK_INLINE bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
 
   // Over all pieces of a position; `logit` is that of class k, if there is one.
-  template <class Isa>
   VK_INLINE Normalizer<T> normalize(int64_t position, int64_t k, T* buffer, T* weights, T* logit) const {
     Normalizer<T> all;
     for (int64_t col = 0; col < classes; col += kTile) {
@@ -215,7 +211,7 @@ struct Forward {
     Normalizer<T> found[P::kMost];
     int64_t k[P::kMost];
     const Tile tile = all.tile(i);
-    all.template load_x<Isa>(tile, k);
+    all.load_x(tile, k);
     if (all.by_class) {
       T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth];
       load_by_class(all.logits, tile, logits);
@@ -232,7 +228,7 @@ struct Forward {
     } else {
       T buffer[kTile], weights[kTile];
       logit[0] = T(NAN);
-      found[0] = all.template normalize<Isa>(tile.row, k[0], buffer, weights, logit);
+      found[0] = all.normalize(tile.row, k[0], buffer, weights, logit);
     }
     T* out = log_probs + tile.row;
 #pragma GCC ivdep
@@ -274,14 +270,14 @@ struct Backward {
     T upstream[P::kMost];
     int64_t k[P::kMost];
     const Tile tile = all.tile(i);
-    all.template load_x<Isa>(tile, k);
+    all.load_x(tile, k);
     gather(grad, Tile{tile.row, 0, tile.rows, 1}, upstream);
     if (all.by_class) {
       by_class(tile, k, upstream);
     } else if (all.one_tile()) {
-      one_tile<Isa>(tile, k, upstream);
+      one_tile(tile, k, upstream);
     } else {
-      many_tiles<Isa>(tile.row, k[0], upstream[0]);
+      many_tiles(tile.row, k[0], upstream[0]);
     }
   }
 
@@ -302,7 +298,6 @@ struct Backward {
     store_by_class(a.grad_logits, tile, weights);
   }
 
-  template <class Isa>
   VK_INLINE void one_tile(const Tile& tile, const int64_t* k, const T* upstream) const {
     T buffer[kTile], weights[kTile], out_buffer[kTile];
     const T* logits = all.load(tile, buffer);
@@ -316,14 +311,13 @@ struct Backward {
       write(weights, pitch(tile), is_class ? -upstream[r] / n.total() : T(NAN), to);
       if (is_class) to[k[r]] = upstream[r] * one_minus_prob(n, logit);
     }
-    put<Isa>(tile, out, out_buffer);
+    put(tile, out, out_buffer);
   }
 
-  template <class Isa>
   VK_INLINE void many_tiles(int64_t position, int64_t k, T upstream) const {
     T buffer[kTile], weights[kTile], out_buffer[kTile];
     T logit = T(NAN);
-    const Normalizer<T> n = all.template normalize<Isa>(position, k, buffer, weights, &logit);
+    const Normalizer<T> n = all.normalize(position, k, buffer, weights, &logit);
     const T scale = all.is_class(k) ? -upstream / n.total() : T(NAN);
     for (int64_t col = 0; col < all.classes; col += kTile) {
       const Tile tile = all.piece(position, col);
@@ -334,7 +328,7 @@ struct Backward {
       for (int j = 0; j < width; ++j) weights[j] = exp_minus(n.largest - logits[j]);
       write(weights, width, scale, to);
       if (k >= col && k < col + tile.cols) to[k - col] = upstream * one_minus_prob(n, logit);
-      put<Isa>(tile, to, out_buffer);
+      put(tile, to, out_buffer);
     }
   }
 
@@ -342,7 +336,6 @@ struct Backward {
   VK_INLINE T* target_of(const Tile& tile, T* buffer) const {
     return pitch(tile) == tile.cols ? target(a.grad_logits, tile, buffer) : buffer;
   }
-  template <class Isa>
   VK_INLINE void put(const Tile& tile, const T* written, const T* buffer) const {
     if (written != buffer) return;
     for (int i = 0; i < tile.rows; ++i) {
