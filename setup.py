@@ -59,7 +59,7 @@ def commands(kind: str) -> tuple[str, str]:
 def run_ninja(kind: str, folder: Path, library: Path) -> None:
     """Compiles what changed and what includes it, and links; without make's job server, which is not handed down."""
     compiler, linker = commands(kind)
-    sources = [Path(f"csrc/ops_{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
+    sources = [Path(f"csrc/bind/{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)
     with open(script := folder / "build.ninja", "w") as file:
         rules = ninja_syntax.Writer(file)

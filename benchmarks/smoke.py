@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_kernels as vk
-from vae_kernels import fakes
-from vae_kernels.likelihood import FAMILIES
+from vae_kernels import ops
+from vae_kernels.families import FAMILIES
 
 SHAPE = (6, 10, 4)
 # A kernel errs at most twice as much as eager in the same dtype, plus 4 units of the largest number's last place.
@@ -128,7 +128,7 @@ def main(backend: str, device: str) -> int:
                 traceback.print_exc()
                 outcome, failed = f"FAILED {type(problem).__name__}: {problem}", failed + 1
             print(f"{backend} {name}: {outcome}, {perf_counter() - began:.2f} s", flush=True)
-    if missing := set(fakes.SCHEMAS) - called.names:
+    if missing := set(ops.SCHEMAS) - called.names:
         print(f"{backend}: FAILED, never called: {', '.join(sorted(missing))}")
     print(f"{backend}: {len(CALLS) - failed} of {len(CALLS)} calls passed")
     return int(failed > 0 or bool(missing))

@@ -24,8 +24,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from vae_kernels import fakes
-from vae_kernels.likelihood import FAMILIES
+from vae_kernels import ops
+from vae_kernels.families import FAMILIES, INDEX
+from vae_kernels.settings import KlEstimator, KlReduction, LatentOptions, LikelihoodOptions, Scale
 
 from .machine_code import CARDS, Code, main_loops, predicted, read_amd, read_nvidia
 
@@ -76,75 +77,70 @@ class LatentVariant(NamedTuple):
 
     prior: tuple[tuple[int, ...], ...] = ()
     packed: bool = False
-    num_samples: int | None = None
-    scale: str = "logvar"
-    clamp: tuple[float | None, float | None] = (None, None)
-    estimator: str = "analytic"
-    reduction: str = "sum"
+    options: LatentOptions = LatentOptions(1)
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor | None]:
         prior = [torch.empty(shape, dtype=dtype, device="meta") for shape in self.prior] or [None, None]
         moments = [torch.empty(ROWS, 2 * COLS, dtype=dtype, device="meta"), None] if self.packed else _full(dtype, 2)
-        return [*moments, *prior, torch.empty(1, dtype=torch.int64, device="meta"), None]
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return 1, 1, self.num_samples, self.scale, *self.clamp, self.estimator, self.reduction
+        return [*moments, *prior, torch.empty(1, dtype=torch.int64, device="meta")]
 
     def forward(self, dtype: torch.dtype) -> object:
         from vae_kernels.triton import latent
 
-        return latent.latent_forward(*self.inputs(dtype), *self.settings)
+        return latent.latent_forward(*self.inputs(dtype), *self.options)
 
     def backward(self, dtype: torch.dtype) -> object:
         """All gradients, the noise having none."""
         from vae_kernels.triton import latent
 
         inputs = self.inputs(dtype)
-        upstream = fakes._latent_forward(*inputs, *self.settings)
-        needs = [t is not None for t in (*inputs[:4], None)]
-        return latent.latent_backward(*upstream, *inputs, needs, *self.settings)
+        upstream = ops.latent_forward(*inputs, *self.options)
+        needs = sum(1 << i for i, t in enumerate(inputs[:4]) if t is not None)
+        return latent.latent_backward(*upstream, *inputs, *self.options, needs)
 
     def cases(self) -> tuple[Case, Case]:
         """Of several samples, forward has one instruction in a loop, backward one for the first and one for the others."""
         read = 2 + sum(shape == (ROWS, COLS) for shape in self.prior)
-        elements = int(self.reduction == "none")
-        samples = 1 if self.num_samples is None else 2
+        elements = int(not self.options.summed)
+        samples = 1 if self.options.num_samples is None else 2
         backward = Case(self.backward, samples * (1 + elements) + read, read, wide_loaded=samples * elements)
         return Case(self.forward, read, 1 + elements, wide_stored=elements), backward
 
 
 LATENT_VARIANTS = {
     "latent": LatentVariant(),
-    "latent, packed, clamped": LatentVariant(packed=True, clamp=(-30.0, 20.0)),
+    "latent, packed, clamped": LatentVariant(packed=True, options=LatentOptions(1, packed_dim=1, low=-30.0, high=20.0)),
     "latent, prior": LatentVariant(prior=((ROWS, COLS),) * 2),
     "latent, one prior for all": LatentVariant(prior=((1,), (1,))),
-    "latent, std, elements": LatentVariant(scale="std", reduction="none"),
-    "latent, samples, prior, monte carlo": LatentVariant(((ROWS, COLS),) * 2, num_samples=8, estimator="monte_carlo"),
-    "latent, path": LatentVariant(estimator="path"),
+    "latent, std, elements": LatentVariant(options=LatentOptions(1, scale=Scale.std, kl_reduction=KlReduction.none)),
+    "latent, samples, prior, monte carlo": LatentVariant(
+        ((ROWS, COLS),) * 2, options=LatentOptions(1, num_samples=8, kl_estimator=KlEstimator.monte_carlo)
+    ),
+    "latent, path": LatentVariant(options=LatentOptions(1, kl_estimator=KlEstimator.path)),
 }
 
 
-def _forward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], constants: list[float]) -> Callable:
-    def call(dtype: torch.dtype) -> object:
-        from vae_kernels.triton import likelihood
-
-        return likelihood.likelihood_forward(family, inputs(dtype), constants, 1)
-
-    return call
+def _arguments(family: str, dtype: torch.dtype) -> tuple[list[Tensor | None], LikelihoodOptions]:
+    """Tensors, as many as the family takes; the last of its arguments may be a number."""
+    count = len(FAMILIES[family].arguments) - len(FAMILIES[family].numbers)
+    tensors = [*_full(dtype, count), *(None for _ in range(4 - count))]
+    return tensors, LikelihoodOptions(INDEX[family], None, 256.0 if FAMILIES[family].numbers else None, 1)
 
 
-def _backward(family: str, inputs: Callable[[torch.dtype], list[Tensor]], constants: list[float]) -> Callable:
+def _forward(family: str, dtype: torch.dtype) -> object:
+    from vae_kernels.triton import likelihood
+
+    tensors, options = _arguments(family, dtype)
+    return likelihood.likelihood_forward(*tensors, *options)
+
+
+def _backward(family: str, dtype: torch.dtype) -> object:
     """All gradients but that of x."""
+    from vae_kernels.triton import likelihood
 
-    def call(dtype: torch.dtype) -> object:
-        from vae_kernels.triton import likelihood
-
-        given = inputs(dtype)
-        needs = [i != 1 for i in range(len(given))]
-        return likelihood.likelihood_backward(family, torch.empty(ROWS, device="meta"), given, constants, 1, needs)
-
-    return call
+    tensors, options = _arguments(family, dtype)
+    needs = sum(1 << i for i, t in enumerate(tensors) if t is not None and i != 1)
+    return likelihood.likelihood_backward(torch.empty(ROWS, device="meta"), *tensors, *options, needs)
 
 
 def _categorical(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -169,12 +165,9 @@ def _cases() -> dict[str, Case]:
         comma = "," if "," in name else ""
         cases[f"{name}{comma} forward"], cases[f"{name}{comma} backward"] = variant.cases()
     for family in FAMILIES:
-        names = FAMILIES[family].arguments
-        constants = [256.0] if "bins" in names else []
-        count = len(names) - len(constants)
-        inputs = partial(_full, count=count)
-        cases[f"{family} forward"] = Case(_forward(family, inputs, constants), count, 0)
-        cases[f"{family} backward"] = Case(_backward(family, inputs, constants), count, count - 1)
+        count = len(FAMILIES[family].arguments) - len(FAMILIES[family].numbers)
+        cases[f"{family} forward"] = Case(partial(_forward, family), count, 0)
+        cases[f"{family} backward"] = Case(partial(_backward, family), count, count - 1)
     cases["categorical forward"] = Case(_categorical_forward, 1, 0)
     # The second time from a cache.
     cases["categorical backward"] = Case(_categorical_backward, 2, 1)

@@ -1,26 +1,10 @@
 // The categorical likelihood of one position: ln p(x) = l_x - m - ln(sum of e^(l_k - m)) over the classes k, l the
-// logits and m the largest of them. Also what the kernels of every device take.
+// logits and m the largest of them.
 #pragma once
 
 #include "math.h"
-#include "rows.h"
 
 namespace vk {
-
-// Logits as (positions, classes); `x` and `grad` as one value for each position. Where x is not in [0, classes), the
-// log-probability and the gradients of the position are NaN.
-struct CategoricalForward {
-  Type arithmetic;
-  int64_t positions, classes, samples;  // positions of one sample lie side by side
-  View logits, x;
-  void* log_prob;  // (samples), of the arithmetic's type
-};
-
-struct CategoricalBackward {
-  Type arithmetic;
-  int64_t positions, classes;
-  View grad, logits, x, grad_logits;
-};
 
 // The normalizer of some of the classes. Those at the maximum are counted and only the others added up, so that the
 // logarithm of the sum, and 1 - p of the likeliest class, lose nothing where one class has nearly all of the

@@ -1,7 +1,7 @@
 // Families of likelihoods, per element. A family is a struct with its name, the number of its arguments in the order
 // (decoder output, x, further parameters), how many of the last of them are constants, one number each that nobody
 // differentiates, whether its arithmetic is so short that conversions show, their log-probability and its derivatives.
-// Add it to VK_FAMILIES as well.
+// Add it to VK_FAMILIES as well, in the order of FAMILIES in vae_kernels/families.py.
 #pragma once
 
 #include "math.h"
@@ -379,22 +379,36 @@ struct DiscretizedLogistic {
   }
 };
 
-#define VK_FAMILIES(X)                                                                                                 \
-  X(Bernoulli)                                                                                                         \
-  X(Gaussian)                                                                                                          \
-  X(NegativeBinomial)                                                                                                  \
-  X(ZeroInflatedNegativeBinomial) X(Laplace) X(ContinuousBernoulli) X(BernoulliProbs) X(DiscretizedLogistic)
+// clang-format off
+#define VK_FAMILIES(X) \
+  X(Bernoulli) \
+  X(Gaussian) \
+  X(Laplace) \
+  X(ContinuousBernoulli) \
+  X(BernoulliProbs) \
+  X(NegativeBinomial) \
+  X(ZeroInflatedNegativeBinomial) \
+  X(DiscretizedLogistic)
+// clang-format on
 
-// How many arguments a family has, and how many of the last of them are constants; none where there is no such family.
-struct FamilyArguments {
-  int count = 0, constants = 0;
+// Outside the kernels a family is its place in this list: its name, the number of its arguments, and how many of the
+// last of them are constants.
+struct FamilyInfo {
+  const char* name;
+  int arguments, constants;
 };
-inline FamilyArguments arguments_of(const char* family) {
+#define X(FAMILY) {FAMILY::kName, FAMILY::kArguments, FAMILY::kConstants},
+constexpr FamilyInfo kFamilies[] = {VK_FAMILIES(X)};
+#undef X
+
+// Calls f with an object of the family's struct.
+template <class F>
+void with_family(int family, const F& f) {
+  int index = 0;
 #define X(FAMILY)                                                                                                      \
-  if (strcmp(family, FAMILY::kName) == 0) return {FAMILY::kArguments, FAMILY::kConstants};
+  if (family == index++) return f(FAMILY{});
   VK_FAMILIES(X)
 #undef X
-  return {};
 }
 
 }  // namespace vk

@@ -198,18 +198,4 @@ inline bool make_view(const Shape& shape, int batch_dims, const Dims& columns, V
   return merged;
 }
 
-// Where each column's element lies, in the columns' order. For what no view expresses: broadcasting along several dims.
-inline std::vector<int64_t> column_offsets(const Shape& shape, const Dims& columns) {
-  std::vector<int64_t> offsets(1, 0);
-  for (int i = columns.count() - 1; i >= 0; --i) {
-    const int d = int(columns[i]);
-    const size_t inner = offsets.size();
-    for (int64_t k = 1; k < shape.sizes[d]; ++k) {
-      for (size_t j = 0; j < inner; ++j) offsets.push_back(offsets[j] + k * shape.strides[d]);
-    }
-    if (shape.sizes[d] == 0) offsets.clear();
-  }
-  return offsets;
-}
-
 }  // namespace vk

@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from vae_kernels import fakes
+from vae_kernels import ops
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda", 0)
@@ -157,13 +157,9 @@ def _serve() -> None:
     """The backends of CUDA tensors."""
     backends = sys.modules["vae_kernels.backends"]
     assert not backends._why_not("cpp", "cpu")
-    library = torch.library.Library("vae_kernels_cuda", "DEF")
-    for name, schema in fakes.SCHEMAS.items():
-        if hasattr(torch.ops.vae_kernels_cpp, name):
-            library.define(name + schema)
-            library.impl(name, getattr(torch.ops.vae_kernels_cpp, name), "CPU")
-    fakes.register("vae_kernels_cuda")
-    _kept.append(library)
+    library = ops.define("vae_kernels_cuda")
+    for name in ops.SCHEMAS:
+        library.impl(name, getattr(torch.ops.vae_kernels_cpp, name), "CPU")
     why_not = backends._why_not
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from vae_kernels import fakes
+from vae_kernels import ops
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = "VAE_KERNELS_EMULATED_CUDA"
 
-SOURCES = ["csrc/ops_cuda.cpp", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / "cuda").glob("*.cu")))]
+SOURCES = ["csrc/bind/cuda.cpp", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / "cuda").glob("*.cu")))]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -61,7 +61,7 @@ def environment(library: Path) -> dict[str, str]:
 def pytest_load_initial_conftests() -> None:
     """Before conftest.py asks which backends there are."""
     torch.ops.load_library(os.environ[LIBRARY])
-    fakes.register("vae_kernels_cuda")
+    ops.define("vae_kernels_cuda")
     backends = sys.modules["vae_kernels.backends"]
     why_not = backends._why_not
     backends._DEVICES["cuda"] = ("cpu",)

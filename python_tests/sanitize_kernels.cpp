@@ -7,10 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "../csrc/cpu/categorical.h"
-#include "../csrc/cpu/latent.h"
-#include "../csrc/cpu/likelihood.h"
-#include "../csrc/likelihood.h"
+#include "../csrc/cpu/kernels.h"
+#include "../csrc/dtypes.h"
 
 namespace {
 
@@ -102,7 +100,7 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
   std::vector<T> sums(rows, T(NAN));
   const int64_t cols = outer * inner;
 
-  vk::cpu::LatentForward f{};
+  vk::LatentForward f{};
   const int64_t seed = 7;
   f.arithmetic = arithmetic, f.rows = rows, f.cols = cols, f.samples = 1, f.seeds = &seed;
   f.scale = vk::Scale::kLogvar, f.estimator = vk::KlEstimator::kAnalytic, f.low = -INFINITY, f.high = INFINITY;
@@ -113,8 +111,8 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
   vk::cpu::latent_forward(f, serial);
   check_sums(sums);
 
-  vk::cpu::LatentBackward b{};
-  static_cast<vk::cpu::LatentInputs&>(b) = f;
+  vk::LatentBackward b{};
+  static_cast<vk::LatentInputs&>(b) = f;
   b.grad_z = memory.view(type, rows, outer, inner, layout);
   b.grad_kl = f.mu, b.grad_kl.data = sums.data(), b.grad_kl.type = arithmetic, b.grad_kl.dense = false;
   b.grad_kl.row_inner = 1, b.grad_kl.stride[0] = 1, b.grad_kl.stride[2] = b.grad_kl.stride[3] = 0;
@@ -123,11 +121,11 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
   vk::cpu::latent_backward(b, serial);
 
   for (const bool broadcast : {false, true}) {
-    const char* family = broadcast ? "gaussian" : "bernoulli";
-    const int arguments = vk::arguments_of(family).count;
-    vk::cpu::LikelihoodForward lf{};
+    const int family = broadcast ? 1 : 0;  // Gaussian or Bernoulli
+    const int arguments = broadcast ? 3 : 2;
+    vk::LikelihoodForward lf{};
     lf.family = family, lf.arithmetic = arithmetic, lf.rows = rows, lf.cols = cols;
-    vk::cpu::LikelihoodBackward lb{};
+    vk::LikelihoodBackward lb{};
     lb.family = family, lb.arithmetic = arithmetic, lb.rows = rows, lb.cols = cols;
     lf.arguments[0] = memory.view(type, rows, outer, inner, layout);
     lf.arguments[1] = memory.view(target, rows, outer, inner, layout);
@@ -141,8 +139,8 @@ void run(Type arithmetic, Type type, Type target, int64_t rows, int64_t outer, i
       lf.arguments[2].col_inner = std::max<int64_t>(inner, 1), lf.arguments[2].stride[2] = 1;
       lf.arguments[2].stride[3] = 0, lf.arguments[2].dense = false;
       lb.gradients[2].view = memory.view(type, 1, outer, 1, dense);
-      lb.gradients[2].sums = outer;
-      for (int64_t col = 0; col < cols; ++col) lb.gradients[2].cells.push_back(col / inner);
+      lb.gradients[2].summed = true;
+      lb.gradients[2].columns = {{outer, true}, {inner, false}};
     }
     vk::cpu::likelihood_forward(lf, serial);
     check_sums(sums);

@@ -27,9 +27,10 @@ def tree(tmp_path: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "vae_kernels", tmp_path / "vae_kernels", ignore=shutil.ignore_patterns("*.so"))
-    (tmp_path / "csrc" / "cpu").mkdir(parents=True)
+    for folder in ("bind", "cpu"):
+        (tmp_path / "csrc" / folder).mkdir(parents=True)
     (tmp_path / "csrc" / "sum.h").write_text("#define SUM ;\n")
-    (tmp_path / "csrc" / "ops_cpu.cpp").write_text('#include "sum.h"\n' + ADD)
+    (tmp_path / "csrc" / "bind" / "cpu.cpp").write_text('#include "../sum.h"\n' + ADD)
     (tmp_path / "csrc" / "cpu" / "other.cpp").write_text("int other;\n")
     return tmp_path
 
@@ -51,12 +52,12 @@ def compiled(done: subprocess.CompletedProcess) -> set[str]:
 
 def test_what_changed_is_compiled(tree: Path) -> None:
     """And what includes it."""
-    assert compiled(build(tree)) == {"ops_cpu.cpp", "cpu/other.cpp"}
+    assert compiled(build(tree)) == {"bind/cpu.cpp", "cpu/other.cpp"}
     assert library(tree).exists()
     assert compiled(build(tree)) == set()
     (tree / "csrc" / "sum.h").write_text("#define SUM +1;\n")
-    assert compiled(build(tree)) == {"ops_cpu.cpp"}
-    assert compiled(build(tree, CXX="c++ -DOTHER")) == {"ops_cpu.cpp", "cpu/other.cpp"}
+    assert compiled(build(tree)) == {"bind/cpu.cpp"}
+    assert compiled(build(tree, CXX="c++ -DOTHER")) == {"bind/cpu.cpp", "cpu/other.cpp"}
 
 
 def test_an_error_of_what_was_asked_for_ends_the_build(tree: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from test_library import STABLE, STANDARD, undefined_symbols
 
 from benchmarks.cuda_codegen import LIBRARY, Kernel, kernels, why_not
-from vae_kernels.likelihood import FAMILIES
+from vae_kernels.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
@@ -147,9 +147,11 @@ def test_loads_and_registers_its_ops() -> None:
 import ctypes, torch
 ctypes.CDLL({str(runtime)!r}, ctypes.RTLD_GLOBAL)
 torch.ops.load_library({str(LIBRARY)!r})
+from vae_kernels import ops
+library = ops.define("vae_kernels_cuda")
 zeros = torch.zeros(2, 3)
 try:
-    torch.ops.vae_kernels_cuda.likelihood_forward("bernoulli", [zeros, zeros], [], 1)
+    torch.ops.vae_kernels_cuda.likelihood_forward(zeros, zeros, None, None, 0, None, None, 1)
 except NotImplementedError as error:
     print("CUDA" in str(error))
 """

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import BACKENDS
 from fresh_process import python
 
 import vae_kernels as vk
+from vae_kernels.families import INDEX
 
 LIBRARY = Path(vk.__file__).with_name("_cpp.so")
 
@@ -155,15 +157,32 @@ def test_the_best_instruction_set_is_the_default() -> None:
 @pytest.mark.parametrize("bins", [torch.tensor(256.0), torch.full((2, 3), 256.0)], ids=["one", "elements"])
 def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
     """The kernels read them as one number: of several they would take the first."""
-    inputs = [torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()), bins]
-    ops = torch.ops.vae_kernels_cpp
-    message = "discretized_logistic needs 1 of its arguments in constants, as numbers, got 0 there and 4 tensors"
+    inputs = (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()))
+    ops, family = torch.ops.vae_kernels_cpp, INDEX["discretized_logistic"]
+    message = "discretized_logistic takes its last 1 parameters as numbers, got a tensor"
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_forward("discretized_logistic", inputs, [], 1)
+        ops.likelihood_forward(*inputs, bins, family, None, None, 1)
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_backward("discretized_logistic", torch.ones(2), inputs, [], 1, [True] * 4)
-    with pytest.raises(RuntimeError, match="discretized_logistic takes 4 arguments, got 5"):
-        ops.likelihood_forward("discretized_logistic", inputs, [256.0], 1)
+        ops.likelihood_backward(torch.ones(2), *inputs, bins, family, None, None, 1, 15)
+    message = "discretized_logistic takes 2 parameters, each a tensor or a number"
+    with pytest.raises(RuntimeError, match=message):
+        ops.likelihood_forward(*inputs, bins, family, None, 256.0, 1)
+    with pytest.raises(RuntimeError, match=message):
+        ops.likelihood_forward(*inputs, None, family, None, None, 1)
+    with pytest.raises(RuntimeError, match="family must be between 0 and 7, got 8"):
+        ops.likelihood_forward(*inputs, None, 8, None, 256.0, 1)
+
+
+def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
+    """Its families would be computed by each other's formulas."""
+    package = shutil.copytree(
+        Path(vk.__file__).parent, tmp_path / "vae_kernels", ignore=shutil.ignore_patterns("_cuda.so")
+    )
+    families = (package / "families.py").read_text()
+    (package / "families.py").write_text(families.replace('"laplace"', '"another"'))
+    code = "import vae_kernels as vk; print(vk.backends()['cpu']['cpp'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "_cpp.so was built from other sources: reinstall\n", done.stderr
 
 
 def test_calls_from_several_threads_at_once() -> None:

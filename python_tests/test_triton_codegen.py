@@ -36,6 +36,8 @@ from triton_calls import (  # noqa: E402
 )
 
 from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, compiled, rows_of  # noqa: E402
+from vae_kernels.families import INDEX  # noqa: E402
+from vae_kernels.settings import LatentOptions, LikelihoodOptions  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
 from vae_kernels.triton import latent, latent_kernels, launch, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
@@ -213,13 +215,13 @@ FORWARD: dict[str, tuple[int, Callable[[int], object]]] = {
 
 
 def _latent_forward(rows: int, cols: int, dtype: torch.dtype) -> object:
-    return latent.latent_plain_forward(
-        *(empty(rows, cols, dtype=dtype) for _ in range(2)), empty(1, dtype=torch.int64), 1
-    )
+    moments = (empty(rows, cols, dtype=dtype) for _ in range(2))
+    return latent.latent_forward(*moments, None, None, empty(1, dtype=torch.int64), *LatentOptions(1))
 
 
 def _likelihood_forward(family: str, rows: int, cols: int, *dtypes: torch.dtype) -> object:
-    return likelihood_kernels.likelihood_forward(family, [empty(rows, cols, dtype=dtype) for dtype in dtypes], [], 1)
+    tensors = [*(empty(rows, cols, dtype=dtype) for dtype in dtypes), *(None for _ in range(4 - len(dtypes)))]
+    return likelihood_kernels.likelihood_forward(*tensors, *LikelihoodOptions(INDEX[family], None, None, 1))
 
 
 @pytest.mark.parametrize("name", FORWARD)

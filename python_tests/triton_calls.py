@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_kernels.likelihood import FAMILIES
-from vae_kernels.triton import OPS, latent
+from vae_kernels.families import FAMILIES, INDEX
+from vae_kernels.settings import KlEstimator, KlReduction, LatentOptions, LikelihoodOptions, Scale
+from vae_kernels.triton import OPS
 
 # `make(5, 37)` or `make((5, 37))`, and perhaps a dtype.
 Make = Callable[..., Tensor]
@@ -34,31 +35,28 @@ def latent_step(
     make: Make,
     *inputs: Tensor | None,
     batch_dims: int = 1,
-    packed_dim: int = 0,
-    num_samples: int | None = None,
     used: tuple[bool, bool] = (True, True),
-    **settings: Any,
+    **options: Any,
 ) -> None:
-    """Of mu, logvar, the prior's parameters, seed and eps, those behind the last given being missing; `used` says which
+    """Of mu, logvar, the prior's parameters and the noise, those behind the last given being missing; `used` says which
     of z and the KL divergence has a gradient."""
-    inputs = (*inputs, *(None for _ in range(6 - len(inputs))))
-    if inputs[4] is None and inputs[5] is None:
-        inputs = (*inputs[:4], make(1, dtype=I64), None)
-    given = {"scale": "logvar", "low": None, "high": None, "estimator": "analytic", "reduction": "sum"} | settings
-    settings = (batch_dims, packed_dim, num_samples, *given.values())
-    outputs = latent.latent_forward(*inputs, *settings)
+    inputs = (*inputs, *(None for _ in range(4 - len(inputs))), *([] if len(inputs) == 5 else [make(1, dtype=I64)]))
+    options = LatentOptions(batch_dims, **options)
+    outputs = OPS["latent_forward"](*inputs, *options)
     upstream = [make(t.shape, dtype=t.dtype) if is_used else None for t, is_used in zip(outputs, used, strict=True)]
-    latent.latent_backward(*upstream, *inputs, [t is not None for t in (*inputs[:4], inputs[5])], *settings)
+    needs = sum(1 << i for i, t in enumerate(inputs) if t is not None and t.is_floating_point())
+    OPS["latent_backward"](*upstream, *inputs, *options, needs)
 
 
-def likelihood(
-    make: Make, family: str, *inputs: Tensor, constants: tuple[float, ...] = (), batch_dims: int = 1, x: bool = False
-) -> None:
+def likelihood(make: Make, family: str, *arguments: Tensor | float, batch_dims: int = 1, x: bool = False) -> None:
     """`x` says whether the target has a gradient."""
-    out = OPS["likelihood_forward"](family, list(inputs), list(constants), batch_dims)
-    needs = [i != 1 or x for i in range(len(inputs))]
-    grad = make(out.shape, dtype=out.dtype)
-    OPS["likelihood_backward"](family, grad, list(inputs), list(constants), batch_dims, needs)
+    arguments = (*arguments, *(None for _ in range(4 - len(arguments))))
+    inputs = [t if isinstance(t, Tensor) else None for t in arguments]
+    numbers = [t if isinstance(t, float) else None for t in arguments[2:]]
+    options = LikelihoodOptions(INDEX[family], *numbers, batch_dims)
+    out = OPS["likelihood_forward"](*inputs, *options)
+    needs = sum(1 << i for i, t in enumerate(inputs) if t is not None and (i != 1 or x))
+    OPS["likelihood_backward"](make(out.shape, dtype=out.dtype), *inputs, *options, needs)
 
 
 def categorical(make: Make, logits: Tensor, batch_dims: int = 1) -> None:
@@ -67,26 +65,10 @@ def categorical(make: Make, logits: Tensor, batch_dims: int = 1) -> None:
     OPS["categorical_backward"](make(out.shape, dtype=out.dtype), logits, x, batch_dims)
 
 
-def short_ops(make: Make) -> None:
-    """Those that have few arguments."""
-    mu, logvar, m, v, seed = *(make(5, 36) for _ in range(4)), make(1, dtype=I64)
-    z, kl = OPS["latent_plain_forward"](mu, logvar, seed, 1)
-    OPS["latent_plain_backward"](z, kl, mu, logvar, seed, 1)
-    OPS["latent_prior_forward"](mu, logvar, m, v, seed, 1)
-    OPS["latent_prior_backward"](z, kl, mu, logvar, m, v, seed, 1)
-    z, kl = OPS["latent_packed_forward"](mu, seed, 1, 1, -30.0, 20.0)
-    OPS["latent_packed_backward"](z, kl, mu, seed, 1, 1, -30.0, 20.0)
-    out = OPS["likelihood_pair_forward"]("bernoulli", mu, m, 1)
-    OPS["likelihood_pair_backward"]("bernoulli", out, mu, m, 1)
-    out = OPS["likelihood_triple_forward"]("gaussian", mu, m, v, 1)
-    OPS["likelihood_triple_backward"]("gaussian", out, mu, m, v, 1)
-
-
 def _family(name: str) -> Callable[[Make], None]:
     names = FAMILIES[name].arguments
-    constants = (256.0,) if "bins" in names else ()
     return lambda make: likelihood(
-        make, name, *(make(5, 36, dtype=BF16) for _ in names[len(constants) :]), constants=constants, x=True
+        make, name, *(256.0 if argument == "bins" else make(5, 36, dtype=BF16) for argument in names), x=True
     )
 
 
@@ -97,41 +79,46 @@ LATENT: dict[str, Callable[[Make], None]] = {
     "no batch": lambda make: latent_step(make, make(37), make(37), batch_dims=0),
     "gradient of z alone": lambda make: latent_step(make, make(5, 37), make(5, 37), used=(True, False)),
     "gradient of the KL alone": lambda make: latent_step(make, make(5, 37), make(5, 37), used=(False, True)),
-    "noise given": lambda make: latent_step(make, make(5, 37), make(5, 37), None, None, None, make(5, 37)),
+    "noise given": lambda make: latent_step(make, make(5, 37), make(5, 37), None, None, make(5, 37)),
     "packed, clamped": lambda make: latent_step(make, make(5, 38), packed_dim=1, low=-30.0, high=20.0),
     "packed, channels last": lambda make: latent_step(make, channels_last(make, 2, 8, 4, 4, dtype=F16), packed_dim=1),
     "a seed for each": lambda make: latent_step(
-        make, make(5, 37), make(5, 37), None, None, make(5, dtype=I64), num_samples=3, estimator="path"
+        make, make(5, 37), make(5, 37), None, None, make(5, dtype=I64), num_samples=3, kl_estimator=KlEstimator.path
     ),
     "samples of elements": lambda make: latent_step(
         make,
-        *(make(5, 37), make(5, 37), None, None, None, make(3, 5, 37)),
+        *(make(5, 37), make(5, 37), None, None, make(3, 5, 37)),
         num_samples=3,
-        estimator="monte_carlo",
-        reduction="none",
+        kl_estimator=KlEstimator.monte_carlo,
+        kl_reduction=KlReduction.none,
     ),
-    "a prior for each element": lambda make: latent_step(make, *(make(5, 37) for _ in range(4)), estimator="path"),
+    "a prior for each element": lambda make: latent_step(
+        make, *(make(5, 37) for _ in range(4)), kl_estimator=KlEstimator.path
+    ),
     "a prior for each column": lambda make: latent_step(make, make(64, 64), make(64, 64), make(64), make(1, 64)),
     "a prior for each channel": lambda make: latent_step(
         make, *(channels_last(make, 2, 3, 4, 4) for _ in range(2)), make(3, 1, 1), make(1)
     ),
     "half a prior, of double numbers": lambda make: latent_step(
-        make, make(5, 37), make(5, 37), None, make(5, 37, dtype=F64), scale="variance", low=-3.0, high=4.0
+        make, make(5, 37), make(5, 37), None, make(5, 37, dtype=F64), scale=Scale.variance, low=-3.0, high=4.0
     ),
     "split rows": lambda make: latent_step(make, make(2, 786432), make(2, 786432)),
     "split rows of samples": lambda make: latent_step(
-        make, make(2, 786432), make(2, 786432), num_samples=2, estimator="monte_carlo", scale="logstd"
+        make, make(2, 786432), make(2, 786432), num_samples=2, kl_estimator=KlEstimator.monte_carlo, scale=Scale.logstd
     ),
     "two levels of rows": lambda make: latent_step(make, cropped(make, 3, 4, 16), make(3, 4, 16), batch_dims=2),
     "two levels of columns": lambda make: latent_step(make, cropped(make, 3, 4, 16), make(3, 4, 16)),
-    "columns apart": lambda make: latent_step(make, transposed(make, 5, 37), make(5, 37), scale="std"),
+    "columns apart": lambda make: latent_step(make, transposed(make, 5, 37), make(5, 37), scale=Scale.std),
 }
 
 LIKELIHOOD: dict[str, Callable[[Make], None]] = {
     **{name: _family(name) for name in FAMILIES},
     "one per column": lambda make: likelihood(make, "gaussian", make(64, 64), make(64, 64), make(64)),
     "one for all": lambda make: likelihood(make, "laplace", make(64, 64), make(64, 64), make(1)),
-    "a number": lambda make: likelihood(make, "gaussian", make(5, 37), make(5, 37), constants=(0.3,)),
+    "a number": lambda make: likelihood(make, "gaussian", make(5, 37), make(5, 37), 0.3),
+    "a number before a tensor": lambda make: likelihood(
+        make, "zero_inflated_negative_binomial", make(5, 37), make(5, 37), 2.0, make(37)
+    ),
     "split rows of a likelihood": lambda make: likelihood(
         make, "bernoulli", make(2, 786432), make(2, 786432, dtype=U8)
     ),
@@ -155,4 +142,4 @@ CATEGORICAL: dict[str, Callable[[Make], None]] = {
     "classes apart": lambda make: categorical(make, make(2, 7, 4, 4).movedim(1, -1)),
 }
 
-CALLS = LATENT | LIKELIHOOD | CATEGORICAL | {"ops of few arguments": short_ops}
+CALLS = LATENT | LIKELIHOOD | CATEGORICAL

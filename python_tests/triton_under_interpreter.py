@@ -19,7 +19,10 @@ from torch import Tensor
 import vae_kernels as vk
 from benchmarks import smoke
 from vae_kernels import noise
-from vae_kernels.triton import latent, launch, layout, philox, tile
+from vae_kernels.families import INDEX
+from vae_kernels.settings import LatentOptions, LikelihoodOptions
+from vae_kernels.triton import OPS as KERNELS
+from vae_kernels.triton import launch, layout, philox, tile
 
 
 @pytest.fixture(autouse=True)
@@ -195,18 +198,15 @@ def test_more_levels_than_the_kernels_know(batch_dims: int, parameter: tuple[int
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-# batch_dims and what else the latent ops are told.
-PLAIN = (1, 0, None, "logvar", None, None, "analytic", "sum")
-
-
 @pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=2)), ids=str)
 @pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=3)), ids=str)
 def test_absent_upstream_and_unneeded_gradients(given: tuple[bool, bool], needs: tuple[bool, ...]) -> None:
     mu, logvar, eps = (torch.randn(5, 35, dtype=F64, requires_grad=True) for _ in range(3))
     grad_z, grad_kl = torch.randn(5, 35, dtype=F64), torch.randn(5, dtype=F64)
     upstream = [g if is_given else None for g, is_given in zip((grad_z, grad_kl), given, strict=True)]
-    inputs = (mu.detach(), logvar.detach(), None, None, None, eps.detach())
-    got = latent.latent_backward(*upstream, *inputs, [*needs[:2], False, False, needs[2]], *PLAIN)
+    inputs = (mu.detach(), logvar.detach(), None, None, eps.detach())
+    wanted = needs[0] | needs[1] << 1 | needs[2] << 4
+    got = [g for g in KERNELS["latent_backward"](*upstream, *inputs, *LatentOptions(1), wanted) if g is not None]
     with vk.use_backend("eager"):
         outputs = vk.reparameterize_kl(mu, logvar, eps=eps)
     total = sum((o * g).sum() for o, g, is_given in zip(outputs, (grad_z, grad_kl), given, strict=True) if is_given)
@@ -238,34 +238,39 @@ def test_gradcheck_with_a_seed() -> None:
     assert torch.autograd.gradcheck(partial(vk.reparameterize_kl, seed=3), (mu, logvar))
 
 
+def likelihood_options(family: str, number: float | None = None) -> LikelihoodOptions:
+    return LikelihoodOptions(INDEX[family], number, None, 1)
+
+
+CLAMPED = LatentOptions(1, packed_dim=1, num_samples=2, low=-30.0, kl_estimator=1, kl_reduction=1)
 OP_SAMPLES = {
     "likelihood_forward": [
-        ("bernoulli", [torch.randn(3, 7), torch.rand(3, 7)], [], 1),
-        ("gaussian", [torch.randn(3, 7), torch.rand(3, 7), torch.randn(7)], [], 1),
+        (torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("bernoulli")),
+        (torch.randn(3, 7), torch.rand(3, 7), torch.randn(7), None, *likelihood_options("gaussian")),
     ],
     "likelihood_backward": [
-        ("bernoulli", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [], 1, [True, False]),
-        ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7)], [0.3], 1, [True, True]),
-        ("gaussian", torch.randn(3), [torch.randn(3, 7), torch.rand(3, 7), torch.randn(())], [], 1, [True] * 3),
+        (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("bernoulli"), 1),
+        (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("gaussian", 0.3), 3),
+        (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(()), None, *likelihood_options("laplace"), 7),
     ],
-    "likelihood_pair_forward": [("bernoulli", torch.randn(3, 7), torch.rand(3, 7), 1)],
-    "likelihood_pair_backward": [("bernoulli", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), 1)],
-    "likelihood_triple_forward": [("gaussian", torch.randn(3, 7), torch.rand(3, 7), torch.randn(7), 1)],
-    "likelihood_triple_backward": [
-        ("gaussian", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(7), 1),
-        ("laplace", torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(3, 7), 1),
+    "latent_forward": [
+        (torch.randn(3, 7), torch.randn(3, 7), None, None, torch.tensor([1]), *LatentOptions(1)),
+        (torch.randn(3, 7), torch.randn(3, 7), torch.randn(7), None, torch.randn(3, 7), *LatentOptions(1)),
+        (torch.randn(3, 4, 2), None, None, None, torch.tensor([1]), *CLAMPED),
     ],
-    "latent_prior_forward": [(*torch.randn(4, 3, 7), torch.tensor([1]), 1)],
-    "latent_prior_backward": [
-        (torch.randn(3, 7), torch.randn(3), *torch.randn(3, 3, 7), torch.randn(7), torch.tensor([1]), 1)
-    ],
-    "latent_plain_forward": [(torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)],
-    "latent_plain_backward": [
-        (torch.randn(3, 7), torch.randn(3), torch.randn(3, 7), torch.randn(3, 7), torch.tensor([1]), 1)
-    ],
-    "latent_packed_forward": [(torch.randn(3, 4, 2), torch.tensor([1]), 1, 1, -30.0, 20.0)],
-    "latent_packed_backward": [
-        (torch.randn(3, 2, 2), torch.randn(3), torch.randn(3, 4, 2), torch.tensor([1]), 1, 1, None, None)
+    "latent_backward": [
+        (
+            *torch.randn(1, 3, 7),
+            torch.randn(3),
+            *torch.randn(2, 3, 7),
+            None,
+            None,
+            torch.tensor([1]),
+            *LatentOptions(1),
+            3,
+        ),
+        (None, torch.randn(3), *torch.randn(3, 3, 7), torch.randn(7), torch.randn(3, 7), *LatentOptions(1), 30),
+        (*torch.randn(2, 2, 3, 2, 2), torch.randn(3, 4, 2), None, None, None, torch.tensor([1]), *CLAMPED, 1),
     ],
     "categorical_forward": [(torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
     "categorical_backward": [(torch.randn(3), torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from . import blocks
+from . import blocks, transforms
 
 NAMES = ("auto", "eager", "cpp", "cuda", "triton")
 
@@ -103,6 +104,13 @@ def current_backend(device_type: str) -> str:
     return _select(device_type, blocks.innermost("backend") or _default)
 
 
+def backend_of(tensor: Tensor) -> str:
+    """The backend of a call with this tensor here and now: eager under transforms, which see through its formulas."""
+    if transforms.active():
+        return "eager"
+    return current_backend("cpu" if tensor.is_cpu else tensor.device.type)
+
+
 def _select(device_type: str, requested: str) -> str:
     return _resolve(device_type, requested)
 
@@ -138,13 +146,17 @@ def _load_library(name: str) -> str:
     path = Path(__file__).with_name(f"_{name}.so")
     if not path.exists():
         return f"{path.name} was not built: reinstall with a {'CUDA' if name == 'cuda' else 'C++'} compiler"
+    from . import ops
+    from .families import FAMILIES
+
     try:
         torch.ops.load_library(path)
-    except OSError as error:
+        families = getattr(torch.ops, f"vae_kernels_{name}").families()
+    except (OSError, AttributeError) as error:
         return f"{path.name} does not load: {error}"
-    from . import fakes
-
-    fakes.register(f"vae_kernels_{name}")
+    if families != " ".join(FAMILIES):
+        return f"{path.name} was built from other sources: reinstall"
+    ops.define(f"vae_kernels_{name}")
     return ""
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks, eager, transforms
-from .backends import current_backend
+from .backends import backend_of
 
 
 def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
@@ -41,7 +41,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     tensor([-6.9078, -6.9078])
     """
     x, batch_dims = _check(logits, x, batch_dims)
-    backend = "eager" if transforms.active() else current_backend(logits.device.type)
+    backend = backend_of(logits)
     if backend == "eager":
         return transforms.with_dense_gradients(_eager(logits, x, batch_dims))
     return CategoricalLogLikelihood.apply(logits, x, batch_dims, f"vae_kernels_{backend}")
@@ -60,7 +60,7 @@ class CategoricalLogLikelihood(torch.autograd.Function):
     def backward(ctx, grad):
         grad = transforms.dense(grad)
         logits, x = ctx.saved_tensors
-        if torch.is_grad_enabled() or transforms.batched(grad):
+        if transforms.only_eager(grad):
             (grad_logits,) = eager.gradients(lambda a: _eager(a, x, ctx.batch_dims), (logits,), (True,), (grad,))
         else:
             op = getattr(torch.ops, ctx.namespace).categorical_backward.default

@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import symbols
-from .rows import row_shape
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of arithmetic and sums: float64 if any tensor is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+from .rows import compute_dtype, row_shape
+from .settings import LatentOptions, Scale
 
 
 def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
@@ -54,25 +50,25 @@ def exp_minus_1_minus(l: Tensor) -> Tensor:
     return torch.where(small, series * inside * inside, torch.expm1(l) - l)
 
 
-def std_and_logvar(raw: Tensor, scale: str, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
-    """Standard deviation and log-variance from what the caller has: `logvar`, `logstd`, `std` or `variance`. Where a
-    bound takes the log-variance, neither has a derivative."""
-    logvar = SCALES[scale](raw)[1]
+def std_and_logvar(raw: Tensor, scale: int | None, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
+    """Standard deviation and log-variance from what was passed. Where a bound takes the log-variance, neither has a
+    derivative."""
+    logvar = _FROM_RAW[scale or 0](raw)[1]
     clamps = [(outside, symbols.tensor(bound, logvar)) for outside, bound in _outside(logvar, low, high)]
     for outside, _ in clamps:
         raw = torch.where(outside, 1, raw)  # a derivative that is not finite there would not vanish
-    std, logvar = SCALES[scale](raw)
+    std, logvar = _FROM_RAW[scale or 0](raw)
     for outside, bound in clamps:
         std, logvar = torch.where(outside, torch.exp(bound / 2).to(std.dtype), std), torch.where(outside, bound, logvar)
     return std, logvar
 
 
-def clamped(raw: Tensor, scale: str, low: float | None, high: float | None) -> Tensor:
+def clamped(raw: Tensor, scale: int | None, low: float | None, high: float | None) -> Tensor:
     """`raw` with its log-variance between the bounds, in the dtype of the arithmetic."""
     raw = raw.to(compute_dtype(raw))
-    logvar = SCALES[scale](raw)[1]
+    logvar = _FROM_RAW[scale or 0](raw)[1]
     for outside, bound in _outside(logvar, low, high):
-        raw = torch.where(outside, _RAW[scale](symbols.tensor(bound, logvar)).to(raw.dtype), raw)
+        raw = torch.where(outside, _TO_RAW[scale or 0](symbols.tensor(bound, logvar)).to(raw.dtype), raw)
     return raw
 
 
@@ -82,21 +78,21 @@ def _outside(logvar: Tensor, low: float | None, high: float | None) -> list[tupl
     return below if high is None else [*below, (logvar > high, high)]
 
 
-# Of a standard deviation given as such the logarithm is taken in float64: rounded, it would spoil e^logvar.
-SCALES = {
-    "logvar": lambda raw: (torch.exp(0.5 * raw), raw),
-    "logstd": lambda raw: (torch.exp(raw), 2 * raw),
-    "std": lambda raw: (raw, 2 * torch.log(_wide(raw))),
-    "variance": lambda raw: (torch.sqrt(raw), torch.log(_wide(raw))),
+# For `std` and `variance` the logarithm is float64, because float32 rounding would spoil exp(logvar).
+_FROM_RAW = {
+    Scale.logvar: lambda raw: (torch.exp(0.5 * raw), raw),
+    Scale.logstd: lambda raw: (torch.exp(raw), 2 * raw),
+    Scale.std: lambda raw: (raw, 2 * torch.log(_wide(raw))),
+    Scale.variance: lambda raw: (torch.sqrt(raw), torch.log(_wide(raw))),
 }
 
 
 # The other way: what has a given log-variance.
-_RAW = {
-    "logvar": lambda logvar: logvar,
-    "logstd": lambda logvar: logvar / 2,
-    "std": lambda logvar: torch.exp(logvar / 2),
-    "variance": torch.exp,
+_TO_RAW = {
+    Scale.logvar: lambda logvar: logvar,
+    Scale.logstd: lambda logvar: logvar / 2,
+    Scale.std: lambda logvar: torch.exp(logvar / 2),
+    Scale.variance: torch.exp,
 }
 
 
@@ -106,30 +102,25 @@ def reparameterize_kl(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     eps: Tensor,
-    batch_dims: int,
-    num_samples: int | None = None,
-    scale: str = "logvar",
-    low: float | None = None,
-    high: float | None = None,
-    kl_estimator: str = "analytic",
-    kl_reduction: str = "sum",
+    options: LatentOptions,
 ) -> tuple[Tensor, Tensor]:
-    """`z = mu + std·eps` and the KL divergence to the prior, analytic or as the estimator says, per sample or element."""
+    """`z = mu + std·eps` and the KL divergence to the prior."""
     dtype = compute_dtype(*(t for t in (mu, logvar, prior_mu, prior_logvar) if t is not None))
     m, e = mu.to(dtype), eps.to(dtype)
-    std, l = std_and_logvar(logvar.to(dtype), scale, low, high)
+    std, l = std_and_logvar(logvar.to(dtype), options.scale, options.low, options.high)
     z = m + std * e
     prior = [None if t is None else t.to(dtype) for t in (prior_mu, prior_logvar)]
-    if kl_estimator == "analytic":
+    batch_dims = options.batch_dims
+    if not options.sampled:
         elements = analytic_kl(m, l, *prior)
     else:
-        batch_dims += num_samples is not None
-        if kl_estimator == "path":
+        batch_dims += options.num_samples is not None
+        if options.path:
             # eps as (z − mu) / std at fixed mu and std: q's parameters count through z alone, a z that no hook sees.
             path, m, std, l = m + std * e, m.detach(), std.detach(), l.detach()
             e = e.detach() + (path - path.detach()) / std
         elements = sampled_kl(m, std, l, e, *prior)
-    kl = elements if kl_reduction == "none" else sum_columns(elements, batch_dims)
+    kl = sum_columns(elements, batch_dims) if options.summed else elements
     return z.to(mu.dtype), kl.to(dtype)
 
 

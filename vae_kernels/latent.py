@@ -6,18 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import checks, eager, noise, symbols, transforms
-from .backends import current_backend
-from .fakes import plain_settings
-from .rows import check_broadcast, empty_samples, expand_others, kernels_sum, sum_others
+from . import checks, eager, symbols, transforms
+from .backends import backend_of
+from .noise import SEED_LIMIT, draw_seed, normal_like
+from .rows import check_broadcast, empty_samples, for_kernels
+from .settings import KlEstimator, KlReduction, LatentOptions, Scale
 
-KL_ESTIMATORS = ("analytic", "monte_carlo", "path")
-KL_REDUCTIONS = ("sum", "none")
-
-# num_samples, scale, kl_estimator and kl_reduction of the commonest calls, which have ops of few arguments.
-_PLAIN = (None, "logvar", "analytic", "sum")
-# Where the eager kl's node keeps how it was estimated.
-_KL_ESTIMATOR = "vae_kernels.kl_estimator"
+# Where the eager kl's node keeps its options.
+_OPTIONS = "vae_kernels.options"
 
 
 def reparameterize_kl(
@@ -103,8 +99,8 @@ def reparameterize_kl(
     checks.same_shape("logvar", logvar, "mu", mu)
     checks.same_device("logvar", logvar, "mu", mu)
     batch_dims = checks.batch_dims(batch_dims, "mu", mu)
-    settings = (batch_dims, 0, num_samples, scale, *_check_clamp(logvar_clamp), kl_estimator, kl_reduction)
-    return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings)
+    options = _options(batch_dims, None, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options)
 
 
 def reparameterize_kl_packed(
@@ -153,168 +149,76 @@ def reparameterize_kl_packed(
     checks.tensor("moments", moments, checks.FLOATS)
     batch_dims = checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
-    settings = (batch_dims, dim, num_samples, scale, *_check_clamp(logvar_clamp), kl_estimator, kl_reduction)
-    return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, settings)
+    options = _options(batch_dims, dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, options)
 
 
-def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, settings) -> tuple[Tensor, Tensor]:
-    """Of mu and logvar, or of the moments and None."""
-    batch_dims, packed_dim, num_samples, scale, low, high, kl_estimator, kl_reduction = settings
-    if any(bound is not None and symbols.changes(bound) for bound in (low, high)):
-        mu, logvar = (mu, logvar) if logvar is not None else mu.chunk(2, packed_dim)
-        logvar, low, high = eager.clamped(logvar, scale, low, high), None, None
-    if num_samples is not None:
-        num_samples = checks.integer("num_samples", num_samples, "an int or None")
-    only_q = prior_mu is None and prior_logvar is None and eps is None
-    plain = eps is None and (num_samples, scale, kl_estimator, kl_reduction) == _PLAIN
-    if not plain:
-        _check_names(num_samples, scale, kl_estimator, kl_reduction)
-    # What has the shape of mu, where that is asked.
-    like = mu if logvar is not None or only_q else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
-    if seed is not None or generator is not None or eps is not None:
-        _check_noise(seed, generator, eps, like, batch_dims, num_samples)
-    if prior_mu is not None:
-        _check_prior("prior_mu", prior_mu, like)
-    if prior_logvar is not None:
-        _check_prior("prior_logvar", prior_logvar, like)
+def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options: LatentOptions):
+    """The latent step of mu and logvar, or of both moments in `mu` and None."""
+    low, high = options.low, options.high
+    if (low is not None and symbols.changes(low)) or (high is not None and symbols.changes(high)):
+        mu, logvar = (mu, logvar) if logvar is not None else mu.chunk(2, options.packed_dim)
+        logvar = eager.clamped(logvar, options.scale, low, high)
+        options = options._replace(low=None, high=None)
+    if eps is not None or prior_mu is not None or prior_logvar is not None or seed is not None or generator is not None:
+        like = _mean(mu, logvar, options)
+        _check_noise(seed, generator, eps, like, options)
+        for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
+            if prior is not None:
+                _check_prior(name, prior, like)
     if checks.values_checked():
-        _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale)
-    backend = "eager" if transforms.active() else current_backend(mu.device.type)
+        _check_values(mu, logvar, prior_mu, prior_logvar, eps, options)
+    backend = backend_of(mu)
     if backend == "eager":
         if logvar is None:
-            mu, logvar = mu.chunk(2, packed_dim)
+            mu, logvar = mu.chunk(2, options.packed_dim)
         if eps is None:
-            eps = _eager_noise(mu, seed, generator, batch_dims, num_samples)
-        z, kl = eager.reparameterize_kl(
-            mu, logvar, prior_mu, prior_logvar, eps, batch_dims, num_samples, scale, low, high, kl_estimator,
-            kl_reduction,
-        )  # fmt: skip
+            eps = _eager_noise(mu, seed, generator, options)
+        z, kl = eager.reparameterize_kl(mu, logvar, prior_mu, prior_logvar, eps, options)
         z, kl = transforms.with_dense_gradients(z), transforms.with_dense_gradients(kl)
         if not torch.compiler.is_compiling() and not transforms.active() and kl.grad_fn is not None:
-            kl.grad_fn.metadata[_KL_ESTIMATOR] = kl_estimator
+            kl.grad_fn.metadata[_OPTIONS] = options
         return z, kl
-    if eps is None:
-        seed = _seed_tensor(mu, seed, generator)
-    namespace = f"vae_kernels_{backend}"
-    if plain and only_q and logvar is None:
-        return PackedLatentStep.apply(mu, seed, namespace, batch_dims, packed_dim, low, high)
-    plain = plain and logvar is not None and low is None and high is None
-    if plain and only_q:
-        return PlainLatentStep.apply(mu, logvar, seed, namespace, batch_dims)
-    priors = [p for p in (prior_mu, prior_logvar) if p is not None]
-    if plain and len(priors) == 2 and all(kernels_sum(p, mu, batch_dims) for p in priors):
-        return PriorLatentStep.apply(mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims)
-    return LatentStep.apply(
-        mu, logvar, prior_mu, prior_logvar, seed, eps, namespace,
-        batch_dims, packed_dim, num_samples, scale, low, high, kl_estimator, kl_reduction,
-    )  # fmt: skip
+    if prior_mu is not None or prior_logvar is not None:
+        like, tensors = _mean(mu, logvar, options), (mu, logvar, prior_mu, prior_logvar)
+        prior_mu = for_kernels(prior_mu, like, options.batch_dims, tensors)
+        prior_logvar = for_kernels(prior_logvar, like, options.batch_dims, tensors)
+    noise = _seed_tensor(mu, seed, generator) if eps is None else eps
+    return LatentStep.apply(mu, logvar, prior_mu, prior_logvar, noise, options, f"vae_kernels_{backend}")
 
 
 def kl_estimator_of(kl: Tensor) -> str | None:
     """How a kl that comes straight from the latent step was estimated; None where that is not known."""
     if torch.compiler.is_compiling() or kl.grad_fn is None:
         return None
-    if isinstance(kl.grad_fn, LatentStep._backward_cls):
-        return kl.grad_fn.settings[-2]
-    return kl.grad_fn.metadata.get(_KL_ESTIMATOR)
+    of_step = isinstance(kl.grad_fn, LatentStep._backward_cls)
+    options = kl.grad_fn.options if of_step else kl.grad_fn.metadata.get(_OPTIONS)
+    return options and KlEstimator(options.kl_estimator or 0).name
 
 
 class LatentStep(torch.autograd.Function):
     """One kernel forward, one backward; the noise is made again from the seed, not stored."""
 
     @staticmethod
-    def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, eps, namespace, *settings):
+    def forward(ctx, mu, logvar, prior_mu, prior_logvar, noise, options, namespace):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed, eps)
-        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, settings
-        inputs = _expand_priors((mu, logvar, prior_mu, prior_logvar, seed, eps), settings)
-        return getattr(torch.ops, namespace).latent_forward.default(*inputs, *settings)
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        upstream = tuple(map(transforms.dense, upstream))
-        needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[5]]
-        mu, *others = ctx.saved_tensors
-        grads = _gradients(ctx, upstream, (_laid_out(mu, ctx.strides), *others), needs)
-        return *grads[:4], None, grads[4], None, *(None for _ in ctx.settings)
-
-
-class PlainLatentStep(torch.autograd.Function):
-    """`LatentStep` of mu, logvar and a seed alone. The time of a small one is that of its arguments on their way: at
-    128×20 those left out here were a fifth of forward and backward."""
-
-    @staticmethod
-    def forward(ctx, mu, logvar, seed, namespace, batch_dims):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, logvar, seed)
-        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, plain_settings(batch_dims)
-        return getattr(torch.ops, namespace).latent_plain_forward.default(mu, logvar, seed, batch_dims)
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, noise)
+        ctx.strides, ctx.options, ctx.namespace = mu.stride(), options, namespace
+        op = getattr(torch.ops, namespace).latent_forward.default
+        return op(mu, logvar, prior_mu, prior_logvar, noise, *options)
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
-        mu, logvar, seed = ctx.saved_tensors
-        mu = _laid_out(mu, ctx.strides)
-        needs = ctx.needs_input_grad[:2]
-        if all(needs) and _is_plain(grad_z, grad_kl):
-            op = getattr(torch.ops, ctx.namespace).latent_plain_backward.default
-            grads = op(grad_z, grad_kl, mu, logvar, seed, ctx.settings[0])
-        else:
-            inputs = (mu, logvar, None, None, seed, None)
-            grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False, False, False])
-        return grads[0], grads[1], None, None, None
-
-
-class PriorLatentStep(torch.autograd.Function):
-    """`PlainLatentStep` with both parameters of a prior."""
-
-    @staticmethod
-    def forward(ctx, mu, logvar, prior_mu, prior_logvar, seed, namespace, batch_dims):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
-        ctx.strides, ctx.namespace, ctx.settings = mu.stride(), namespace, plain_settings(batch_dims)
-        op = getattr(torch.ops, namespace).latent_prior_forward.default
-        return op(mu, logvar, prior_mu, prior_logvar, seed, batch_dims)
-
-    @staticmethod
-    def backward(ctx, grad_z, grad_kl):
-        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
-        mu, logvar, prior_mu, prior_logvar, seed = ctx.saved_tensors
-        mu = _laid_out(mu, ctx.strides)
-        needs = ctx.needs_input_grad[:4]
-        if all(needs) and _is_plain(grad_z, grad_kl):
-            op = getattr(torch.ops, ctx.namespace).latent_prior_backward.default
-            grads = op(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, ctx.settings[0])
-        else:
-            inputs = (mu, logvar, prior_mu, prior_logvar, seed, None)
-            grads = _gradients(ctx, (grad_z, grad_kl), inputs, [*needs, False])
-        return *grads[:4], None, None, None
-
-
-class PackedLatentStep(torch.autograd.Function):
-    """`PlainLatentStep` of both moments in one tensor."""
-
-    @staticmethod
-    def forward(ctx, moments, seed, namespace, batch_dims, dim, low, high):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(moments, seed)
-        ctx.strides, ctx.namespace = moments.stride(), namespace
-        ctx.settings = plain_settings(batch_dims, dim, low, high)
-        return getattr(torch.ops, namespace).latent_packed_forward.default(moments, seed, batch_dims, dim, low, high)
-
-    @staticmethod
-    def backward(ctx, grad_z, grad_kl):
-        grad_z, grad_kl = transforms.dense(grad_z), transforms.dense(grad_kl)
-        moments, seed = ctx.saved_tensors
-        moments = _laid_out(moments, ctx.strides)
-        if _is_plain(grad_z, grad_kl):
-            batch_dims, dim, _, _, low, high, *_ = ctx.settings
-            op = getattr(torch.ops, ctx.namespace).latent_packed_backward.default
-            grad = op(grad_z, grad_kl, moments, seed, batch_dims, dim, low, high)
-        else:
-            inputs = (moments, None, None, None, seed, None)
-            grad = _gradients(ctx, (grad_z, grad_kl), inputs, [True, False, False, False, False])[0]
-        return grad, None, None, None, None, None, None
+        mu, logvar, prior_mu, prior_logvar, noise = ctx.saved_tensors
+        mu, options, needs = _laid_out(mu, ctx.strides), ctx.options, ctx.needs_input_grad
+        if transforms.only_eager(grad_kl if grad_z is None else grad_z):
+            inputs = (mu, logvar, prior_mu, prior_logvar, noise)
+            return *_differentiable_backward((grad_z, grad_kl), inputs, needs[:5], options), None, None
+        op = getattr(torch.ops, ctx.namespace).latent_backward.default
+        wanted = needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3 | needs[4] << 4
+        grads = op(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, noise, *options, wanted)
+        return *grads, None, None
 
 
 def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -326,83 +230,52 @@ def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
     return saved.new_empty_strided(like.shape, like.stride()).copy_(saved)
 
 
-def _is_plain(grad_z: Tensor | None, grad_kl: Tensor | None) -> bool:
-    """Whether both outputs were used, and their gradients are not to be differentiated."""
-    return grad_z is not None and grad_kl is not None and not _differentiated_again(grad_z)
+def _mean(mu: Tensor, logvar: Tensor | None, options: LatentOptions) -> Tensor:
+    """mu itself, also where `mu` holds both moments."""
+    return mu if logvar is not None else mu.narrow(options.packed_dim, 0, mu.shape[options.packed_dim] // 2)
 
 
-def _gradients(ctx, upstream, inputs, needs: list[bool]) -> list[Tensor | None]:
-    """Of mu, logvar, prior_mu, prior_logvar and eps, those needed."""
-    if _differentiated_again(upstream[1] if upstream[0] is None else upstream[0]):
-        grads = _differentiable_backward(upstream, *inputs, needs, *ctx.settings)
-    else:
-        op = getattr(torch.ops, ctx.namespace).latent_backward.default
-        dtype = eager.compute_dtype(*(t for t in inputs[:4] if t is not None))
-        grads = op(*upstream, *_expand_priors(inputs, ctx.settings, dtype), needs, *ctx.settings)
-        wanted = [t for t, need in zip((*inputs[:4], inputs[5]), needs, strict=True) if need]
-        grads = [sum_others(g, t) for g, t in zip(grads, wanted, strict=True)]
-    grads = iter(grads)
-    return [next(grads) if need else None for need in needs]
-
-
-def _expand_priors(inputs, settings, dtype: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
-    """The inputs as the kernels take them: see `expand_others`."""
-    mu, logvar, *priors, seed, eps = inputs
-    batch_dims, packed_dim = settings[:2]
-    if priors[0] is not None or priors[1] is not None:
-        like = mu if logvar is not None else mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
-        priors = [None if p is None else expand_others(p, like, batch_dims, dtype) for p in priors]
-    return mu, logvar, *priors, seed, eps
-
-
-def _differentiated_again(upstream: Tensor | None) -> bool:
-    """Whether only the eager formulas give what is asked for: gradients of gradients, or many at once."""
-    return torch.is_grad_enabled() or transforms.batched(upstream)
-
-
-def _differentiable_backward(
-    upstream, mu, logvar, prior_mu, prior_logvar, seed, eps, needs, batch_dims, packed_dim, num_samples, *settings
-):
+def _differentiable_backward(upstream, inputs, needs, options: LatentOptions) -> list[Tensor | None]:
     """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
-    like = mu if logvar is not None else mu.chunk(2, packed_dim)[0]
-    fixed_eps = noise.normal_like(like, seed, batch_dims, num_samples) if eps is None else eps
-    inputs = (mu, logvar, prior_mu, prior_logvar, fixed_eps)
+    mu, logvar, *prior, noise = inputs
+    if not noise.is_floating_point():
+        noise = normal_like(_mean(mu, logvar, options), noise, options.batch_dims, options.num_samples)
+    inputs = (mu, logvar, *prior, noise)
     there = [t is not None for t in inputs]
 
     def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = iter(tensors)
         mu, logvar, *others = (next(given) if is_there else None for is_there in there)
-        moments = (mu, logvar) if logvar is not None else mu.chunk(2, packed_dim)
-        return eager.reparameterize_kl(*moments, *others, batch_dims, num_samples, *settings)
+        moments = (mu, logvar) if logvar is not None else mu.chunk(2, options.packed_dim)
+        return eager.reparameterize_kl(*moments, *others, options)
 
-    return eager.gradients(
-        step,
-        tuple(t for t in inputs if t is not None),
-        [need for need, is_there in zip(needs, there, strict=True) if is_there],
-        upstream,
+    grads = iter(
+        eager.gradients(
+            step,
+            tuple(t for t in inputs if t is not None),
+            [need for need, is_there in zip(needs, there, strict=True) if is_there],
+            upstream,
+        )
     )
+    return [next(grads) if need else None for need in needs]
 
 
 def _seed_tensor(mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None) -> Tensor:
     if seed is None:
-        return noise.draw_seed(mu.device, generator)
+        return draw_seed(mu.device, generator)
     return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=mu.device)
 
 
 def _eager_noise(
-    mu: Tensor,
-    seed: int | Tensor | None,
-    generator: torch.Generator | None,
-    batch_dims: int,
-    num_samples: int | None,
+    mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None, options: LatentOptions
 ) -> Tensor:
     """With a seed the noise that it stands for; without one what people draw today, at its speed."""
     if seed is not None:
-        return noise.normal_like(mu, _seed_tensor(mu, seed, None), batch_dims, num_samples)
+        return normal_like(mu, _seed_tensor(mu, seed, None), options.batch_dims, options.num_samples)
     dtype = eager.compute_dtype(mu)
-    if generator is None and num_samples is None:
+    if generator is None and options.num_samples is None:
         return torch.randn_like(mu, dtype=dtype)
-    return empty_samples(mu, num_samples, dtype).normal_(generator=generator)
+    return empty_samples(mu, options.num_samples, dtype).normal_(generator=generator)
 
 
 def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
@@ -420,21 +293,31 @@ def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
     return positive
 
 
-def _check_names(num_samples: int | None, scale: str, kl_estimator: str, kl_reduction: str) -> None:
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    if scale not in eager.SCALES:
-        raise ValueError(f"scale must be one of {', '.join(eager.SCALES)}, got {scale!r}")
-    if kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(f"kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, got {kl_estimator!r}")
-    if kl_reduction not in KL_REDUCTIONS:
-        raise ValueError(f"kl_reduction must be one of {', '.join(KL_REDUCTIONS)}, got {kl_reduction!r}")
+def _options(batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) -> LatentOptions:
+    """What the caller chose, checked."""
+    if num_samples is not None:
+        num_samples = checks.integer("num_samples", num_samples, "an int or None")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if scale not in _SCALES:
+        raise ValueError(f"scale must be one of {', '.join(_SCALES)}, got {scale!r}")
+    if kl_estimator not in _ESTIMATORS:
+        raise ValueError(f"kl_estimator must be one of {', '.join(_ESTIMATORS)}, got {kl_estimator!r}")
+    if kl_reduction not in _REDUCTIONS:
+        raise ValueError(f"kl_reduction must be one of {', '.join(_REDUCTIONS)}, got {kl_reduction!r}")
+    low, high = (None, None) if logvar_clamp is None else _check_clamp(logvar_clamp)
+    choices = (_ESTIMATORS[kl_estimator], _REDUCTIONS[kl_reduction])
+    return LatentOptions(batch_dims, packed_dim, num_samples, _SCALES[scale], low, high, *choices)
 
 
-def _check_clamp(logvar_clamp: Sequence[float] | None) -> tuple[float | None, float | None]:
+# The number of each name; None for the first, the usual one.
+_SCALES, _ESTIMATORS, _REDUCTIONS = (
+    {member.name: int(member) or None for member in kind} for kind in (Scale, KlEstimator, KlReduction)
+)
+
+
+def _check_clamp(logvar_clamp: Sequence[float]) -> tuple[float | None, float | None]:
     """Both bounds; None for one that is infinite."""
-    if logvar_clamp is None:
-        return None, None
     if not isinstance(logvar_clamp, Sequence):
         raise TypeError(f"logvar_clamp must be (lo, hi) or None, got {type(logvar_clamp).__name__}")
     if not all(map(checks.is_number, logvar_clamp)):
@@ -445,17 +328,17 @@ def _check_clamp(logvar_clamp: Sequence[float] | None) -> tuple[float | None, fl
     return tuple(bound if symbols.changes(bound) or math.isfinite(bound) else None for bound in bounds)
 
 
-def _check_noise(seed, generator, eps, mu, batch_dims, num_samples) -> None:
+def _check_noise(seed, generator, eps, mu, options: LatentOptions) -> None:
     if (seed is not None) + (generator is not None) + (eps is not None) > 1:
         raise ValueError("give at most one of seed, generator and eps")
     if seed is not None:
-        _check_seed(seed, mu, batch_dims)
+        _check_seed(seed, mu, options.batch_dims)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if eps is not None:
         checks.tensor("eps", eps, checks.FLOATS)
         checks.same_device("eps", eps, "mu", mu)
-        shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+        shape = mu.shape if options.num_samples is None else (options.num_samples, *mu.shape)
         if eps.shape != shape:
             raise ValueError(f"eps must have the shape of z, {tuple(shape)}, got {tuple(eps.shape)}")
 
@@ -469,7 +352,7 @@ def _check_seed(seed: int | Tensor, mu: Tensor, batch_dims: int) -> None:
             raise ValueError(
                 f"seed must have one element, or one for each of the {rows} samples, got shape {tuple(seed.shape)}"
             )
-    elif not 0 <= checks.integer("seed", seed, "an int or an int64 tensor") <= noise.SEED_LIMIT:
+    elif not 0 <= checks.integer("seed", seed, "an int or an int64 tensor") <= SEED_LIMIT:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
 
 
@@ -479,12 +362,13 @@ def _check_prior(name: str, prior: Tensor, mu: Tensor) -> None:
     check_broadcast(name, prior, "mu", mu)
 
 
-def _check_values(mu, logvar, prior_mu, prior_logvar, eps, batch_dims, packed_dim, scale) -> None:
+def _check_values(mu, logvar, prior_mu, prior_logvar, eps, options: LatentOptions) -> None:
+    batch_dims, scale = options.batch_dims, Scale(options.scale or 0)
     named = {"mu": mu, "logvar": logvar} if logvar is not None else {"moments": mu}
     named |= {"prior_mu": prior_mu, "prior_logvar": prior_logvar, "eps": eps}
     for name, value in named.items():
         if value is not None:
             checks.no_nan(name, value, batch_dims if value.dim() == mu.dim() else 0)
-    if scale in ("std", "variance"):
-        name, spread = ("moments", mu.chunk(2, packed_dim)[1]) if logvar is None else ("logvar", logvar)
-        checks.all_samples(name, spread, batch_dims, spread > 0, f"positive, being a {scale}")
+    if scale in (Scale.std, Scale.variance):
+        name, spread = ("moments", mu.chunk(2, options.packed_dim)[1]) if logvar is None else ("logvar", logvar)
+        checks.all_samples(name, spread, batch_dims, spread > 0, f"positive, being a {scale.name}")

@@ -1,46 +1,18 @@
 """Reconstruction terms: log-likelihoods of `x` under the decoder's output, summed per sample."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import checks, eager, symbols, transforms
-from .backends import current_backend
-from .rows import check_broadcast, expand_others, kernels_sum, sum_others
+from .backends import backend_of
+from .families import FAMILIES, INDEX
+from .rows import check_broadcast, for_kernels
+from .settings import LikelihoodOptions
 
-
-class Family(NamedTuple):
-    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
-    which values `check_values` lets pass, and which arguments are numbers, never tensors.
-
-    The kernels of every backend know the family by its key in `FAMILIES`.
-    """
-
-    arguments: tuple[str, ...]
-    log_prob: Callable[..., Tensor]
-    ranges: dict[str, checks.Range]
-    numbers: tuple[str, ...] = ()
-
-
-_COUNTS = {"mu": checks.NOT_NEGATIVE, "x": checks.NOT_NEGATIVE, "theta": checks.POSITIVE}
-
-FAMILIES = {
-    "bernoulli": Family(("logits", "x"), eager.bernoulli, {"x": checks.UNIT}),
-    "gaussian": Family(("mean", "x", "logvar"), eager.gaussian, {}),
-    "laplace": Family(("loc", "x", "log_scale"), eager.laplace, {}),
-    "continuous_bernoulli": Family(("logits", "x"), eager.continuous_bernoulli, {"x": checks.UNIT}),
-    "bernoulli_probs": Family(("probs", "x"), eager.bernoulli_probs, {"probs": checks.UNIT, "x": checks.UNIT}),
-    "negative_binomial": Family(("mu", "x", "theta"), eager.negative_binomial, _COUNTS),
-    "zero_inflated_negative_binomial": Family(
-        ("mu", "x", "theta", "zero_logits"), eager.zero_inflated_negative_binomial, _COUNTS
-    ),
-    "discretized_logistic": Family(
-        ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}, ("bins",)
-    ),
-}
+_FAMILIES = tuple(FAMILIES.values())
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
@@ -334,148 +306,111 @@ def discretized_logistic_log_likelihood(
 
 
 def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int) -> Tensor:
-    inputs, constants, batch_dims = _check(family, arguments, batch_dims)
-    backend = "eager" if transforms.active() else current_backend(inputs[0].device.type)
+    inputs, options = _check(family, arguments, batch_dims)
+    backend = backend_of(inputs[0])
     if backend == "eager":
-        return transforms.with_dense_gradients(_eager(family, inputs, constants, batch_dims))
-    namespace = f"vae_kernels_{backend}"
-    first, x, *parameters = inputs
-    if len(parameters) < 2 and not constants and not x.requires_grad:
-        parameter = parameters[0] if parameters else None
-        if parameter is None or (
-            parameter.requires_grad == first.requires_grad and kernels_sum(parameter, first, batch_dims)
-        ):
-            return LeanLogLikelihood.apply(first, x, parameter, family, batch_dims, namespace)
-    return LogLikelihood.apply(family, constants, batch_dims, namespace, *inputs)
+        return transforms.with_dense_gradients(_eager(inputs, options))
+    first, x, parameter0, parameter1 = inputs
+    parameter0 = for_kernels(parameter0, first, options.batch_dims, inputs)
+    parameter1 = for_kernels(parameter1, first, options.batch_dims, inputs)
+    return LogLikelihood.apply(first, x, parameter0, parameter1, options, f"vae_kernels_{backend}")
 
 
 class LogLikelihood(torch.autograd.Function):
     """One kernel forward, one backward."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        # Named parameters before the inputs would let Dynamo drop `ctx` of two inputs without gradient: it compares the
-        # number of arguments with that of parameters, `*inputs` counting as one.
-        family, constants, batch_dims, namespace, *inputs = arguments
-        ctx.save_for_backward(*inputs)
-        ctx.family, ctx.constants, ctx.batch_dims, ctx.namespace = family, constants, batch_dims, namespace
-        inputs = [expand_others(t, inputs[0], batch_dims) for t in inputs]
-        return getattr(torch.ops, namespace).likelihood_forward.default(family, inputs, constants, batch_dims)
+    def forward(ctx, first, x, parameter0, parameter1, options, namespace):
+        ctx.save_for_backward(first, x, parameter0, parameter1)
+        ctx.options, ctx.namespace = options, namespace
+        op = getattr(torch.ops, namespace).likelihood_forward.default
+        return op(first, x, parameter0, parameter1, *options)
 
     @staticmethod
     def backward(ctx, grad):
         grad = transforms.dense(grad)
-        inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled() or transforms.batched(grad):
-            grads = eager.gradients(
-                lambda *args: _eager(ctx.family, args, ctx.constants, ctx.batch_dims), inputs, needs, (grad,)
-            )
-        else:
-            dtype = eager.compute_dtype(*inputs)
-            given = [expand_others(t, inputs[0], ctx.batch_dims, dtype) for t in inputs]
-            grads = getattr(torch.ops, ctx.namespace).likelihood_backward.default(
-                ctx.family, grad, given, ctx.constants, ctx.batch_dims, needs
-            )
-            needed = [t for t, need in zip(inputs, needs, strict=True) if need]
-            grads = [sum_others(g, t) for g, t in zip(grads, needed, strict=True)]
-        grads = iter(grads)
-        return None, None, None, None, *(next(grads) if need else None for need in needs)
+        inputs, options, needs = ctx.saved_tensors, ctx.options, ctx.needs_input_grad
+        if transforms.only_eager(grad):
+            return *_differentiable_backward(grad, inputs, needs[:4], options), None, None
+        op = getattr(torch.ops, ctx.namespace).likelihood_backward.default
+        wanted = needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3
+        return *op(grad, *inputs, *options, wanted), None, None
 
 
-class LeanLogLikelihood(torch.autograd.Function):
-    """`LogLikelihood` with one parameter behind x or none, gradients to all but x, and nothing given as a number. Where
-    samples are small the time is that of arguments on their way, lists above all: of one element this takes a fifth
-    less."""
+def _differentiable_backward(grad, inputs, needs, options: LikelihoodOptions) -> list[Tensor | None]:
+    """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
+    there = [t is not None for t in inputs]
 
-    @staticmethod
-    def forward(ctx, first, x, parameter, family, batch_dims, namespace):
-        ctx.save_for_backward(first, x, parameter)
-        ctx.family, ctx.batch_dims, ctx.namespace = family, batch_dims, namespace
-        ops = getattr(torch.ops, namespace)
-        if parameter is None:
-            return ops.likelihood_pair_forward.default(family, first, x, batch_dims)
-        return ops.likelihood_triple_forward.default(family, first, x, parameter, batch_dims)
+    def log_likelihood(*tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        return _eager([next(given) if is_there else None for is_there in there], options)
 
-    @staticmethod
-    def backward(ctx, grad):
-        grad = transforms.dense(grad)
-        first, x, parameter = ctx.saved_tensors
-        ops = getattr(torch.ops, ctx.namespace)
-        if torch.is_grad_enabled() or transforms.batched(grad):
-            inputs = (first, x) if parameter is None else (first, x, parameter)
-            grads = eager.gradients(
-                lambda *args: _eager(ctx.family, args, [], ctx.batch_dims),
-                inputs,
-                (True, False, True)[: len(inputs)],
-                (grad,),
-            )
-        elif parameter is None:
-            grads = [ops.likelihood_pair_backward.default(ctx.family, grad, first, x, ctx.batch_dims)]
-        else:
-            grads = ops.likelihood_triple_backward.default(ctx.family, grad, first, x, parameter, ctx.batch_dims)
-        return grads[0], None, None if parameter is None else grads[1], None, None, None
+    grads = iter(
+        eager.gradients(
+            log_likelihood,
+            tuple(t for t in inputs if t is not None),
+            [need for need, is_there in zip(needs, there, strict=True) if is_there],
+            (grad,),
+        )
+    )
+    return [next(grads) if need else None for need in needs]
 
 
-def _eager(family: str, inputs: tuple[Tensor, ...], constants: list[float], batch_dims: int) -> Tensor:
-    dtype = eager.compute_dtype(*inputs)
-    constants = [torch.full((), c, dtype=dtype, device=inputs[0].device) for c in constants]
-    elements = FAMILIES[family].log_prob(*(t.to(dtype) for t in inputs), *constants)
-    return eager.sum_columns(elements, batch_dims)
+def _eager(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Tensor:
+    family = _FAMILIES[options.family]
+    dtype = eager.compute_dtype(*(t for t in inputs if t is not None))
+    numbers = (None, None, options.number0, options.number1)
+    arguments = [
+        torch.full((), number, dtype=dtype, device=inputs[0].device) if t is None else t.to(dtype)
+        for t, number, _ in zip(inputs, numbers, family.arguments, strict=False)
+    ]
+    return eager.sum_columns(family.log_prob(*arguments), options.batch_dims)
 
 
 def _check(
     family: str, arguments: tuple[Tensor | float, ...], batch_dims: int
-) -> tuple[tuple[Tensor, ...], list[float], int]:
-    """Tensors in the order of the family's arguments, the parameters given as numbers, and batch_dims."""
+) -> tuple[tuple[Tensor | None, ...], LikelihoodOptions]:
+    """The op's four tensors and its options."""
     names = FAMILIES[family].arguments
-    first, x = arguments[:2]
+    first, x, *parameters = arguments
     checks.tensor(names[0], first, checks.FLOATS)
     checks.tensor("x", x, checks.TARGETS)
     checks.same_device("x", x, names[0], first)
     batch_dims = checks.batch_dims(batch_dims, names[0], first)
     if x.requires_grad and x.shape != first.shape:
         x = x.to(_dtype_of(arguments))
-    inputs = [first, checks.target(x, first.shape, names[0], batch_dims)]
-    constants = []
-    for name, parameter in zip(names[2:], _numbers_last(family, arguments), strict=True):
-        if not isinstance(parameter, Tensor):
-            if not checks.is_number(parameter):
-                raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
-            constants.append(float(parameter))
-            continue
-        checks.tensor(name, parameter, checks.FLOATS)
-        checks.same_device(name, parameter, names[0], first)
-        if parameter.shape != first.shape:
-            check_broadcast(name, parameter, names[0], first)
-        inputs.append(parameter)
+    x = checks.target(x, first.shape, names[0], batch_dims)
+    tensors, numbers = [None, None], [None, None]
+    for i, (name, parameter) in enumerate(zip(names[2:], parameters, strict=True)):
+        if isinstance(parameter, Tensor):
+            checks.tensor(name, parameter, checks.FLOATS)
+            checks.same_device(name, parameter, names[0], first)
+            if parameter.shape != first.shape:
+                check_broadcast(name, parameter, names[0], first)
+            tensors[i] = parameter
+        elif not checks.is_number(parameter):
+            raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
+        elif name not in FAMILIES[family].numbers and (symbols.changes(parameter) or not math.isfinite(parameter)):
+            # No exported program can hold a number that is not finite.
+            tensors[i] = symbols.tensor(parameter, first, _dtype_of(arguments))
+        else:
+            numbers[i] = float(parameter)
     if checks.values_checked():
-        _check_values(family, inputs, constants, batch_dims)
-    return tuple(inputs), constants, batch_dims
+        _check_values(family, (first, x, *tensors), numbers, batch_dims)
+    return (first, x, *tensors), LikelihoodOptions(INDEX[family], *numbers, batch_dims)
 
 
 def _dtype_of(arguments: tuple[Tensor | float, ...]) -> torch.dtype:
     return eager.compute_dtype(*(a for a in arguments if isinstance(a, Tensor)))
 
 
-def _check_values(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> None:
-    values = (*inputs, *(torch.tensor(c, dtype=torch.float64, device="cpu") for c in constants))
-    for name, value in zip(FAMILIES[family].arguments, values, strict=True):
+def _check_values(family: str, inputs: Sequence[Tensor | None], numbers: list[float | None], batch_dims: int) -> None:
+    for i, name in enumerate(FAMILIES[family].arguments):
+        value = inputs[i]
+        if value is None:
+            value = torch.tensor(numbers[i - 2], dtype=torch.float64, device="cpu")
         # What is the same for all samples belongs to none.
         dims = batch_dims if value.shape == inputs[0].shape else 0
         checks.no_nan(name, value, dims)
         if allowed := FAMILIES[family].ranges.get(name):
             checks.in_range(name, value, dims, allowed)
-
-
-def _numbers_last(family: str, arguments: tuple[Tensor | float, ...]) -> list[Tensor | float]:
-    """The parameters behind x. A number becomes a tensor before a tensor, for the kernels take numbers last; where it
-    changes within compiled code; and where it is not finite, which no exported program can hold as an op's argument."""
-    parameters = list(arguments[2:])
-    for i in reversed(range(len(parameters))):
-        number = parameters[i]
-        if not checks.is_number(number) or FAMILIES[family].arguments[i + 2] in FAMILIES[family].numbers:
-            continue
-        before_tensor = any(isinstance(other, Tensor) for other in parameters[i:])
-        if before_tensor or symbols.changes(number) or not math.isfinite(number):
-            parameters[i] = symbols.tensor(number, arguments[0], _dtype_of(arguments))
-    return parameters

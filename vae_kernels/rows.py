@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of arithmetic and sums: float64 if any tensor is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def column_dims(tensor: Tensor, batch_dims: int) -> list[int]:
     """The dims behind the first `batch_dims`, slowest first, in the order in which columns are counted."""
     dims = range(batch_dims, tensor.dim())
@@ -57,28 +62,20 @@ def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor
         )
 
 
-def kernels_sum(parameter: Tensor, first: Tensor, batch_dims: int) -> bool:
-    """Whether the kernels find the gradient of this parameter whole: it has the full shape, or is the same for all
-    samples."""
-    if parameter.shape == first.shape:
-        return True
-    leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
-    return all(size == 1 for size in leading)
-
-
-def expand_others(parameter: Tensor, first: Tensor, batch_dims: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A parameter as the kernels take it: expanded if they do not sum its gradient; for a backward pass in `dtype`, that
-    of the arithmetic, so that `sum_others` rounds once."""
-    if kernels_sum(parameter, first, batch_dims):
+def for_kernels(parameter: Tensor | None, first: Tensor, batch_dims: int, tensors: Sequence[Tensor | None]):
+    """A parameter as the kernels take it. They find the gradient of one of full shape, or that is the same for all
+    samples; any other is expanded here, in the dtype of the arithmetic, so that the sum in the backward pass rounds once.
+    """
+    if parameter is None or parameter.shape == first.shape:
         return parameter
-    return (parameter if dtype is None else parameter.to(dtype)).expand_as(first)
-
-
-def sum_others(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient of what was expanded."""
-    if gradient.shape == parameter.shape:
-        return gradient
-    return sum_to_size(gradient, parameter.shape).to(parameter.dtype)
+    leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
+    if all(size == 1 for size in leading):
+        return parameter
+    # Without the dims of one element: torch sums tensors of 64 dims at most.
+    own = (*(1 for _ in range(first.dim() - parameter.dim())), *parameter.shape)
+    sizes = [(have, want) for have, want in zip(own, first.shape, strict=True) if want != 1]
+    wide = parameter.to(compute_dtype(*(t for t in tensors if t is not None)))
+    return wide.reshape([have for have, _ in sizes]).expand([want for _, want in sizes]).reshape(first.shape)
 
 
 def sum_to_size(tensor: Tensor, shape: Sequence[int]) -> Tensor:

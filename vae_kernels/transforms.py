@@ -59,8 +59,11 @@ class _DenseGradients(torch.autograd.Function):
         return dense(grad)
 
 
-def batched(gradient: Tensor | None) -> bool:
-    """Whether a backward pass runs for several upstream gradients at once: within `vmap`, or by `is_grads_batched`."""
-    if gradient is None or torch.compiler.is_compiling():
+def only_eager(upstream: Tensor | None) -> bool:
+    """Whether a backward pass must take the eager formulas: for gradients of gradients, and within `vmap` or by
+    `is_grads_batched` for several upstream gradients at once."""
+    if torch.is_grad_enabled():
+        return True
+    if upstream is None or torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(upstream)

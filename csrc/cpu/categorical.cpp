@@ -1,4 +1,7 @@
-#include "categorical.h"
+#include "../categorical.h"
+
+#include "kernels.h"
+#include "tiles.h"
 
 namespace vk::cpu {
 namespace {

@@ -1,5 +1,4 @@
-// Where a gradient goes: element by element into a tensor of the call's shape, or summed over what broadcasting
-// repeats.
+// Writes a gradient element by element, or summed.
 #pragma once
 
 #include <optional>
@@ -9,27 +8,39 @@
 
 namespace vk::cpu {
 
-// A gradient as an argument.
-struct Gradient {
-  View view;                   // without data: not wanted
-  int64_t sums = 0;            // of a sum, how many elements it has, contiguous; else 0
-  std::vector<int64_t> cells;  // to which of several each column is added
+// Whether a gradient is a sum for each of several columns.
+inline bool by_column(const Gradient& gradient) { return gradient.is_sum() && gradient.sums() > 1; }
 
-  bool by_column() const { return sums > 1; }
-};
+// To which of the sums each column is added.
+inline std::vector<int64_t> sums_of_columns(const Gradient& gradient) {
+  std::vector<int64_t> cells(1, 0);
+  int64_t stride = 1;
+  for (auto axis = gradient.columns.rbegin(); axis != gradient.columns.rend(); ++axis) {
+    const size_t inner = cells.size();
+    for (int64_t k = 1; k < axis->size; ++k) {
+      for (size_t j = 0; j < inner; ++j) cells.push_back(cells[j] + (axis->kept ? k * stride : 0));
+    }
+    if (axis->kept) stride *= axis->size;
+  }
+  return cells;
+}
 
 template <class T>
 class GradientWriter {
  public:
   GradientWriter(const Gradient& gradient, const Grid& grid) : gradient_(gradient) {
-    if (gradient.sums == 1) total_.emplace(grid);
-    if (gradient.by_column()) columns_.emplace(grid);
+    if (!gradient.is_sum()) return;
+    if (by_column(gradient)) {
+      columns_.emplace(grid);
+    } else {
+      total_.emplace(grid);
+    }
   }
 
   // Where arithmetic writes a tile; `buffer` has kLanes elements more than a tile.
   template <class S>
   VK_INLINE S* target(const Tile& tile, S* buffer) const {
-    return gradient_.view.data && gradient_.sums == 0 ? cpu::target(gradient_.view, tile, buffer) : buffer;
+    return gradient_.view.data && !gradient_.summed ? cpu::target(gradient_.view, tile, buffer) : buffer;
   }
 
   template <class Isa>
@@ -47,9 +58,10 @@ class GradientWriter {
     if (total_) put(0, total_->finish());
     if (!columns_) return;
     const std::vector<double> sums = columns_->finish();
-    std::vector<Total> cells(gradient_.sums);
-    for (size_t col = 0; col < sums.size(); ++col) cells[gradient_.cells[col]].add(sums[col]);
-    for (int64_t cell = 0; cell < gradient_.sums; ++cell) put(cell, cells[cell].value());
+    const std::vector<int64_t> of_column = sums_of_columns(gradient_);
+    std::vector<Total> totals(gradient_.sums());
+    for (size_t col = 0; col < sums.size(); ++col) totals[of_column[col]].add(sums[col]);
+    for (size_t i = 0; i < totals.size(); ++i) put(int64_t(i), totals[i].value());
   }
 
  private:

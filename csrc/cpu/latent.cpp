@@ -1,4 +1,8 @@
-#include "latent.h"
+#include "../latent.h"
+
+#include "gradients.h"
+#include "kernels.h"
+#include "tiles.h"
 
 namespace vk::cpu {
 namespace {
@@ -140,7 +144,7 @@ struct PlainBackward {
   using T = float;
   static constexpr bool kAvx512 = true;
   const LatentBackward& a;
-  Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column()};
+  Grid grid{a.rows, a.cols, by_column(a.grad_prior_mu) || by_column(a.grad_prior_logvar)};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
   Clamp<T> clamp{a.low, a.high};
 
@@ -189,7 +193,7 @@ struct PlainBackward {
 
   static bool fits(const LatentBackward& a) {
     const auto is_written = [](const Gradient& gradient) {
-      return gradient.sums == 0 && gradient.view.data && is_dense<S>(gradient.view);
+      return !gradient.summed && gradient.view.data && is_dense<S>(gradient.view);
     };
     const bool prior = kForm != Form::kPrior || (is_written(a.grad_prior_mu) && is_written(a.grad_prior_logvar));
     return PlainInputs<kForm, S>::fit(a) && is_dense<S>(a.grad_z) && prior && !a.grad_eps.data && a.grad_mu.data &&
@@ -310,7 +314,7 @@ template <class T, bool kZ, bool kKl, bool kSampled>
 struct Backward {
   static constexpr bool kAvx512 = is_float<T>;
   const LatentBackward& a;
-  Grid grid{a.rows, a.cols, a.grad_prior_mu.by_column() || a.grad_prior_logvar.by_column(), kPart};
+  Grid grid{a.rows, a.cols, by_column(a.grad_prior_mu) || by_column(a.grad_prior_logvar), kPart};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
 
   // The sums over the samples.
@@ -477,7 +481,7 @@ void latent_backward(const LatentBackward& arguments, ParallelFor parallel) {
   const LatentBackward a = completed(arguments);
   for (const View& view : {a.grad_mu, a.grad_raw}) expect_writes(view, a.rows * a.cols);
   for (const Gradient* gradient : {&a.grad_prior_mu, &a.grad_prior_logvar}) {
-    if (gradient->sums == 0) expect_writes(gradient->view, a.rows * a.cols);
+    expect_writes(gradient->elements(), a.rows * a.cols);
   }
   a.arithmetic == Type::kFloat64 ? backward<double>(a, parallel) : backward<float>(a, parallel);
 }

@@ -1,9 +1,9 @@
 #include "../likelihood.h"
 
-#include <cstring>
 #include <utility>
 
-#include "likelihood.h"
+#include "gradients.h"
+#include "kernels.h"
 #include "tiles.h"
 
 namespace vk::cpu {
@@ -86,7 +86,7 @@ struct Backward {
   template <size_t... j>
   Backward(const LikelihoodBackward& a, std::index_sequence<j...>)
       : a(a),
-        grid(a.rows, a.cols, (a.gradients[j].by_column() || ...)),
+        grid(a.rows, a.cols, (by_column(a.gradients[j]) || ...)),
         numbers(a, kTensors, kArguments),
         gradients{{a.gradients[j], grid}...} {}
 
@@ -181,7 +181,7 @@ template <class Family, class T>
 void backward(const LikelihoodBackward& a, ParallelFor parallel) {
   const Gradient* g = a.gradients;
   for (int j = 0; j < Family::kArguments; ++j) {
-    if (g[j].sums == 0) expect_writes(g[j].view, a.rows * a.cols);
+    expect_writes(g[j].elements(), a.rows * a.cols);
   }
   if constexpr (Family::kArguments == 2 || is_light<Family, T>) {
     const bool of_parameters =
@@ -198,24 +198,35 @@ void backward(const LikelihoodBackward& a, ParallelFor parallel) {
   run(Backward<Family, T, Find::kAll, T>{a}, parallel);
 }
 
-}  // namespace
-
-void likelihood_forward(const LikelihoodForward& a, ParallelFor parallel) {
-#define X(FAMILY)                                                                                                      \
-  if (std::strcmp(a.family, FAMILY::kName) == 0) {                                                                     \
-    a.arithmetic == Type::kFloat64 ? forward<FAMILY, double>(a, parallel) : forward<FAMILY, float>(a, parallel);       \
+// With views of the arguments that are numbers, which live as long as `numbers` does.
+template <class Arguments>
+Arguments completed(Arguments a, const double* numbers) {
+  for (int j = 0; j < kMaxArguments; ++j) {
+    View& view = a.arguments[j];
+    if (view.data) continue;
+    view.data = const_cast<double*>(numbers + j);
+    view.type = Type::kFloat64;
+    view.col_inner = std::max<int64_t>(a.cols, 1);
   }
-  VK_FAMILIES(X)
-#undef X
+  return a;
 }
 
-void likelihood_backward(const LikelihoodBackward& a, ParallelFor parallel) {
-#define X(FAMILY)                                                                                                      \
-  if (std::strcmp(a.family, FAMILY::kName) == 0) {                                                                     \
-    a.arithmetic == Type::kFloat64 ? backward<FAMILY, double>(a, parallel) : backward<FAMILY, float>(a, parallel);     \
-  }
-  VK_FAMILIES(X)
-#undef X
+}  // namespace
+
+void likelihood_forward(const LikelihoodForward& arguments, ParallelFor parallel) {
+  const LikelihoodForward a = completed(arguments, arguments.numbers);
+  with_family(a.family, [&](auto family) {
+    using Family = decltype(family);
+    a.arithmetic == Type::kFloat64 ? forward<Family, double>(a, parallel) : forward<Family, float>(a, parallel);
+  });
+}
+
+void likelihood_backward(const LikelihoodBackward& arguments, ParallelFor parallel) {
+  const LikelihoodBackward a = completed(arguments, arguments.numbers);
+  with_family(a.family, [&](auto family) {
+    using Family = decltype(family);
+    a.arithmetic == Type::kFloat64 ? backward<Family, double>(a, parallel) : backward<Family, float>(a, parallel);
+  });
 }
 
 }  // namespace vk::cpu

@@ -18,6 +18,7 @@
 #include "../philox.h"
 #include "../rows.h"
 #include "isa.h"
+#include "kernels.h"
 #include "pages.h"
 
 namespace vk::cpu {
@@ -26,9 +27,6 @@ constexpr int kTile = 1024;
 constexpr int kLanes = 32;         // of a sum; a buffer that is summed has as many elements more than a tile
 constexpr int64_t kBlock = 16384;  // columns of a long row that one task owns
 constexpr int64_t kGrain = 32768;  // elements below which a second thread does not pay
-
-// torch's own threads, handed in so that no kernel needs a torch header.
-using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void*);
 
 struct Tile {
   int64_t row, col;

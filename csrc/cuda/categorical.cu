@@ -1,5 +1,5 @@
+#include "../categorical.h"
 #include "access.h"
-#include "categorical.h"
 #include "sums.h"
 
 namespace vk::cuda {

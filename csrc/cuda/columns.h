@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
   }
 }
 
-// Runs the body over all rows and sums what it has for parameter i, over the rows and the axes that `sums[i]` does not
-// keep, into its memory.
+// Runs the body over all rows and sums what it has for parameter i, whose gradient is gradients[i], a sum.
 template <class Body>
-void launch_columns(const char* op, const Body& body, int64_t rows, int64_t cols, const Sum* sums, const Queue& queue) {
+void launch_columns(const char* op, const Body& body, int64_t rows, int64_t cols, const Gradient* const* gradients,
+                    const Queue& queue) {
   using T = typename Body::T;
   const ColumnGrid grid(rows, cols);
   const int64_t size = grid.chunks * cols;
@@ -73,9 +73,9 @@ void launch_columns(const char* op, const Body& body, int64_t rows, int64_t cols
   launch(op, columns_kernel<Body>, grid.tiles * grid.chunks, Body::kThreads, queue, body, grid, partial);
   for (int i = 0; i < Body::kSums; ++i) {
     if (!body.wanted(i)) continue;
-    std::vector<Axis> axes = sums[i].columns;
+    std::vector<Axis> axes = gradients[i]->columns;
     axes.insert(axes.begin(), {grid.chunks, false});
-    sum_axes<T>(op, partial + i * size, axes, sums[i].data, sums[i].type, queue);
+    sum_axes<T>(op, partial + i * size, axes, gradients[i]->view.data, gradients[i]->view.type, queue);
   }
 }
 

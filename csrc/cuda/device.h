@@ -1,12 +1,12 @@
 // Launching kernels, and sums across threads. Without nvcc the kernels of this folder run on the host: see emulated.h.
 #pragma once
 
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "../math.h"
+#include "kernels.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -15,12 +15,6 @@
 #endif
 
 namespace vk::cuda {
-
-// Where kernels are put, and memory for them that lives as long as they need it. Handed in: no kernel knows torch.
-struct Queue {
-  void* stream;
-  std::function<void*(size_t bytes)> scratch;
-};
 
 // Runs kernel(arguments...) on `blocks` blocks of `threads`. Throws, naming the op, where the launch fails.
 template <class... Parameters, class... Arguments>

@@ -1,12 +1,22 @@
+#include "../latent.h"
 #include "coarse.h"
 #include "columns.h"
 #include "dispatch.h"
-#include "latent.h"
 #include "noise.h"
 #include "rows.h"
 
 namespace vk::cuda {
 namespace {
+
+// The commonest calls: one z of one seed, the analytic KL, a log-variance.
+bool is_plain(const LatentInputs& a) {
+  return a.seeds && !a.own_seeds && a.samples == 1 && !a.sampled() && a.scale == Scale::kLogvar;
+}
+
+// Whether the noise is that of half types: forward and backward agree on it. A sampled KL depends on the noise itself.
+bool has_coarse_noise(const LatentInputs& a) {
+  return is_half(a.mu.type) && is_half(a.raw.type) && a.arithmetic == Type::kFloat32 && !a.sampled();
+}
 
 // With 64 a pack in half precision spills 8 bytes on sm_80, with 72 a clamped one of float16 spills 16 on sm_90.
 template <class Access, bool kClamped, bool kPrior>
@@ -39,7 +49,7 @@ struct Plain {
 
   bool serves(const LatentInputs& a) const {
     const bool prior = kPrior ? serves(prior_mu) && serves(prior_logvar) : !a.prior();
-    return a.plain() && a.clamped() == kClamped && serves(mu) && serves(logvar) && prior;
+    return is_plain(a) && a.clamped() == kClamped && serves(mu) && serves(logvar) && prior;
   }
 
   __device__ __forceinline__ Stream<Access::kHalf> stream(const Packs& packs) const {
@@ -134,8 +144,8 @@ struct PlainBackward : Plain<Access, kClamped, kPrior> {
         grad_kl(a.grad_kl, a.cols, kWidth),
         grad_mu(a.grad_mu, a.cols, kWidth),
         grad_logvar(a.grad_raw, a.cols, kWidth),
-        grad_prior_mu(a.grad_prior_mu, a.cols, kWidth),
-        grad_prior_logvar(a.grad_prior_logvar, a.cols, kWidth) {}
+        grad_prior_mu(a.grad_prior_mu.elements(), a.cols, kWidth),
+        grad_prior_logvar(a.grad_prior_logvar.elements(), a.cols, kWidth) {}
 
   bool served(const LatentBackward& a) const {
     bool all = Base::serves(a) && grad_kl.data && grad_kl.stride[2] == 0 && grad_kl.stride[3] == 0;
@@ -199,7 +209,7 @@ struct General {
         samples(a.samples),
         seeds(a.seeds),
         own_seeds(a.own_seeds),
-        coarse_noise(a.coarse_noise()),
+        coarse_noise(has_coarse_noise(a)),
         prior(a.prior()),
         sampled(a.sampled()),
         path(a.estimator == KlEstimator::kPath),
@@ -433,8 +443,8 @@ struct RowBackward : Backward<Arithmetic> {
 
   explicit RowBackward(const LatentBackward& a)
       : Base(a),
-        grad_prior_mu(a.grad_prior_mu, a.cols, kWidth),
-        grad_prior_logvar(a.grad_prior_logvar, a.cols, kWidth) {}
+        grad_prior_mu(a.grad_prior_mu.elements(), a.cols, kWidth),
+        grad_prior_logvar(a.grad_prior_logvar.elements(), a.cols, kWidth) {}
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&)[Base::kQuads]) const {
     Base::operator()(packs, [&](int pack, int n, const T(&to_m)[kWidth], const T(&to_v)[kWidth]) {
@@ -454,7 +464,7 @@ struct ColumnBackward : RowBackward<Arithmetic> {
   bool summed[kSums];
 
   explicit ColumnBackward(const LatentBackward& a)
-      : Base(a), summed{a.prior_sums[0].data != nullptr, a.prior_sums[1].data != nullptr} {}
+      : Base(a), summed{a.grad_prior_mu.is_sum(), a.grad_prior_logvar.is_sum()} {}
 
   __device__ __forceinline__ bool wanted(int i) const { return summed[i]; }
 
@@ -482,8 +492,9 @@ void general_forward(const LatentForward& a, const Queue& queue) {
 
 template <class T>
 void general_backward(const LatentBackward& a, const Queue& queue) {
-  if (a.prior_sums[0].data || a.prior_sums[1].data) {
-    launch_columns(kBackward, ColumnBackward<T>(a), a.rows, a.cols, a.prior_sums, queue);
+  if (a.grad_prior_mu.is_sum() || a.grad_prior_logvar.is_sum()) {
+    const Gradient* const sums[] = {&a.grad_prior_mu, &a.grad_prior_logvar};
+    launch_columns(kBackward, ColumnBackward<T>(a), a.rows, a.cols, sums, queue);
   } else {
     launch_rows(kBackward, RowBackward<T>(a), RowGrid(a.rows, a.cols), static_cast<T*>(nullptr), queue);
   }

@@ -1,7 +1,6 @@
 #include "../likelihood.h"
 #include "columns.h"
 #include "dispatch.h"
-#include "likelihood.h"
 #include "rows.h"
 
 namespace vk::cuda {
@@ -36,13 +35,13 @@ struct Arguments : Traits<Family, Access> {
   int64_t cols;
   Operand tensors[kCount];
   bool single[kCount] = {};
-  double constants[kCount];
+  double numbers[kCount];
 
   template <class A>
   explicit Arguments(const A& a) : cols(a.cols) {
     for (int j = 0; j < kCount; ++j) {
       tensors[j] = Operand(a.arguments[j], cols, kWidth);
-      constants[j] = a.constants[j];
+      numbers[j] = a.numbers[j];
       single[j] = j >= 2;
       for (const int64_t stride : a.arguments[j].stride) single[j] &= stride == 0;
     }
@@ -63,7 +62,7 @@ struct Arguments : Traits<Family, Access> {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       if (!(kSingle && j >= 2)) run.tensors[j] = Access::run(tensors[j], packs);
-      run.single[j] = T(constants[j]);
+      run.single[j] = T(numbers[j]);
       if (j >= 2 && single[j] && tensors[j].data) run.single[j] = load_element<T>(tensors[j], 0);
     }
     return run;
@@ -130,8 +129,8 @@ struct Backward : Traits<Family, Access> {
 
   explicit Backward(const LikelihoodBackward& a) : arguments(a), grad(a.grad, a.cols, kWidth) {
     for (int j = 0; j < kCount; ++j) {
-      gradients[j] = Operand(a.gradients[j], a.cols, kWidth);
-      summed[j] = a.sums[j].data;
+      gradients[j] = Operand(a.gradients[j].elements(), a.cols, kWidth);
+      summed[j] = a.gradients[j].is_sum();
     }
   }
 
@@ -244,12 +243,12 @@ template <class Family, class Access>
 bool single_backward(const LikelihoodBackward& a, const Queue& queue) {
   using T = typename Access::T;
   const SingleBackward<Family, Access> body(a);
-  const Sum& sum = a.sums[2];
-  if (!body.served() || std::any_of(sum.columns.begin(), sum.columns.end(), [](Axis x) { return x.kept; }))
+  const Gradient& g = a.gradients[2];
+  if (!body.served() || std::any_of(g.columns.begin(), g.columns.end(), [](Axis axis) { return axis.kept; }))
     return false;
-  T* rows = sum.data ? static_cast<T*>(queue.scratch(a.rows * sizeof(T))) : nullptr;
+  T* rows = g.is_sum() ? static_cast<T*>(queue.scratch(a.rows * sizeof(T))) : nullptr;
   launch_rows(kBackward, body, RowGrid(a.rows, a.cols), rows, queue);
-  if (sum.data) sum_axis<T>(kBackward, rows, 1, a.rows, 1, sum.data, sum.type, queue);
+  if (g.is_sum()) sum_axis<T>(kBackward, rows, 1, a.rows, 1, g.view.data, g.view.type, queue);
   return true;
 }
 
@@ -262,21 +261,14 @@ bool backward(const LikelihoodBackward& a, const Queue& queue) {
   if (!body.served()) return false;
   if constexpr (Family::kArguments > 2) {
     if (body.any_summed()) {
-      launch_columns(kBackward, ColumnBackward<Family, Access>(a), a.rows, a.cols, a.sums + 2, queue);
+      const Gradient* sums[kMaxArguments];
+      for (int j = 2; j < Family::kArguments; ++j) sums[j - 2] = &a.gradients[j];
+      launch_columns(kBackward, ColumnBackward<Family, Access>(a), a.rows, a.cols, sums, queue);
       return true;
     }
   }
   launch_rows(kBackward, body, RowGrid(a.rows, a.cols), static_cast<typename Access::T*>(nullptr), queue);
   return true;
-}
-
-// Calls f with an object of the family's struct.
-template <class F>
-void with_family(const char* name, const F& f) {
-#define X(FAMILY)                                                                                                      \
-  if (std::string(name) == FAMILY::kName) f(FAMILY{});
-  VK_FAMILIES(X)
-#undef X
 }
 
 }  // namespace

@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import ops
 from ..eager import compute_dtype
-from ..fakes import plain_settings
-from ..rows import column_dims, empty_samples, sum_to_size
+from ..rows import column_dims, sum_to_size
+from ..settings import LatentOptions, Scale
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, Strides, dense, from_dense, layout
@@ -21,7 +22,7 @@ from .tile import Tile, chunks_per_program, finer, geometry, is_split, row_block
 
 
 class Inputs(NamedTuple):
-    """`raw` is whatever `scale` says; the prior's parameters, seed and eps may be missing."""
+    """`raw` is whatever `scale` says; the prior's parameters may be missing, and one of seed and eps is."""
 
     mu: Tensor
     raw: Tensor
@@ -40,102 +41,54 @@ class Inputs(NamedTuple):
         return self.seed is not None and self.seed.numel() != 1
 
 
-class Settings(NamedTuple):
-    """What the ops are told beside tensors."""
-
-    batch_dims: int
-    packed_dim: int
-    num_samples: int | None
-    scale: str
-    low: float | None
-    high: float | None
-    estimator: str
-    reduction: str
-
-    @property
-    def samples(self) -> int:
-        return 1 if self.num_samples is None else self.num_samples
-
-    @property
-    def sampled(self) -> bool:
-        return self.estimator != "analytic"
-
-    @property
-    def kl_samples(self) -> int | None:
-        """The leading dim of the KL, if it has one."""
-        return self.num_samples if self.sampled else None
+def _inputs(given: LatentOptions, mu, logvar, prior_mu, prior_logvar, noise) -> Inputs:
+    """The op's tensors."""
+    moments = mu.chunk(2, given.packed_dim) if logvar is None else (mu, logvar)
+    if noise.is_floating_point():
+        return Inputs(*moments, prior_mu, prior_logvar, None, noise)
+    seed = noise if noise.numel() == 1 else noise.contiguous()
+    return Inputs(*moments, prior_mu, prior_logvar, seed, None)
 
 
 # Elements that a thread holds at once, where a prior or a sampled KL takes more registers than the plain step.
 HELD_PLAIN, HELD_OTHERS = 16, 8
 
 
-def latent_forward(
-    mu: Tensor,
-    logvar: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    seed: Tensor | None,
-    eps: Tensor | None,
-    *settings: Any,
-) -> tuple[Tensor, Tensor]:
-    """`z` and `kl`, as the schema in `vae_kernels.fakes` says."""
-    inputs = (mu, logvar, prior_mu, prior_logvar, seed, eps)
-    key = ("latent_forward", _key(inputs, settings))
-    return planned(key, lambda: _Forward(inputs, Settings(*settings)))(*inputs, _clamp(*settings[4:6]))
+def latent_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`z` and `kl`, as the schema in `vae_kernels.ops` says."""
+    tensors, given = arguments[:5], LatentOptions(*arguments[5:])
+    z, kl = ops.latent_forward(*arguments)
+    if z.numel() == 0:
+        return z, kl.zero_()
+    inputs = _inputs(given, *tensors)
+    plan = planned(("latent_forward", _key(tensors, given)), lambda: _plan_forward(inputs, given, z, kl))
+    plan(*inputs, _clamp(given), z, kl)
+    return z, kl
 
 
-def _key(inputs: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Hashable:
+def _key(tensors: tuple[Tensor | None, ...], given: LatentOptions) -> Hashable:
     """Of all that a plan depends on."""
-    mu, logvar, prior_mu, prior_logvar, seed, eps = inputs
-    batch_dims, packed_dim, num_samples, scale, low, high, estimator, reduction = settings
+    mu, logvar, prior_mu, prior_logvar, noise = tensors
+    of_noise = signature(noise) if noise.is_floating_point() else noise.numel()
     return (
-        mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar),
-        signature(eps), seed is not None and seed.numel(),
-        batch_dims, packed_dim, num_samples, scale, low is None and high is None, estimator, reduction,
-    )  # fmt: skip
+        *(mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar), of_noise),
+        *given._replace(low=None, high=_is_clamped(given)),
+    )
 
 
-def _clamp(low: float | None, high: float | None) -> tuple[tuple[float, ...], ...]:
+def _is_clamped(given: LatentOptions) -> bool:
+    return given.low is not None or given.high is not None
+
+
+def _clamp(given: LatentOptions) -> tuple[tuple[float, ...], ...]:
     """Both bounds, as the kernels take numbers, or nothing."""
-    if low is None and high is None:
+    if not _is_clamped(given):
         return ()
-    return float32_parts(-math.inf if low is None else low), float32_parts(math.inf if high is None else high)
+    low, high = (-math.inf if given.low is None else given.low), (math.inf if given.high is None else given.high)
+    return float32_parts(low), float32_parts(high)
 
 
-class _Forward:
-    """Allocates z and the KL, and launches."""
-
-    def __init__(self, inputs: tuple[Tensor | None, ...], given: Settings) -> None:
-        mu, *others = inputs
-        self._packed_dim = given.packed_dim
-        inputs = Inputs(*(mu.chunk(2, given.packed_dim) if others[0] is None else (mu, others[0])), *others[1:])
-        self._samples, self._own_seeds = given.num_samples, inputs.own_seeds
-        samples = () if given.kl_samples is None else (given.kl_samples,)
-        self._kl_shape = (*samples, *inputs.mu.shape[: given.batch_dims]) if given.reduction == "sum" else None
-        self._kl_samples, self._kl_dtype = given.kl_samples, inputs.dtype
-        z, kl = self._empty(inputs.mu)
-        self._launch = _plan_forward(inputs, given, z, kl) if z.numel() else None
-
-    def _empty(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        z = torch.empty_like(mu) if self._samples is None else empty_samples(mu, self._samples)
-        if self._kl_shape is None:
-            return z, empty_samples(mu, self._kl_samples, self._kl_dtype)
-        return z, mu.new_empty(self._kl_shape, dtype=self._kl_dtype)
-
-    def __call__(self, mu, logvar, prior_mu, prior_logvar, seed, eps, clamp) -> tuple[Tensor, Tensor]:
-        if logvar is None:
-            mu, logvar = mu.chunk(2, self._packed_dim)
-        if self._own_seeds:
-            seed = seed.contiguous()
-        z, kl = self._empty(mu)
-        if self._launch is None:
-            return z, kl.zero_()
-        self._launch(mu, logvar, prior_mu, prior_logvar, seed, eps, clamp, z, kl)
-        return z, kl
-
-
-def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Callable[..., None]:
+def _plan_forward(inputs: Inputs, given: LatentOptions, z: Tensor, kl: Tensor) -> Callable[..., None]:
     mu, eps, count = inputs.mu, inputs.eps, given.num_samples
     order = column_dims(mu, given.batch_dims)
     views = {"mu": mu, "raw": inputs.raw, "z": _one(z, count), "eps": _one(eps, count)} | _full_prior(inputs)
@@ -145,8 +98,8 @@ def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Cal
     form, strides = form
     there = [t for t in views.values() if t is not None]
     shape = _tile(form, inputs, given, there)
-    chunks = 1 if given.samples > 1 and given.sampled else chunks_per_program(shape)
-    summed = given.reduction == "sum"
+    chunks = 1 if given.sampled and (count or 1) > 1 else chunks_per_program(shape)
+    summed = given.summed
     split = summed and is_split(shape, chunks)
     launch = Launch(
         latent_forward_kernel,
@@ -167,27 +120,27 @@ def _plan_forward(inputs: Inputs, given: Settings, z: Tensor, kl: Tensor) -> Cal
         **_switches(inputs, given),
         **geometry(form, shape),
     )
-    sums = form.rows * (given.samples if given.sampled else 1)
+    sums = form.rows * (given.kl_samples or 1)
     return SplitLaunch(launch, mu.get_device(), sums, shape.chunks) if split else launch
 
 
-def _switches(inputs: Inputs, given: Settings) -> dict[str, Any]:
+def _switches(inputs: Inputs, given: LatentOptions) -> dict[str, Any]:
     return {
-        "SCALE": given.scale,
+        "SCALE": Scale(given.scale or 0).name,
         "SAMPLED": given.sampled,
-        "SAMPLES": given.samples,
+        "SAMPLES": given.num_samples or 1,
         "OWN_SEEDS": inputs.own_seeds,
     }
 
 
 def _one(tensor: Tensor | None, num_samples: int | None) -> Tensor | None:
     """The first sample's, of a tensor that has them."""
-    return tensor if tensor is None or num_samples is None else tensor[0]
+    return tensor if tensor is None or not num_samples else tensor[0]
 
 
 def _step(tensor: Tensor | None, num_samples: int | None) -> int:
     """From one sample to the next, in elements."""
-    return 0 if tensor is None or num_samples is None else tensor.stride(0)
+    return 0 if tensor is None or not num_samples else tensor.stride(0)
 
 
 def _is_one(parameter: Tensor, full: Tensor) -> bool:
@@ -215,7 +168,7 @@ def _prior_strides(inputs: Inputs, strides: dict[str, Strides]) -> tuple[Strides
 def _layout(
     views: dict[str, Tensor | None],
     inputs: Inputs,
-    given: Settings,
+    given: LatentOptions,
     order: list[int],
     steps: tuple[int, ...],
     per_row: tuple[Tensor, ...] = (),
@@ -223,13 +176,14 @@ def _layout(
 ) -> tuple[Layout, dict[str, Strides]] | None:
     """The layout of the views that are there, and the strides of each by name."""
     there = {name: t for name, t in views.items() if t is not None}
-    reach = (given.samples - 1) * max((*steps, *row_steps), default=0)
-    form = layout(list(there.values()), given.batch_dims, order, per_row, steps, given.samples, reach)
+    samples = given.num_samples or 1
+    reach = (samples - 1) * max((*steps, *row_steps), default=0)
+    form = layout(list(there.values()), given.batch_dims, order, per_row, steps, samples, reach)
     return form and (form, dict(zip(there, form.strides, strict=True)))
 
 
-def _tile(form: Layout, inputs: Inputs, given: Settings, tensors: list[Tensor]) -> Tile:
-    plain = inputs.prior_mu is None and inputs.prior_logvar is None and not given.sampled and given.scale == "logvar"
+def _tile(form: Layout, inputs: Inputs, given: LatentOptions, tensors: list[Tensor]) -> Tile:
+    plain = inputs.prior_mu is None and inputs.prior_logvar is None and not given.sampled and not given.scale
     return tile(form.rows, form.cols * form.vec, inputs.dtype, tensors, HELD_PLAIN if plain else HELD_OTHERS)
 
 
@@ -239,150 +193,38 @@ def _run_length(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
     return 8 if narrowest <= 2 and min(form.vec, shape.block_cols, shape.held) >= 8 else 4
 
 
-def latent_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    seed: Tensor | None,
-    eps: Tensor | None,
-    needs: list[bool],
-    *settings: Any,
-) -> list[Tensor]:
-    """The gradients that are needed, as the schema in `vae_kernels.fakes` says."""
-    inputs = (mu, logvar, prior_mu, prior_logvar, seed, eps)
-    of_kl = grad_kl is not None and signature(grad_kl)
-    key = ("latent_backward", signature(grad_z), of_kl, *needs, _key(inputs, settings))
-    plan = planned(key, lambda: _Backward(grad_z, grad_kl, inputs, needs, Settings(*settings)))
-    return plan(grad_z, grad_kl, *inputs, _clamp(*settings[4:6]))
-
-
-def latent_plain_forward(mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
-    return latent_forward(mu, logvar, None, None, seed, None, *plain_settings(batch_dims))
-
-
-def latent_plain_backward(
-    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, batch_dims: int
-) -> tuple[Tensor, Tensor]:
-    needs = [True, True, False, False, False]
-    inputs = (mu, logvar, None, None, seed, None)
-    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims)))
-
-
-def latent_prior_forward(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, seed: Tensor, batch_dims: int
-) -> tuple[Tensor, Tensor]:
-    return latent_forward(mu, logvar, prior_mu, prior_logvar, seed, None, *plain_settings(batch_dims))
-
-
-def latent_prior_backward(
-    grad_z: Tensor,
-    grad_kl: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor,
-    prior_logvar: Tensor,
-    seed: Tensor,
-    batch_dims: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    needs = [True, True, True, True, False]
-    inputs = (mu, logvar, prior_mu, prior_logvar, seed, None)
-    return tuple(latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims)))
-
-
-def latent_packed_forward(
-    moments: Tensor, seed: Tensor, batch_dims: int, dim: int, low: float | None, high: float | None
-) -> tuple[Tensor, Tensor]:
-    settings = plain_settings(batch_dims, dim, low, high)
-    return latent_forward(moments, None, None, None, seed, None, *settings)
-
-
-def latent_packed_backward(
-    grad_z: Tensor,
-    grad_kl: Tensor,
-    moments: Tensor,
-    seed: Tensor,
-    batch_dims: int,
-    dim: int,
-    low: float | None,
-    high: float | None,
-) -> Tensor:
-    needs = [True, False, False, False, False]
-    inputs = (moments, None, None, None, seed, None)
-    return latent_backward(grad_z, grad_kl, *inputs, needs, *plain_settings(batch_dims, dim, low, high))[0]
-
-
-class _Backward:
-    """Allocates the gradients that are needed, and launches."""
-
-    def __init__(
-        self,
-        grad_z: Tensor | None,
-        grad_kl: Tensor | None,
-        inputs: tuple[Tensor | None, ...],
-        needs: list[bool],
-        given: Settings,
-    ) -> None:
-        mu, *others = inputs
-        self._packed_dim, self._samples = given.packed_dim, given.num_samples
-        inputs = Inputs(*(mu.chunk(2, given.packed_dim) if others[0] is None else (mu, others[0])), *others[1:])
-        self._own_seeds = inputs.own_seeds
-        if grad_kl is None and given.sampled:
-            given = given._replace(estimator="analytic")
-        by_z, by_kl = grad_z is not None, grad_kl is not None
-        # What depends on no output that was used has no gradient.
-        self._used = [by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled]
-        if inputs.mu.numel() == 0:
-            self._used = [False] * 5
-        # Of those needed: which it is, its dtype, its shape if that is its own.
-        prior = (inputs.prior_mu, inputs.prior_logvar)
-        self._needed = [
-            (i, t.dtype, t.shape if i in (2, 3) and t.shape != inputs.mu.shape else None) if need else None
-            for i, (t, need) in enumerate(zip((mu, others[0], *prior, inputs.eps), needs, strict=True))
-        ]
-        self._launch = None
-        grads = self._empty(mu, inputs.mu)[1]
-        if any(g is not None for g in grads):
-            self._launch = _plan_backward(grad_z, grad_kl, inputs, given, grads)
-
-    def _empty(self, mu: Tensor, mean: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """What the op returns; and the gradients of mu, raw, the prior's parameters and eps that the kernel writes."""
-        found, grads = [], []
-        for needed, used in zip(self._needed, self._used, strict=True):
-            if needed is None:
-                grads.append(None)
-                continue
-            i, dtype, shape = needed
-            if shape is not None:
-                grad = mean.new_empty(shape, dtype=dtype)
-            elif i == 4 and self._samples is not None:
-                grad = empty_samples(mean, self._samples, dtype)
-            else:
-                grad = torch.empty_like(mu if i < 2 else mean, dtype=dtype)
-            found.append(grad if used else grad.zero_())
-            grads.append(grad if used else None)
-        if mu is not mean and grads[0] is not None:
-            grads[:2] = grads[0].chunk(2, self._packed_dim)
-        return found, grads
-
-    def __call__(self, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed, eps, clamp) -> list[Tensor]:
-        mean, raw = mu.chunk(2, self._packed_dim) if logvar is None else (mu, logvar)
-        if self._own_seeds:
-            seed = seed.contiguous()
-        found, grads = self._empty(mu, mean)
-        if self._launch is not None:
-            self._launch(grad_z, grad_kl, mean, raw, prior_mu, prior_logvar, seed, eps, clamp, grads)
+def latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, *arguments: Any) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed, as the schema in `vae_kernels.ops` says."""
+    tensors, given, needs = arguments[:5], LatentOptions(*arguments[5:-1]), arguments[-1]
+    found = ops.latent_backward(grad_z, grad_kl, *arguments)
+    if grad_kl is None and given.sampled:
+        given = given._replace(kl_estimator=None)
+    # What depends on no output that was used has no gradient.
+    by_z, by_kl = grad_z is not None, grad_kl is not None
+    used = (by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled)
+    if tensors[0].numel() == 0:
+        used = (False,) * 5
+    grads = [grad if is_used else None for grad, is_used in zip(found, used, strict=True)]
+    for grad, is_used in zip(found, used, strict=True):
+        if grad is not None and not is_used:
+            grad.zero_()
+    if not any(g is not None for g in grads):
         return found
+    if tensors[1] is None and grads[0] is not None:
+        grads[:2] = grads[0].chunk(2, given.packed_dim)
+    inputs = _inputs(given, *tensors)
+    key = ("latent_backward", signature(grad_z), by_kl and signature(grad_kl), needs, _key(tensors, given))
+    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
+    plan(grad_z, grad_kl, *inputs, _clamp(given), grads)
+    return found
 
 
 def _plan_backward(
-    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: Settings, grads: list[Tensor | None]
+    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: LatentOptions, grads: list[Tensor | None]
 ) -> Callable[..., None]:
     mu, eps, count = inputs.mu, inputs.eps, given.num_samples
     order = column_dims(mu, given.batch_dims)
-    summed = given.reduction == "sum"
+    summed = given.summed
     one_kl = _one(grad_kl, given.kl_samples)
     out = next((g for g in grads[:2] if g is not None), torch.empty_like(mu, device="meta"))
     views = {
@@ -430,7 +272,7 @@ def _plan_backward(
         full_strides=strides["full"],
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
-        PATH=given.estimator == "path",
+        PATH=given.path,
         SUMMED=summed,
         ADDED=added,
         RUN=_run_length(form, shape, there),
@@ -461,8 +303,9 @@ def _launch_backward(launch: Launch, sums: list[SumOfPartials | None], *argument
             total(partial_sums, grad)
 
 
-def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, given: Settings, order: list[int]) -> Inputs:
-    """Copies with the columns in `order`; a parameter of the prior that all samples share gets the shape of a row."""
+def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, given: LatentOptions, order: list[int]) -> list:
+    """The op's tensors as copies with the columns in `order`; a parameter of the prior that all samples share gets the
+    shape of a row."""
 
     def shared(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or _is_one(parameter, mu):
@@ -472,57 +315,55 @@ def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, given: Settings, o
         row = parameter.expand_as(mu)[(0,) * given.batch_dims]
         return dense(row, 0, [d - given.batch_dims for d in order])
 
-    mean, spread = (dense(t, given.batch_dims, order) for t in (mu, raw))
-    return Inputs(mean, spread, shared(prior_mu), shared(prior_logvar), seed, _dense(eps, given, order))
+    moments = [dense(t, given.batch_dims, order) for t in (mu, raw)]
+    return [*moments, shared(prior_mu), shared(prior_logvar), seed if eps is None else _dense(eps, given, order)]
 
 
-def _dense(tensor: Tensor | None, given: Settings, order: list[int], samples: bool = True) -> Tensor | None:
+def _dense(tensor: Tensor | None, given: LatentOptions, order: list[int], samples: bool = True) -> Tensor | None:
     """Of a tensor that may have a leading dim of samples."""
     if tensor is None:
         return None
-    if given.num_samples is None or not samples:
+    if not given.num_samples or not samples:
         return dense(tensor, given.batch_dims, order)
     return dense(tensor, given.batch_dims + 1, [d + 1 for d in order])
 
 
-def _from_dense(tensor: Tensor, like: Tensor, given: Settings, order: list[int], samples: bool) -> None:
-    if given.num_samples is None or not samples:
+def _from_dense(tensor: Tensor, like: Tensor, given: LatentOptions, order: list[int], samples: bool) -> None:
+    if not given.num_samples or not samples:
         from_dense(tensor, like, given.batch_dims, order)
     else:
         from_dense(tensor, like, given.batch_dims + 1, [d + 1 for d in order])
 
 
-def _forward_through_copies(given: Settings, order: list[int], *arguments: Any) -> None:
+def _forward_through_copies(given: LatentOptions, order: list[int], *arguments: Any) -> None:
     *tensors, clamp, z, kl = arguments
-    inputs = _dense_inputs(*tensors, given, order)
     given = _clamped(given, clamp)
-    dense_z, dense_kl = latent_forward(*inputs, *given)
+    dense_z, dense_kl = latent_forward(*_dense_inputs(*tensors, given, order), *given)
     _from_dense(dense_z, z, given, order, samples=True)
-    if given.reduction == "none":
-        _from_dense(dense_kl, kl, given, order, given.sampled)
-    else:
+    if given.summed:
         kl.copy_(dense_kl)
+    else:
+        _from_dense(dense_kl, kl, given, order, given.sampled)
 
 
-def _clamped(given: Settings, clamp: tuple[tuple[float, ...], ...]) -> Settings:
+def _clamped(given: LatentOptions, clamp: tuple[tuple[float, ...], ...]) -> LatentOptions:
     """With the bounds of this call; the plan's were of another."""
     return given._replace(**dict(zip(("low", "high"), (sum(reversed(parts)) for parts in clamp), strict=False)))
 
 
-def _backward_through_copies(given: Settings, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
+def _backward_through_copies(given: LatentOptions, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
     *tensors, clamp, grads = arguments
-    inputs = _dense_inputs(*tensors, given, order)
     given = _clamped(given, clamp)
+    inputs = _dense_inputs(*tensors, given, order)
     grad_z = _dense(grad_z, given, order)
     if grad_kl is not None:
-        grad_kl = grad_kl.contiguous() if given.reduction == "sum" else _dense(grad_kl, given, order, given.sampled)
-    needs = [g is not None for g in grads]
-    found = iter(latent_backward(grad_z, grad_kl, *inputs, needs, *given))
+        grad_kl = grad_kl.contiguous() if given.summed else _dense(grad_kl, given, order, given.sampled)
+    needs = sum(1 << i for i, grad in enumerate(grads) if grad is not None)
+    found = latent_backward(grad_z, grad_kl, *inputs, *given, needs)
     mu = tensors[0]
-    for i, grad in enumerate(grads):
+    for i, (grad, dense_grad) in enumerate(zip(grads, found, strict=True)):
         if grad is None:
             continue
-        dense_grad = next(found)
         if i in (2, 3) and tensors[i].shape != mu.shape:
             _share_out(dense_grad, grad, order)
         else:

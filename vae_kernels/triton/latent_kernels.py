@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .gamma import log
 from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
-from .parameters import load_parameter, store_partial
+from .parameters import load_parameter, number, store_partial
 from .philox import normals
 from .tile import (
     add_compensated,
@@ -25,15 +25,6 @@ from .tile import (
 
 
 @triton.jit
-def _number(parts, DTYPE: tl.constexpr):
-    """What `float32_parts` took apart."""
-    value = tl.full([1, 1], parts[0], DTYPE)
-    if tl.float64 == DTYPE:
-        value += tl.full([1, 1], parts[1], DTYPE) + tl.full([1, 1], parts[2], DTYPE)
-    return value
-
-
-@triton.jit
 def _log_variance(raw, clamp, SCALE: tl.constexpr):
     """l from what was passed, and where the clamp took it."""
     if SCALE == "logvar":
@@ -46,7 +37,7 @@ def _log_variance(raw, clamp, SCALE: tl.constexpr):
         l = log(raw)
     outside = l < l
     if len(clamp) > 0:
-        low, high = _number(clamp[0], raw.dtype), _number(clamp[1], raw.dtype)
+        low, high = number(clamp[0], raw.dtype), number(clamp[1], raw.dtype)
         outside = (l < low) | (l > high)
         l = tl.where(l < low, low, tl.where(l > high, high, l))
     return l, outside

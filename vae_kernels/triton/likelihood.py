@@ -1,6 +1,6 @@
 """Reconstruction terms: `log p(x)` summed per sample, one pair of functions per family and one kernel pair for all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import families, ops
 from ..eager import compute_dtype
 from ..rows import column_dims, sum_to_size
+from ..settings import LikelihoodOptions
 from .gamma import (
     STEPS_FLOAT32,
     STEPS_FLOAT64,
@@ -27,7 +29,7 @@ from .gamma import (
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, dense, from_dense, layout
 from .math import exp_minus_abs, log1p_unit, polynomial, times_exp
-from .parameters import SumOfPartials, float32_parts, load_parameter, store_partial
+from .parameters import SumOfPartials, float32_parts, load_parameter, number, store_partial
 from .tile import (
     HELD,
     add_compensated,
@@ -349,6 +351,7 @@ class Family(NamedTuple):
     held: int = HELD
 
 
+# In the order of `families.FAMILIES`.
 FAMILIES = {
     "bernoulli": Family(bernoulli_log_prob, bernoulli_grad),
     "gaussian": Family(gaussian_log_prob, gaussian_grad),
@@ -361,27 +364,30 @@ FAMILIES = {
     ),
     "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad, held=8),
 }
+_FAMILIES = tuple(FAMILIES.values())
+_ARGUMENTS = tuple(family.arguments for family in families.FAMILIES.values())
+
+
+def _family(given: LikelihoodOptions) -> Family:
+    return _FAMILIES[given.family]
 
 
 @triton.jit
-def _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """All parameters of the family: elements [R, C], or numbers where the tensor has one element."""
+def _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
+    """All parameters of the family: elements [R, C], or numbers where the tensor has one element or there is none."""
     params = (load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE),)
     for i in tl.static_range(2, len(inputs)):
-        value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        params = params + (value,)
-    for i in tl.static_range(len(constants)):
-        # Three float32 that add up to the float64; the first is the nearest float32.
-        value = tl.full([1, 1], constants[i][0], DTYPE)
-        if tl.float64 == DTYPE:
-            value += tl.full([1, 1], constants[i][1], DTYPE) + tl.full([1, 1], constants[i][2], DTYPE)
+        if len(numbers[i]) == 0:
+            value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        else:
+            value = number(numbers[i], DTYPE)
         params = params + (value,)
     return params
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
 def likelihood_forward_kernel(
-    inputs, constants, out, strides,
+    inputs, numbers, out, strides,
     rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
     LOG_PROB: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -400,7 +406,7 @@ def likelihood_forward_kernel(
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        params = _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
         log_prob = LOG_PROB(x, params)
         if not EVEN:
@@ -416,7 +422,7 @@ def likelihood_forward_kernel(
 
 @triton.jit(do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"])
 def likelihood_backward_kernel(
-    inputs, constants, grad, outs, sum_outs, strides, grad_strides, out_strides,
+    inputs, numbers, grad, outs, sum_outs, strides, grad_strides, out_strides,
     rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
     GRAD: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -437,7 +443,7 @@ def likelihood_backward_kernel(
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, constants, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        params = _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
         g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
         grads = GRAD(x, params)
@@ -456,35 +462,57 @@ def likelihood_backward_kernel(
         store_partial(sum_outs[i], sums[i], strides[SUMMED[i]], group, first_col, cols, there, VEC, BLOCK_COLS)
 
 
-def likelihood_forward(family: str, inputs: list[Tensor], constants: list[float], batch_dims: int) -> Tensor:
-    """The sums of the batch dims."""
-    full = inputs[0]
-    out = full.new_empty(full.shape[:batch_dims], dtype=compute_dtype(*inputs))
-    if full.numel() == 0:
+def likelihood_forward(
+    first: Tensor, x: Tensor, parameter0: Tensor | None, parameter1: Tensor | None, *options: float
+) -> Tensor:
+    """The sums of the batch dims, as the schema in `vae_kernels.ops` says."""
+    out = ops.likelihood_forward(first, x, parameter0, parameter1, *options)
+    if first.numel() == 0:
         return out.zero_()
-    key = ("likelihood_forward", family, batch_dims, full.get_device(), *map(signature, inputs))
-    plan = planned(key, lambda: _plan_forward(family, inputs, batch_dims))
-    plan(tuple(inputs), tuple(map(float32_parts, constants)), out)
+    given = LikelihoodOptions(*options)
+    inputs, numbers = _arguments((first, x, parameter0, parameter1), given)
+    plan = planned(("likelihood_forward", _key(inputs, given)), lambda: _plan_forward(inputs, given))
+    plan(*_launched(inputs, numbers), out)
     return out
 
 
-def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callable[..., None]:
-    full, one = inputs[0], _one_element(inputs)
-    order = column_dims(full, batch_dims)
-    form = layout(_in_full_shape(inputs, one), batch_dims, order)
+def _arguments(
+    inputs: tuple[Tensor | None, ...], given: LikelihoodOptions
+) -> tuple[tuple[Tensor | None, ...], tuple[float | None, ...]]:
+    """As many tensors, or None for a number, as the family has arguments; and what is a number."""
+    count = len(_ARGUMENTS[given.family])
+    return inputs[:count], (None, None, given.number0, given.number1)[:count]
+
+
+def _key(inputs: tuple[Tensor | None, ...], given: LikelihoodOptions) -> Hashable:
+    """Of all that a plan depends on."""
+    return (given.family, given.batch_dims, inputs[0].get_device(), *map(signature, inputs))
+
+
+def _launched(inputs: tuple[Tensor | None, ...], numbers: tuple[float | None, ...]) -> tuple[tuple, tuple]:
+    """The arguments as the kernels take them: for a number any tensor, which they do not read, and its parts."""
+    tensors = tuple(inputs[0] if t is None else t for t in inputs)
+    return tensors, tuple(float32_parts(n) if t is None else () for t, n in zip(inputs, numbers, strict=True))
+
+
+def _plan_forward(inputs: Sequence[Tensor | None], given: LikelihoodOptions) -> Callable[..., None]:
+    full, elements, family = inputs[0], _elements(inputs), _family(given)
+    there = [t for t in inputs if t is not None]
+    order = column_dims(full, given.batch_dims)
+    form = layout(list(elements.values()), given.batch_dims, order)
     if form is None:
-        return partial(_forward_through_copies, family, batch_dims, order)
-    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*inputs), inputs, FAMILIES[family].held)
+        return partial(_forward_through_copies, given, order, [t is not None for t in inputs])
+    shape = tile(form.rows, form.cols * form.vec, compute_dtype(*there), there, family.held)
     chunks = chunks_per_program(shape)
     split = is_split(shape, chunks)
     launch = Launch(
         likelihood_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
         full.get_device(),
-        strides=_strides_of_inputs(form, one),
+        strides=_strides(form, elements, len(inputs)),
         chunks=shape.chunks,
         chunks_per_program=chunks,
-        LOG_PROB=FAMILIES[family].log_prob,
+        LOG_PROB=family.log_prob,
         SPLIT=split,
         **geometry(form, shape),
     )
@@ -492,148 +520,139 @@ def _plan_forward(family: str, inputs: list[Tensor], batch_dims: int) -> Callabl
 
 
 def likelihood_backward(
-    family: str, grad: Tensor, inputs: list[Tensor], constants: list[float], batch_dims: int, needs: list[bool]
-) -> list[Tensor]:
-    """The gradients of the inputs that are needed, each in the shape and dtype of its own input."""
-    full = inputs[0]
-    grads = [
-        torch.empty_like(full, dtype=t.dtype) if t.shape == full.shape else t.new_empty(t.shape)
-        for t, need in zip(inputs, needs, strict=True)
-        if need
-    ]
-    if full.numel() == 0:
-        return [g.zero_() for g in grads]
-    if not grads:
+    grad: Tensor,
+    first: Tensor,
+    x: Tensor,
+    parameter0: Tensor | None,
+    parameter1: Tensor | None,
+    *options_and_needs: float,
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed, as the schema in `vae_kernels.ops` says."""
+    *options, needs = options_and_needs
+    grads = ops.likelihood_backward(grad, first, x, parameter0, parameter1, *options_and_needs)
+    if first.numel() == 0:
+        for g in grads:
+            if g is not None:
+                g.zero_()
         return grads
-    key = (
-        "likelihood_backward",
-        family,
-        batch_dims,
-        full.get_device(),
-        (grad.stride(), grad.dtype),
-        *map(signature, inputs),
-        *needs,
-    )
-    plan = planned(key, lambda: _plan_backward(family, grad, inputs, batch_dims, needs))
-    plan(tuple(inputs), tuple(map(float32_parts, constants)), grad, grads)
+    if not needs:
+        return grads
+    given = LikelihoodOptions(*options)
+    inputs, numbers = _arguments((first, x, parameter0, parameter1), given)
+    key = ("likelihood_backward", (grad.stride(), grad.dtype), needs, _key(inputs, given))
+    plan = planned(key, lambda: _plan_backward(grad, inputs, given, needs))
+    plan(*_launched(inputs, numbers), grad, grads)
     return grads
 
 
-def likelihood_pair_forward(family: str, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
-    return likelihood_forward(family, [first, x], [], batch_dims)
-
-
-def likelihood_pair_backward(family: str, grad: Tensor, first: Tensor, x: Tensor, batch_dims: int) -> Tensor:
-    return likelihood_backward(family, grad, [first, x], [], batch_dims, [True, False])[0]
-
-
-def likelihood_triple_forward(family: str, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int) -> Tensor:
-    return likelihood_forward(family, [first, x, parameter], [], batch_dims)
-
-
-def likelihood_triple_backward(
-    family: str, grad: Tensor, first: Tensor, x: Tensor, parameter: Tensor, batch_dims: int
-) -> tuple[Tensor, Tensor]:
-    return tuple(likelihood_backward(family, grad, [first, x, parameter], [], batch_dims, [True, False, True]))
-
-
 def _plan_backward(
-    family: str, grad: Tensor, inputs: list[Tensor], batch_dims: int, needs: list[bool]
+    grad: Tensor, inputs: Sequence[Tensor | None], given: LikelihoodOptions, needs: int
 ) -> Callable[..., None]:
-    full, one = inputs[0], _one_element(inputs)
-    order = column_dims(full, batch_dims)
+    full, elements, family = inputs[0], _elements(inputs), _family(given)
+    there = [t for t in inputs if t is not None]
+    order = column_dims(full, given.batch_dims)
     out = torch.empty_like(full, device="meta")
-    form = layout([out, *_in_full_shape(inputs, one)], batch_dims, order, (grad,))
+    form = layout([out, *elements.values()], given.batch_dims, order, (grad,))
     if form is None:
-        return partial(_backward_through_copies, family, batch_dims, order, needs)
-    dtype = compute_dtype(*inputs)
-    shape = tile(form.rows, form.cols * form.vec, dtype, inputs, FAMILIES[family].held)
-    needed = [i for i, need in enumerate(needs) if need]
+        return partial(_backward_through_copies, given, order, [t is not None for t in inputs], needs)
+    dtype = compute_dtype(*there)
+    shape = tile(form.rows, form.cols * form.vec, dtype, there, family.held)
+    needed = [i for i in range(len(inputs)) if needs >> i & 1]
     stored = tuple(i for i in needed if inputs[i].shape == full.shape)
     summed = tuple(i for i in needed if inputs[i].shape != full.shape)
     if not summed:
-        shape = finer(shape, form.cols * form.vec, inputs)
+        shape = finer(shape, form.cols * form.vec, there)
     blocks = row_blocks_per_program(shape) if summed else 1
     groups = triton.cdiv(shape.row_blocks, blocks)
     launch = Launch(
         likelihood_backward_kernel,
         shape.grid(shape.chunks, blocks),
         full.get_device(),
-        strides=_strides_of_inputs(form._replace(strides=form.strides[1:]), one),
+        strides=_strides(form._replace(strides=form.strides[1:]), elements, len(inputs)),
         grad_strides=form.per_row_strides[0],
         out_strides=form.strides[0],
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
-        GRAD=FAMILIES[family].grad,
+        GRAD=family.grad,
         STORED=stored,
         SUMMED=summed,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
         **geometry(form, shape),
     )
-    sums = [
-        SumOfPartials(full, inputs[i], dtype, batch_dims, order, groups * shape.chunks if one[i] else groups)
-        for i in summed
-    ]
-    return _Backward(launch, [needed.index(i) for i in stored], [needed.index(i) for i in summed], sums)
+    counts = {i: groups * shape.chunks if _is_one(inputs[i], full) else groups for i in summed}
+    sums = {i: SumOfPartials(full, inputs[i], dtype, given.batch_dims, order, counts[i]) for i in summed}
+    return _Backward(launch, stored, sums)
 
 
 class _Backward:
     """The kernel, then the sum of each gradient that has fewer elements than the tensors."""
 
-    def __init__(self, launch: Launch, stored: list[int], summed: list[int], sums: "list[SumOfPartials]") -> None:
-        self._launch, self._stored, self._summed, self._sums = launch, stored, summed, sums
+    def __init__(self, launch: Launch, stored: tuple[int, ...], sums: "dict[int, SumOfPartials]") -> None:
+        self._launch, self._stored, self._sums = launch, stored, sums
 
-    def __call__(
-        self, inputs: tuple[Tensor, ...], constants: tuple[tuple[float, ...], ...], grad: Tensor, grads: list[Tensor]
-    ) -> None:
-        partials = tuple(s.empty_partials() for s in self._sums)
-        self._launch(inputs, constants, grad, tuple(grads[i] for i in self._stored), partials)
-        for i, partial_sums, total in zip(self._summed, partials, self._sums, strict=True):
+    def __call__(self, tensors: tuple, numbers: tuple, grad: Tensor, grads: tuple[Tensor | None, ...]) -> None:
+        partials = tuple(s.empty_partials() for s in self._sums.values())
+        self._launch(tensors, numbers, grad, tuple(grads[i] for i in self._stored), partials)
+        for (i, total), partial_sums in zip(self._sums.items(), partials, strict=True):
             total(partial_sums, grads[i])
 
 
-def _one_element(inputs: Sequence[Tensor]) -> tuple[bool, ...]:
-    return tuple(t.numel() == 1 and t.shape != inputs[0].shape for t in inputs)
+def _is_one(tensor: Tensor | None, full: Tensor) -> bool:
+    return tensor is not None and tensor.numel() == 1 and tensor.shape != full.shape
 
 
-def _in_full_shape(inputs: Sequence[Tensor], one: Sequence[bool]) -> list[Tensor]:
-    return [t.expand_as(inputs[0]) for t, is_one in zip(inputs, one, strict=True) if not is_one]
-
-
-def _strides_of_inputs(form: Layout, one: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
-    strides = iter(form.strides)
-    return tuple(() if is_one else next(strides) for is_one in one)
-
-
-def _dense_inputs(inputs: Sequence[Tensor], batch_dims: int, order: Sequence[int]) -> list[Tensor]:
-    """Copies with the columns in `order`; a parameter that is the same for all samples gets the shape of a row."""
+def _elements(inputs: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """The tensors in full shape, by their place: those of one element and numbers left out."""
     full = inputs[0]
-    copies = []
-    for t, is_one in zip(inputs, _one_element(inputs), strict=True):
-        if is_one:
-            copies.append(t.reshape(1))
+    return {i: t.expand_as(full) for i, t in enumerate(inputs) if t is not None and not _is_one(t, full)}
+
+
+def _strides(form: Layout, elements: dict[int, Tensor], count: int) -> tuple[tuple[int, ...], ...]:
+    """Of the arguments; none of what is one element or a number."""
+    strides = dict(zip(elements, form.strides, strict=True))
+    return tuple(strides.get(i, ()) for i in range(count))
+
+
+def _dense_inputs(inputs: Sequence[Tensor | None], batch_dims: int, order: Sequence[int]) -> list[Tensor | None]:
+    """The op's tensors as copies with the columns in `order`; a parameter that is the same for all samples gets the
+    shape of a row."""
+    full = inputs[0]
+    copies = [None] * 4
+    for i, t in enumerate(inputs):
+        if t is None:
+            continue
+        if _is_one(t, full):
+            copies[i] = t.reshape(1)
         elif t.shape == full.shape:
-            copies.append(dense(t, batch_dims, order))
+            copies[i] = dense(t, batch_dims, order)
         else:
             row = t.expand_as(full)[(0,) * batch_dims]
-            copies.append(dense(row, 0, [d - batch_dims for d in order]))
+            copies[i] = dense(row, 0, [d - batch_dims for d in order])
     return copies
 
 
-def _forward_through_copies(family, batch_dims, order, inputs, constants, out) -> None:
-    copies = _dense_inputs(inputs, batch_dims, order)
-    out.copy_(likelihood_forward(family, copies, [sum(reversed(c)) for c in constants], batch_dims))
+def _with_numbers(given: LikelihoodOptions, numbers: tuple[tuple[float, ...], ...]) -> LikelihoodOptions:
+    """With the numbers of this call; the plan's were of another."""
+    values = [sum(reversed(parts)) if parts else None for parts in numbers[2:]]
+    return given._replace(**dict(zip(("number0", "number1"), values, strict=False)))
 
 
-def _backward_through_copies(family, batch_dims, order, needs, inputs, constants, grad, grads) -> None:
-    copies = _dense_inputs(inputs, batch_dims, order)
-    found = likelihood_backward(
-        family, grad.contiguous(), copies, [sum(reversed(c)) for c in constants], batch_dims, needs
-    )
-    needed = [t for t, need in zip(inputs, needs, strict=True) if need]
-    for parameter, result, dense_grad in zip(needed, grads, found, strict=True):
+def _forward_through_copies(given: LikelihoodOptions, order, there, tensors, numbers, out) -> None:
+    inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
+    given = _with_numbers(given, numbers)
+    out.copy_(likelihood_forward(*_dense_inputs(inputs, given.batch_dims, order), *given))
+
+
+def _backward_through_copies(given: LikelihoodOptions, order, there, needs, tensors, numbers, grad, grads) -> None:
+    inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
+    given = _with_numbers(given, numbers)
+    copies = _dense_inputs(inputs, given.batch_dims, order)
+    found = likelihood_backward(grad.contiguous(), *copies, *given, needs)
+    for parameter, result, dense_grad in zip(inputs, grads, found, strict=False):
+        if result is None:
+            continue
         if parameter.shape == inputs[0].shape:
-            from_dense(dense_grad, result, batch_dims, order)
+            from_dense(dense_grad, result, given.batch_dims, order)
         elif parameter.numel() == 1:
             result.copy_(dense_grad.view(result.shape))
         else:

@@ -24,6 +24,15 @@ def load_parameter(pointer, strides, row, col, mask, inner_rows, inner_cols, VEC
 
 
 @triton.jit
+def number(parts, DTYPE: tl.constexpr):
+    """What `float32_parts` took apart: three float32 that add up to a float64, the first being the nearest float32."""
+    value = tl.full([1, 1], parts[0], DTYPE)
+    if tl.float64 == DTYPE:
+        value += tl.full([1, 1], parts[1], DTYPE) + tl.full([1, 1], parts[2], DTYPE)
+    return value
+
+
+@triton.jit
 def store_partial(out, sums, strides, group, first_col, cols, there, VEC: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """What a program's rows `sums` [R, C] add up to, for a parameter of these strides: into out [groups, cols], of one
     element into out [groups, chunks]."""

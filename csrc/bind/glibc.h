@@ -16,7 +16,7 @@ template std::stringstream::basic_stringstream();
 
 // What a size beyond all memory throws, since gcc 11.
 namespace std {
-__attribute__((weak, visibility("hidden"))) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+__attribute__((weak)) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 }  // namespace std
 
 #ifdef __x86_64__

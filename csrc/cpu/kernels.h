@@ -1,0 +1,20 @@
+// The CPU kernels.
+#pragma once
+
+#include "../call.h"
+
+namespace vk::cpu {
+
+// Calls f(first, last, context) for parts of [begin, end), which are of `grain` where they run side by side. Handed in:
+// no kernel knows torch.
+using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, int64_t, void*),
+                             void* context);
+
+void latent_forward(const LatentForward& arguments, ParallelFor parallel);
+void latent_backward(const LatentBackward& arguments, ParallelFor parallel);
+void likelihood_forward(const LikelihoodForward& arguments, ParallelFor parallel);
+void likelihood_backward(const LikelihoodBackward& arguments, ParallelFor parallel);
+void categorical_forward(const CategoricalForward& arguments, ParallelFor parallel);
+void categorical_backward(const CategoricalBackward& arguments, ParallelFor parallel);
+
+}  // namespace vk::cpu

@@ -1,0 +1,41 @@
+"""The families of likelihoods."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import checks, eager
+
+
+class Family(NamedTuple):
+    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
+    which values `check_values` lets pass, and which arguments are numbers, never tensors.
+
+    Kernels know the family by its place in `FAMILIES`, which is that of its struct in csrc/likelihood.h.
+    """
+
+    arguments: tuple[str, ...]
+    log_prob: Callable[..., Tensor]
+    ranges: dict[str, checks.Range]
+    numbers: tuple[str, ...] = ()
+
+
+_COUNTS = {"mu": checks.NOT_NEGATIVE, "x": checks.NOT_NEGATIVE, "theta": checks.POSITIVE}
+
+FAMILIES = {
+    "bernoulli": Family(("logits", "x"), eager.bernoulli, {"x": checks.UNIT}),
+    "gaussian": Family(("mean", "x", "logvar"), eager.gaussian, {}),
+    "laplace": Family(("loc", "x", "log_scale"), eager.laplace, {}),
+    "continuous_bernoulli": Family(("logits", "x"), eager.continuous_bernoulli, {"x": checks.UNIT}),
+    "bernoulli_probs": Family(("probs", "x"), eager.bernoulli_probs, {"probs": checks.UNIT, "x": checks.UNIT}),
+    "negative_binomial": Family(("mu", "x", "theta"), eager.negative_binomial, _COUNTS),
+    "zero_inflated_negative_binomial": Family(
+        ("mu", "x", "theta", "zero_logits"), eager.zero_inflated_negative_binomial, _COUNTS
+    ),
+    "discretized_logistic": Family(
+        ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}, ("bins",)
+    ),
+}
+
+INDEX = {name: index for index, name in enumerate(FAMILIES)}
