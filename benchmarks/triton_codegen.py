@@ -120,25 +120,35 @@ LATENT_VARIANTS = {
 }
 
 
-def _arguments(family: str, dtype: torch.dtype) -> tuple[list[Tensor | None], LikelihoodOptions]:
-    """Tensors, as many as the family takes; the last of its arguments may be a number."""
-    count = len(FAMILIES[family].arguments) - len(FAMILIES[family].numbers)
-    tensors = [*_full(dtype, count), *(None for _ in range(4 - count))]
-    return tensors, LikelihoodOptions(INDEX[family], None, 256.0 if FAMILIES[family].numbers else None, 1)
+# What a parameter behind x is: full shape where nothing else is said, one element, or a number.
+ONE = "one element"
 
 
-def _forward(family: str, dtype: torch.dtype) -> object:
+def _arguments(family: str, parameters: tuple, dtype: torch.dtype) -> tuple[list[Tensor | None], LikelihoodOptions]:
+    """The op's tensors and options."""
+    names = FAMILIES[family].arguments[2:]
+    parameters = parameters or tuple(256.0 if name in FAMILIES[family].numbers else None for name in names)
+    tensors, numbers = _full(dtype, 2), [None, None]
+    for i, parameter in enumerate(parameters):
+        if isinstance(parameter, float):
+            numbers[i] = parameter
+        shape = (1,) if parameter == ONE else (ROWS, COLS)
+        tensors.append(None if isinstance(parameter, float) else torch.empty(shape, dtype=dtype, device="meta"))
+    return [*tensors, *(None for _ in range(4 - len(tensors)))], LikelihoodOptions(INDEX[family], *numbers, 1)
+
+
+def _forward(family: str, parameters: tuple, dtype: torch.dtype) -> object:
     from vae_kernels.triton import likelihood
 
-    tensors, options = _arguments(family, dtype)
+    tensors, options = _arguments(family, parameters, dtype)
     return likelihood.likelihood_forward(*tensors, *options)
 
 
-def _backward(family: str, dtype: torch.dtype) -> object:
+def _backward(family: str, parameters: tuple, dtype: torch.dtype) -> object:
     """All gradients but that of x."""
     from vae_kernels.triton import likelihood
 
-    tensors, options = _arguments(family, dtype)
+    tensors, options = _arguments(family, parameters, dtype)
     needs = sum(1 << i for i, t in enumerate(tensors) if t is not None and i != 1)
     return likelihood.likelihood_backward(torch.empty(ROWS, device="meta"), *tensors, *options, needs)
 
@@ -166,20 +176,14 @@ def _cases() -> dict[str, Case]:
         cases[f"{name}{comma} forward"], cases[f"{name}{comma} backward"] = variant.cases()
     for family in FAMILIES:
         count = len(FAMILIES[family].arguments) - len(FAMILIES[family].numbers)
-        cases[f"{family} forward"] = Case(partial(_forward, family), count, 0)
-        cases[f"{family} backward"] = Case(partial(_backward, family), count, count - 1)
+        cases[f"{family} forward"] = Case(partial(_forward, family, ()), count, 0)
+        cases[f"{family} backward"] = Case(partial(_backward, family, ()), count, count - 1)
     cases["categorical forward"] = Case(_categorical_forward, 1, 0)
     # The second time from a cache.
     cases["categorical backward"] = Case(_categorical_backward, 2, 1)
-    two = partial(_full, count=2)
-    cases["gaussian, fixed variance, forward"] = Case(_forward("gaussian", two, [0.5]), 2, 0)
-    cases["gaussian, fixed variance, backward"] = Case(_backward("gaussian", two, [0.5]), 2, 1)
-
-    def with_one_logvar(dtype: torch.dtype) -> list[Tensor]:
-        return [*two(dtype), torch.empty(1, dtype=dtype, device="meta")]
-
-    cases["gaussian, one logvar, forward"] = Case(_forward("gaussian", with_one_logvar, []), 2, 0)
-    cases["gaussian, one logvar, backward"] = Case(_backward("gaussian", with_one_logvar, []), 2, 1)
+    for name, parameter in (("fixed variance", 0.5), ("one logvar", ONE)):
+        cases[f"gaussian, {name}, forward"] = Case(partial(_forward, "gaussian", (parameter,)), 2, 0)
+        cases[f"gaussian, {name}, backward"] = Case(partial(_backward, "gaussian", (parameter,)), 2, 1)
     return cases
 
 

@@ -1,6 +1,6 @@
 // Families of likelihoods, per element. A family is a struct with its name, the number of its arguments in the order
 // (decoder output, x, further parameters), how many of the last of them are constants, one number each that nobody
-// differentiates, whether its arithmetic is so short that conversions show, their log-probability and its derivatives.
+// differentiates, its cost, the log-probability and its derivatives.
 // Add it to VK_FAMILIES as well, in the order of FAMILIES in vae_kernels/families.py.
 #pragma once
 
@@ -8,13 +8,16 @@
 
 namespace vk {
 
+// What a family's formula costs: conversions and a second load show beside a short one, a heavy one takes registers.
+enum class Cost { kShort, kUsual, kHeavy };
+
 // x a - ln(1 + e^a), a = logits, as (x - [a > 0]) a - ln(1 + e^-|a|): for x in [0, 1] both terms have one sign, so that
 // nothing cancels; likewise the derivative. Kingma & Welling 2014, appendix C.1.
 struct Bernoulli {
   static constexpr const char* kName = "bernoulli";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = true;
+  static constexpr Cost kCost = Cost::kShort;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
@@ -35,7 +38,7 @@ struct Gaussian {
   static constexpr const char* kName = "gaussian";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = true;
+  static constexpr Cost kCost = Cost::kShort;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -156,7 +159,7 @@ struct NegativeBinomial {
   static constexpr const char* kName = "negative_binomial";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = false;
+  static constexpr Cost kCost = Cost::kHeavy;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[3]) {
@@ -178,7 +181,7 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr int kArguments = 4;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = false;
+  static constexpr Cost kCost = Cost::kHeavy;
 
   // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
   // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
@@ -220,7 +223,7 @@ struct Laplace {
   static constexpr const char* kName = "laplace";
   static constexpr int kArguments = 3;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = true;
+  static constexpr Cost kCost = Cost::kShort;
 
   // d e^-s, in two steps because d, x - loc, may be subnormal.
   template <class T>
@@ -248,7 +251,7 @@ struct ContinuousBernoulli {
   static constexpr const char* kName = "continuous_bernoulli";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = false;
+  static constexpr Cost kCost = Cost::kUsual;
 
   template <class T>
   VK_INLINE static T log_prob(const T (&v)[2]) {
@@ -291,7 +294,7 @@ struct BernoulliProbs {
   static constexpr const char* kName = "bernoulli_probs";
   static constexpr int kArguments = 2;
   static constexpr int kConstants = 0;
-  static constexpr bool kShort = false;
+  static constexpr Cost kCost = Cost::kHeavy;
 
   template <class T>
   VK_INLINE static T log_one(T p) {
@@ -327,7 +330,7 @@ struct DiscretizedLogistic {
   static constexpr const char* kName = "discretized_logistic";
   static constexpr int kArguments = 4;
   static constexpr int kConstants = 1;
-  static constexpr bool kShort = false;
+  static constexpr Cost kCost = Cost::kHeavy;
 
   template <class T>
   struct Bin {

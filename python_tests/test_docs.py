@@ -22,6 +22,7 @@ def test_the_family_that_is_shown_can_be_added() -> None:
         "csrc/likelihood.h",
         "vae_kernels/triton/likelihood.py",
         "vae_kernels/eager.py",
+        "vae_kernels/families.py",
         "vae_kernels/likelihood.py",
         "vae_kernels/__init__.py",
     }

@@ -144,7 +144,7 @@ void run(const Kernel& kernel, ParallelFor parallel) {
 // Whether a short loop runs in float32: what is done once for all elements, conversion and arithmetic on numbers, is
 // much of it then, and loops of its own are worth their code.
 template <class Family, class T>
-constexpr bool is_light = Family::kShort && is_float<T>;
+constexpr bool is_light = Family::kCost == Cost::kShort && is_float<T>;
 
 // With the loop that converts, where there is one and it fits, else by way of tiles in L1.
 template <class Family, class T, template <class> class Kernel, class Arguments>

@@ -6,11 +6,8 @@
 namespace vk::cuda {
 namespace {
 
-// Families whose formulas take more registers than the others'.
 template <class Family>
-constexpr bool kHeavy =
-    std::is_same_v<Family, NegativeBinomial> || std::is_same_v<Family, ZeroInflatedNegativeBinomial> ||
-    std::is_same_v<Family, DiscretizedLogistic> || std::is_same_v<Family, BernoulliProbs>;
+constexpr bool kHeavy = Family::kCost == Cost::kHeavy;
 
 template <class Family, class Access>
 struct Traits {
@@ -24,7 +21,7 @@ struct Traits {
 // Families short enough that a parameter which is one number is worth kernels of its own: what depends on it alone is
 // made once.
 template <class Family, class Access>
-constexpr bool kSingles = Family::kShort && Family::kArguments == 3 && !Access::kAny;
+constexpr bool kSingles = Family::kCost == Cost::kShort && Family::kArguments == 3 && !Access::kAny;
 
 // The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one
 // number, with kSingle in any case.
