@@ -74,7 +74,8 @@ def main(device: str, option: str = "--processes", processes: str = "1", part: s
                     call()
             if device == "cuda":
                 torch.cuda.synchronize()
-            print(f"{backend}: {len(chosen)} calls", flush=True)
+            # In one piece: without a buffer the processes' lines and their ends mix.
+            print(f"{backend}: {len(chosen)} calls\n", end="", flush=True)
     return 0
 
 

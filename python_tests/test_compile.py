@@ -50,8 +50,18 @@ def compiled_call(case: Sample, **options: object) -> Callable[[dict[str, Tensor
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_traced_results_are_the_same(backend: str, case: Sample) -> None:
+def test_traced_results_are_the_same(kernel: str, case: Sample) -> None:
     """Forward and backward through Dynamo and AOTAutograd, bit by bit."""
+    check_traced(case)
+
+
+@pytest.mark.parametrize("case", [sample(op) for op in OPS], ids=str)
+def test_traced_results_of_eager_are_the_same(case: Sample) -> None:
+    with vk.use_backend("eager"):
+        check_traced(case)
+
+
+def check_traced(case: Sample) -> None:
     got, want = results(case, compiled_call(case, backend="aot_eager")), results(case, case.call)
     for name in want:
         assert got[name].dtype == want[name].dtype
@@ -104,7 +114,7 @@ def test_dynamic_shapes_compile_once(backend: str, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_dynamic_shapes_with_gradients(backend: str, op: str) -> None:
+def test_dynamic_shapes_with_gradients(kernel: str, op: str) -> None:
     call = compiled_call(sample(op, (3, 7)), backend="aot_eager", dynamic=True)
     for shape in ((3, 7), (5, 12), (2, 1025)):
         case = sample(op, shape)

@@ -24,7 +24,7 @@ from torch import Tensor
 import vae_kernels as vk
 
 BOUND_ULP = 16
-SECONDS = float(os.environ.get("VAE_KERNELS_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("VAE_KERNELS_FUZZ_SECONDS", "10"))
 DTYPES = (F64, F32, BF16, F16)
 
 # The largest exponents of 2 that are drawn: where two numbers are added up, their sum is one of the type too.
