@@ -4,6 +4,8 @@
 // Add it to VK_FAMILIES as well, in the order of FAMILIES in vae_kernels/families.py.
 #pragma once
 
+#include <utility>
+
 #include "math.h"
 
 namespace vk {
@@ -20,16 +22,16 @@ struct Bernoulli {
   static constexpr Cost kCost = Cost::kShort;
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[2]) {
-    const T a = v[0], x = a > T(0) ? v[1] - T(1) : v[1];
-    return fused(x, a, -log1p_unit(exp_minus(absolute(a))));
+  VK_INLINE static T log_prob(T logits, T x) {
+    const T a = logits, factor = a > T(0) ? x - T(1) : x;
+    return fused(factor, a, -log1p_unit(exp_minus(absolute(a))));
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T a = v[0], u = exp_minus(absolute(a)), tail = divide(u, T(1) + u);
-    g[0] = a > T(0) ? (v[1] - T(1)) + tail : v[1] - tail;
-    g[1] = a;
+  VK_INLINE static void gradient(T logits, T x, T& to_logits, T& to_x) {
+    const T a = logits, u = exp_minus(absolute(a)), tail = divide(u, T(1) + u);
+    to_logits = a > T(0) ? (x - T(1)) + tail : x - tail;
+    to_x = a;
   }
 };
 
@@ -41,17 +43,17 @@ struct Gaussian {
   static constexpr Cost kCost = Cost::kShort;
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[3]) {
-    const T l = v[2], y = times_exp(v[1] - v[0], T(-0.5) * l);
+  VK_INLINE static T log_prob(T mean, T x, T logvar) {
+    const T l = logvar, y = times_exp(x - mean, T(-0.5) * l);
     return fused(T(-0.5) * y, y, T(-0.5) * (l + T(1.8378770664093453)));
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const T half = T(-0.5) * v[2], y = times_exp(v[1] - v[0], half);
-    g[0] = times_exp(y, half);
-    g[1] = -g[0];
-    g[2] = fused(T(0.5) * y, y, T(-0.5));
+  VK_INLINE static void gradient(T mean, T x, T logvar, T& to_mean, T& to_x, T& to_logvar) {
+    const T half = T(-0.5) * logvar, y = times_exp(x - mean, half);
+    to_mean = times_exp(y, half);
+    to_x = -to_mean;
+    to_logvar = fused(T(0.5) * y, y, T(-0.5));
   }
 };
 
@@ -162,16 +164,16 @@ struct NegativeBinomial {
   static constexpr Cost kCost = Cost::kHeavy;
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[3]) {
-    return NegativeBinomialTerms<T, false>(v[0], v[1], v[2]).log_prob();
+  VK_INLINE static T log_prob(T mu, T x, T theta) {
+    return NegativeBinomialTerms<T, false>(mu, x, theta).log_prob();
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const NegativeBinomialTerms<T, true> terms(v[0], v[1], v[2]);
-    g[0] = terms.gradient_mu() + terms.undefined();
-    g[1] = terms.gradient_x() + terms.undefined();
-    g[2] = terms.gradient_theta(terms.log_dispersion()) + terms.undefined();
+  VK_INLINE static void gradient(T mu, T x, T theta, T& to_mu, T& to_x, T& to_theta) {
+    const NegativeBinomialTerms<T, true> terms(mu, x, theta);
+    to_mu = terms.gradient_mu() + terms.undefined();
+    to_x = terms.gradient_x() + terms.undefined();
+    to_theta = terms.gradient_theta(terms.log_dispersion()) + terms.undefined();
   }
 };
 
@@ -186,9 +188,9 @@ struct ZeroInflatedNegativeBinomial {
   // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
   // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[4]) {
-    const bool zero = v[1] < NegativeBinomialTerms<T, false>::kEps;
-    const T l = NegativeBinomialTerms<T, false>(v[0], zero ? T(0) : v[1], v[2]).log_prob(), z = v[3], b = l - z;
+  VK_INLINE static T log_prob(T mu, T x, T theta, T zero_logits) {
+    const bool zero = x < NegativeBinomialTerms<T, false>::kEps;
+    const T l = NegativeBinomialTerms<T, false>(mu, zero ? T(0) : x, theta).log_prob(), z = zero_logits, b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const bool small = zero && l > T(-1);
     const T of_small = (z > T(0) ? unit_z : T(1)) * (l + exp_minus_1_minus_near_0(l));
@@ -200,21 +202,21 @@ struct ZeroInflatedNegativeBinomial {
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
-    const bool zero = v[1] < NegativeBinomialTerms<T, false>::kEps;
-    const NegativeBinomialTerms<T, true> terms(v[0], zero ? T(0) : v[1], v[2]);
+  VK_INLINE static void gradient(T mu, T x, T theta, T zero_logits, T& to_mu, T& to_x, T& to_theta, T& to_zero_logits) {
+    const bool zero = x < NegativeBinomialTerms<T, false>::kEps;
+    const NegativeBinomialTerms<T, true> terms(mu, zero ? T(0) : x, theta);
     const Logarithm<T> dispersion = terms.log_dispersion();
-    const T l = terms.dispersion_term(dispersion), z = v[3], b = l - z;
+    const T l = terms.dispersion_term(dispersion), z = zero_logits, b = l - z;
     const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
     const T undefined = z == z ? terms.undefined() : z;
     const T of_z = divide(T(1), T(1) + unit_z), of_b = divide(T(1), T(1) + unit_b);
     const T weight = (zero ? (b > T(0) ? T(1) : unit_b) * of_b : T(1)) + undefined;
-    g[0] = weight * terms.gradient_mu();
-    g[1] = zero ? T(0) : weight * terms.gradient_x();
-    g[2] = weight * terms.gradient_theta(dispersion);
+    to_mu = weight * terms.gradient_mu();
+    to_x = zero ? T(0) : weight * terms.gradient_x();
+    to_theta = weight * terms.gradient_theta(dispersion);
     const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b : T(1)) * of_b;
     const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
-    g[3] = (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined;
+    to_zero_logits = (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined;
   }
 };
 
@@ -232,16 +234,16 @@ struct Laplace {
   }
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[3]) {
-    return -(scaled(absolute(v[1] - v[0]), v[2]) + v[2] + T(0.6931471805599453));
+  VK_INLINE static T log_prob(T loc, T x, T log_scale) {
+    return -(scaled(absolute(x - loc), log_scale) + log_scale + T(0.6931471805599453));
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[3], T (&g)[3]) {
-    const T difference = v[1] - v[0], rate = scaled(T(1), v[2]);
-    g[0] = difference > T(0) ? rate : difference < T(0) ? -rate : T(0);
-    g[1] = -g[0];
-    g[2] = scaled(absolute(difference), v[2]) - T(1);
+  VK_INLINE static void gradient(T loc, T x, T log_scale, T& to_loc, T& to_x, T& to_log_scale) {
+    const T difference = x - loc, rate = scaled(T(1), log_scale);
+    to_loc = difference > T(0) ? rate : difference < T(0) ? -rate : T(0);
+    to_x = -to_loc;
+    to_log_scale = scaled(absolute(difference), log_scale) - T(1);
   }
 };
 
@@ -254,8 +256,8 @@ struct ContinuousBernoulli {
   static constexpr Cost kCost = Cost::kUsual;
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[2]) {
-    const T a = v[0], size = absolute(a), square = a * a;
+  VK_INLINE static T log_prob(T logits, T x) {
+    const T a = logits, size = absolute(a), square = a * a;
     T p;
     if constexpr (is_float<T>) {
       p = polynomial(square, 0.04166666659526108f, -0.0003472213281091202f, 5.509659380392218e-06f,
@@ -265,13 +267,13 @@ struct ContinuousBernoulli {
                      -1.0333994666461168e-07, 2.0876750027486815e-09, -4.403426126342947e-11, 9.555163766073461e-13,
                      -2.1048763241763512e-14, 4.466450757756472e-16, -6.972042082143168e-18);
     }
-    const T far = fused(a > T(0) ? v[1] - T(1) : v[1], a, -log((T(1) - exp_minus(size)) / size));
-    return size <= T(2) ? fused(v[1] - T(0.5), a, -p * square) : far;
+    const T far = fused(a > T(0) ? x - T(1) : x, a, -log((T(1) - exp_minus(size)) / size));
+    return size <= T(2) ? fused(x - T(0.5), a, -p * square) : far;
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T a = v[0], size = absolute(a), u = exp_minus(size), square = a * a;
+  VK_INLINE static void gradient(T logits, T x, T& to_logits, T& to_x) {
+    const T a = logits, size = absolute(a), u = exp_minus(size), square = a * a;
     T p;
     if constexpr (is_float<T>) {
       p = polynomial(square, 0.08333333250542785f, -0.0013888785191038882f, 3.304782282007058e-05f,
@@ -282,9 +284,9 @@ struct ContinuousBernoulli {
                      8.573861074517476e-15, -2.1418775817833587e-16, 4.929715344504075e-18, -7.765969416069672e-20);
     }
     const T tail = (T(1) / size - u / (T(1) - u)) + (a - a);  // NaN for an infinite a
-    const T far = a > T(0) ? (v[1] - T(1)) + tail : v[1] - tail;
-    g[0] = size <= T(2) ? fused(-a, p, v[1] - T(0.5)) : far;
-    g[1] = a;
+    const T far = a > T(0) ? (x - T(1)) + tail : x - tail;
+    to_logits = size <= T(2) ? fused(-a, p, x - T(0.5)) : far;
+    to_x = a;
   }
 };
 
@@ -308,18 +310,18 @@ struct BernoulliProbs {
   }
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[2]) {
-    return fused(v[1], log_one(v[0]), (T(1) - v[1]) * log_zero(v[0]));
+  VK_INLINE static T log_prob(T probs, T x) {
+    return fused(x, log_one(probs), (T(1) - x) * log_zero(probs));
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[2], T (&g)[2]) {
-    const T p = v[0], variance = p * (T(1) - p);
+  VK_INLINE static void gradient(T probs, T x, T& to_probs, T& to_x) {
+    const T p = probs, variance = p * (T(1) - p);
     const T floored = variance < T(1e-12) ? T(1e-12) : variance;
-    g[0] = p >= T(0) && p <= T(1) ? (v[1] - p) / floored : T(NAN);
+    to_probs = p >= T(0) && p <= T(1) ? (x - p) / floored : T(NAN);
     // ln p - ln(1 - p), one of which is clamped only where the other is 0
     const T logit = log_ratio(p / (T(1) - p), fused(T(2), p, T(-1)) / (T(1) - p)).value;
-    g[1] = logit < T(-100) ? T(-100) : logit > T(100) ? T(100) : logit;
+    to_x = logit < T(-100) ? T(-100) : logit > T(100) ? T(100) : logit;
   }
 };
 
@@ -337,16 +339,16 @@ struct DiscretizedLogistic {
     T s, half, p, q, width, unit_p, unit_q, unit_width;
     bool first, last;
 
-    VK_INLINE explicit Bin(const T (&v)[4]) {
-      const T difference = v[1] - v[0];
-      s = v[2], half = T(1) / (v[3] - T(1));
+    VK_INLINE Bin(T mean, T x, T log_scale, T bins) {
+      const T difference = x - mean;
+      s = log_scale, half = T(1) / (bins - T(1));
       p = times_exp(difference + half, -s), q = times_exp(difference - half, -s);
       width = times_exp(T(2) * half, -s);
       unit_p = exp_minus(absolute(p));
       unit_q = exp_minus(absolute(q));
       unit_width = exp_minus(width);
-      first = v[1] < half - T(1);
-      last = v[1] > T(1) - half;
+      first = x < half - T(1);
+      last = x > T(1) - half;
     }
     VK_INLINE T inside() const { return -exp_minus_1(-width, unit_width); }  // 1 - e^-width
     // ln(1 - e^-width), which is ln width where that is tiny
@@ -357,16 +359,16 @@ struct DiscretizedLogistic {
   };
 
   template <class T>
-  VK_INLINE static T log_prob(const T (&v)[4]) {
-    const Bin<T> bin(v);
+  VK_INLINE static T log_prob(T mean, T x, T log_scale, T bins) {
+    const Bin<T> bin(mean, x, log_scale, bins);
     const T upper = -softplus(-bin.p, bin.unit_p), lower = -softplus(bin.q, bin.unit_q);
     const T between = (upper + lower) + bin.log_inside();
     return bin.first ? upper : bin.last ? lower : between;
   }
 
   template <class T>
-  VK_INLINE static void gradient(const T (&v)[4], T (&g)[4]) {
-    const Bin<T> bin(v);
+  VK_INLINE static void gradient(T mean, T x, T log_scale, T bins, T& to_mean, T& to_x, T& to_log_scale, T& to_bins) {
+    const Bin<T> bin(mean, x, log_scale, bins);
     const T upper = bin.last ? T(0) : sigmoid(-bin.p, bin.unit_p);
     const T lower = bin.first ? T(0) : sigmoid(bin.q, bin.unit_q);
     // At the bounds e^-|y| is 0, and infinity must not be multiplied by it; an open end has no part in it.
@@ -375,10 +377,10 @@ struct DiscretizedLogistic {
     const T q = bin.first ? T(0) : -kEnd > bin.q ? -kEnd : bin.q;
     const T width = bin.width > kEnd ? kEnd : bin.width;
     const T inside = width > T(0) ? width * bin.unit_width / bin.inside() : T(1);
-    g[0] = times_exp(lower, -bin.s) - times_exp(upper, -bin.s);
-    g[1] = -g[0];
-    g[2] = -(fused(p, upper, -q * lower) + (bin.first | bin.last ? T(0) : inside));
-    g[3] = T(0);
+    to_mean = times_exp(lower, -bin.s) - times_exp(upper, -bin.s);
+    to_x = -to_mean;
+    to_log_scale = -(fused(p, upper, -q * lower) + (bin.first | bin.last ? T(0) : inside));
+    to_bins = T(0);
   }
 };
 
@@ -403,6 +405,24 @@ struct FamilyInfo {
 #define X(FAMILY) {FAMILY::kName, FAMILY::kArguments, FAMILY::kConstants},
 constexpr FamilyInfo kFamilies[] = {VK_FAMILIES(X)};
 #undef X
+
+// A family's formulas of arguments in an array, and to gradients in one.
+template <class Family, class T, size_t... j>
+VK_INLINE T log_prob_of(const T (&v)[Family::kArguments], std::index_sequence<j...>) {
+  return Family::log_prob(v[j]...);
+}
+template <class Family, class T>
+VK_INLINE T log_prob(const T (&v)[Family::kArguments]) {
+  return log_prob_of<Family>(v, std::make_index_sequence<Family::kArguments>());
+}
+template <class Family, class T, size_t... j>
+VK_INLINE void gradient_of(const T (&v)[Family::kArguments], T (&g)[Family::kArguments], std::index_sequence<j...>) {
+  Family::gradient(v[j]..., g[j]...);
+}
+template <class Family, class T>
+VK_INLINE void gradient(const T (&v)[Family::kArguments], T (&g)[Family::kArguments]) {
+  gradient_of<Family>(v, g, std::make_index_sequence<Family::kArguments>());
+}
 
 // Calls f with an object of the family's struct.
 template <class F>

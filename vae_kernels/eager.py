@@ -360,11 +360,11 @@ def categorical(logits: Tensor, x: Tensor) -> Tensor:
 
 def gradients(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor | None, ...],
     needs: Sequence[bool],
     upstream: tuple[Tensor | None, ...],
-) -> list[Tensor]:
-    """Gradients of `function(*inputs)` for the inputs that need one, differentiable in their turn under `create_graph`.
+) -> list[Tensor | None]:
+    """Gradients of `function(*inputs)`, None for inputs that need none, differentiable in their turn under `create_graph`.
 
     `upstream` holds the gradient of each output, None for one that nothing used.
     """
@@ -377,14 +377,11 @@ def gradients(
     # An output that depends on no input that needs a gradient (the KL on eps alone) contributes nothing.
     used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None and o.requires_grad]
     wanted = [t for t, need in zip(aliases, needs, strict=True) if need]
-    if not used:
-        return [torch.zeros_like(t) for t in wanted]
-    return list(
-        torch.autograd.grad(
-            [o for o, _ in used],
-            wanted,
-            [g for _, g in used],
-            create_graph=torch.is_grad_enabled(),
-            materialize_grads=True,
-        )
-    )
+    if used:
+        outputs, upstream = zip(*used, strict=True)
+        create_graph = torch.is_grad_enabled()
+        found = torch.autograd.grad(outputs, wanted, upstream, create_graph=create_graph, materialize_grads=True)
+    else:
+        found = [torch.zeros_like(t) for t in wanted]
+    found = iter(found)
+    return [next(found) if need else None for need in needs]

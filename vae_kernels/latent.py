@@ -9,7 +9,7 @@ from torch import Tensor
 from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .noise import SEED_LIMIT, draw_seed, normal_like
-from .rows import check_broadcast, empty_samples, for_kernels
+from .rows import check_broadcast, empty_samples, expand_other, sum_other
 from .settings import KlEstimator, KlReduction, LatentOptions, Scale
 
 # Where the eager kl's node keeps its options.
@@ -179,10 +179,6 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, optio
         if not torch.compiler.is_compiling() and not transforms.active() and kl.grad_fn is not None:
             kl.grad_fn.metadata[_OPTIONS] = options
         return z, kl
-    if prior_mu is not None or prior_logvar is not None:
-        like, tensors = _mean(mu, logvar, options), (mu, logvar, prior_mu, prior_logvar)
-        prior_mu = for_kernels(prior_mu, like, options.batch_dims, tensors)
-        prior_logvar = for_kernels(prior_logvar, like, options.batch_dims, tensors)
     noise = _seed_tensor(mu, seed, generator) if eps is None else eps
     return LatentStep.apply(mu, logvar, prior_mu, prior_logvar, noise, options, f"vae_kernels_{backend}")
 
@@ -204,6 +200,10 @@ class LatentStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, noise)
         ctx.strides, ctx.options, ctx.namespace = mu.stride(), options, namespace
+        if prior_mu is not None or prior_logvar is not None:
+            like = _mean(mu, logvar, options)
+            prior_mu = expand_other(prior_mu, like, options.batch_dims)
+            prior_logvar = expand_other(prior_logvar, like, options.batch_dims)
         op = getattr(torch.ops, namespace).latent_forward.default
         return op(mu, logvar, prior_mu, prior_logvar, noise, *options)
 
@@ -217,8 +217,14 @@ class LatentStep(torch.autograd.Function):
             return *_differentiable_backward((grad_z, grad_kl), inputs, needs[:5], options), None, None
         op = getattr(torch.ops, ctx.namespace).latent_backward.default
         wanted = needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3 | needs[4] << 4
-        grads = op(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, noise, *options, wanted)
-        return *grads, None, None
+        if prior_mu is None and prior_logvar is None:
+            return *op(grad_z, grad_kl, mu, logvar, None, None, noise, *options, wanted), None, None
+        like, tensors = _mean(mu, logvar, options), (mu, logvar, prior_mu, prior_logvar)
+        m, v = (expand_other(p, like, options.batch_dims, tensors) for p in (prior_mu, prior_logvar))
+        to_mu, to_raw, to_m, to_v, to_noise = op(grad_z, grad_kl, mu, logvar, m, v, noise, *options, wanted)
+        to_m = to_m if m is prior_mu else sum_other(to_m, prior_mu)
+        to_v = to_v if v is prior_logvar else sum_other(to_v, prior_logvar)
+        return to_mu, to_raw, to_m, to_v, to_noise, None, None
 
 
 def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -237,27 +243,15 @@ def _mean(mu: Tensor, logvar: Tensor | None, options: LatentOptions) -> Tensor:
 
 def _differentiable_backward(upstream, inputs, needs, options: LatentOptions) -> list[Tensor | None]:
     """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
-    mu, logvar, *prior, noise = inputs
+    mu, logvar, prior_mu, prior_logvar, noise = inputs
     if not noise.is_floating_point():
         noise = normal_like(_mean(mu, logvar, options), noise, options.batch_dims, options.num_samples)
-    inputs = (mu, logvar, *prior, noise)
-    there = [t is not None for t in inputs]
 
-    def step(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        given = iter(tensors)
-        mu, logvar, *others = (next(given) if is_there else None for is_there in there)
+    def step(mu, logvar, *others) -> tuple[Tensor, Tensor]:
         moments = (mu, logvar) if logvar is not None else mu.chunk(2, options.packed_dim)
         return eager.reparameterize_kl(*moments, *others, options)
 
-    grads = iter(
-        eager.gradients(
-            step,
-            tuple(t for t in inputs if t is not None),
-            [need for need, is_there in zip(needs, there, strict=True) if is_there],
-            upstream,
-        )
-    )
-    return [next(grads) if need else None for need in needs]
+    return eager.gradients(step, (mu, logvar, prior_mu, prior_logvar, noise), needs, upstream)
 
 
 def _seed_tensor(mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None) -> Tensor:

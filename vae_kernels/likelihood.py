@@ -9,7 +9,7 @@ from torch import Tensor
 from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .families import FAMILIES, INDEX
-from .rows import check_broadcast, for_kernels
+from .rows import check_broadcast, expand_other, sum_other
 from .settings import LikelihoodOptions
 
 _FAMILIES = tuple(FAMILIES.values())
@@ -310,10 +310,7 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
     backend = backend_of(inputs[0])
     if backend == "eager":
         return transforms.with_dense_gradients(_eager(inputs, options))
-    first, x, parameter0, parameter1 = inputs
-    parameter0 = for_kernels(parameter0, first, options.batch_dims, inputs)
-    parameter1 = for_kernels(parameter1, first, options.batch_dims, inputs)
-    return LogLikelihood.apply(first, x, parameter0, parameter1, options, f"vae_kernels_{backend}")
+    return LogLikelihood.apply(*inputs, options, f"vae_kernels_{backend}")
 
 
 class LogLikelihood(torch.autograd.Function):
@@ -323,6 +320,8 @@ class LogLikelihood(torch.autograd.Function):
     def forward(ctx, first, x, parameter0, parameter1, options, namespace):
         ctx.save_for_backward(first, x, parameter0, parameter1)
         ctx.options, ctx.namespace = options, namespace
+        parameter0 = expand_other(parameter0, first, options.batch_dims)
+        parameter1 = expand_other(parameter1, first, options.batch_dims)
         op = getattr(torch.ops, namespace).likelihood_forward.default
         return op(first, x, parameter0, parameter1, *options)
 
@@ -331,29 +330,16 @@ class LogLikelihood(torch.autograd.Function):
         grad = transforms.dense(grad)
         inputs, options, needs = ctx.saved_tensors, ctx.options, ctx.needs_input_grad
         if transforms.only_eager(grad):
-            return *_differentiable_backward(grad, inputs, needs[:4], options), None, None
+            grads = eager.gradients(lambda *inputs: _eager(inputs, options), inputs, needs[:4], (grad,))
+            return *grads, None, None
         op = getattr(torch.ops, ctx.namespace).likelihood_backward.default
         wanted = needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3
-        return *op(grad, *inputs, *options, wanted), None, None
-
-
-def _differentiable_backward(grad, inputs, needs, options: LikelihoodOptions) -> list[Tensor | None]:
-    """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
-    there = [t is not None for t in inputs]
-
-    def log_likelihood(*tensors: Tensor) -> Tensor:
-        given = iter(tensors)
-        return _eager([next(given) if is_there else None for is_there in there], options)
-
-    grads = iter(
-        eager.gradients(
-            log_likelihood,
-            tuple(t for t in inputs if t is not None),
-            [need for need, is_there in zip(needs, there, strict=True) if is_there],
-            (grad,),
-        )
-    )
-    return [next(grads) if need else None for need in needs]
+        first, x, *parameters = inputs
+        a, b = (expand_other(p, first, options.batch_dims, inputs) for p in parameters)
+        to_first, to_x, to_a, to_b = op(grad, first, x, a, b, *options, wanted)
+        to_a = to_a if a is parameters[0] else sum_other(to_a, parameters[0])
+        to_b = to_b if b is parameters[1] else sum_other(to_b, parameters[1])
+        return to_first, to_x, to_a, to_b, None, None
 
 
 def _eager(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Tensor:

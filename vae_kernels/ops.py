@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .eager import compute_dtype
-from .rows import empty_samples
+from .rows import compute_dtype, empty_samples
 from .settings import LatentOptions, LikelihoodOptions
 
 _LATENT = (

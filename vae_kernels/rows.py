@@ -62,20 +62,25 @@ def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor
         )
 
 
-def for_kernels(parameter: Tensor | None, first: Tensor, batch_dims: int, tensors: Sequence[Tensor | None]):
-    """A parameter as the kernels take it. They find the gradient of one of full shape, or that is the same for all
-    samples; any other is expanded here, in the dtype of the arithmetic, so that the sum in the backward pass rounds once.
-    """
+def expand_other(
+    parameter: Tensor | None, first: Tensor, batch_dims: int, arithmetic_of: Sequence[Tensor | None] = ()
+) -> Tensor | None:
+    """A parameter as the kernels take it: itself where they find its gradient, being of full shape or the same for all
+    samples; else expanded, for a backward pass in the dtype of the arithmetic of those tensors, so that `sum_other` rounds
+    once."""
     if parameter is None or parameter.shape == first.shape:
         return parameter
     leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
     if all(size == 1 for size in leading):
         return parameter
-    # Without the dims of one element: torch sums tensors of 64 dims at most.
-    own = (*(1 for _ in range(first.dim() - parameter.dim())), *parameter.shape)
-    sizes = [(have, want) for have, want in zip(own, first.shape, strict=True) if want != 1]
-    wide = parameter.to(compute_dtype(*(t for t in tensors if t is not None)))
-    return wide.reshape([have for have, _ in sizes]).expand([want for _, want in sizes]).reshape(first.shape)
+    if arithmetic_of:
+        parameter = parameter.to(compute_dtype(*(t for t in arithmetic_of if t is not None)))
+    return parameter.expand_as(first)
+
+
+def sum_other(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient of what was expanded."""
+    return None if gradient is None else sum_to_size(gradient, parameter.shape).to(parameter.dtype)
 
 
 def sum_to_size(tensor: Tensor, shape: Sequence[int]) -> Tensor:

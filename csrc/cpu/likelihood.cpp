@@ -53,7 +53,7 @@ struct Forward {
       for (int k = 0; k < n; ++k) {
         T v[kArguments];
         for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? widen<T>(in[j][k]) : number[j];
-        values[k] = Family::log_prob(v);
+        values[k] = vk::log_prob<Family>(v);
       }
       log_prob.template add<Isa>(tile, task, values);
     });
@@ -109,7 +109,7 @@ struct Backward {
       for (int k = 0; k < n; ++k) {
         T v[kArguments], g[kArguments];
         for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? widen<T>(in[j][k]) : number[j];
-        Family::gradient(v, g);
+        vk::gradient<Family>(v, g);
         for (int j = 0; j < kTensors; ++j) {
           if (finds(j)) narrow(grad[k] * g[j], out[j] + k);
         }

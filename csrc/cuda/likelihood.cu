@@ -105,7 +105,7 @@ struct Forward : Traits<Family, Access> {
       for_each<Forward::kLoop, kWidth>([&](int k) {
         T v[kCount];
         arguments.pick(values, k, v);
-        put(values[0], k, Family::log_prob(v));
+        put(values[0], k, vk::log_prob<Family>(v));
       });
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) values[0][k] = k < n ? values[0][k] : T(0);
@@ -157,7 +157,7 @@ struct Backward : Traits<Family, Access> {
       for_each<Backward::kLoop, kWidth>([&](int k) {
         T v[kCount], g[kCount];
         arguments.pick(values, k, v);
-        Family::gradient(v, g);
+        vk::gradient<Family>(v, g);
 #pragma unroll
         for (int j = 0; j < kCount; ++j) put(values[j], k, k < n ? upstream * g[j] : T(0));
       });

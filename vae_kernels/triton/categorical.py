@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..eager import compute_dtype
+from ..rows import compute_dtype
 from .gamma import log_ratio
 from .launch import Launch, planned, signature
 from .layout import layout

@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import families, ops
-from ..eager import compute_dtype
-from ..rows import column_dims, sum_to_size
+from ..rows import column_dims, compute_dtype, sum_to_size
 from ..settings import LikelihoodOptions
 from .gamma import (
     STEPS_FLOAT32,
@@ -51,16 +50,16 @@ from .tile import (
 
 
 @triton.jit
-def bernoulli_log_prob(x, params):
+def bernoulli_log_prob(logits, x):
     """`x·a − softplus(a)`, as `(x − [a > 0])·a − log(1 + e^−|a|)`: neither term loses the other's digits."""
-    a = params[0]
+    a = logits
     return tl.where(a > 0, x - 1.0, x) * a - log1p_unit(exp_minus_abs(a))
 
 
 @triton.jit
-def bernoulli_grad(x, params):
+def bernoulli_grad(logits, x):
     """`x − sigmoid(a)`, and `a` to x."""
-    a = params[0]
+    a = logits
     u = exp_minus_abs(a)
     # sigmoid(-|a|)
     tail = u / (1.0 + u)
@@ -68,17 +67,17 @@ def bernoulli_grad(x, params):
 
 
 @triton.jit
-def gaussian_log_prob(x, params):
+def gaussian_log_prob(mean, x, logvar):
     """`−½ (l + y² + ln 2π)`, y = (x − m) e^(−l/2), `l` the log-variance."""
-    y = times_exp(x - params[0], -0.5 * params[1])
-    return (-0.5 * y) * y - 0.5 * (params[1] + 1.8378770664093453)
+    y = times_exp(x - mean, -0.5 * logvar)
+    return (-0.5 * y) * y - 0.5 * (logvar + 1.8378770664093453)
 
 
 @triton.jit
-def gaussian_grad(x, params):
+def gaussian_grad(mean, x, logvar):
     """`(x − m) e^−l`, its negative to x, and `½ (y² − 1)`."""
-    half = -0.5 * params[1]
-    y = times_exp(x - params[0], half)
+    half = -0.5 * logvar
+    y = times_exp(x - mean, half)
     weighted = times_exp(y, half)
     return weighted, -weighted, (0.5 * y) * y - 0.5
 
@@ -102,24 +101,24 @@ def _laplace_scaled(d, s):
 
 
 @triton.jit
-def laplace_log_prob(x, params):
+def laplace_log_prob(loc, x, log_scale):
     """`−|x − loc| e^−s − s − ln 2`, s the logarithm of the scale."""
-    return -((_laplace_scaled(tl.abs(x - params[0]), params[1]) + params[1]) + 0.6931471805599453)
+    return -((_laplace_scaled(tl.abs(x - loc), log_scale) + log_scale) + 0.6931471805599453)
 
 
 @triton.jit
-def laplace_grad(x, params):
+def laplace_grad(loc, x, log_scale):
     """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
-    difference = x - params[0]
-    rate = _laplace_scaled(tl.full(x.shape, 1.0, x.dtype), params[1])
+    difference = x - loc
+    rate = _laplace_scaled(tl.full(x.shape, 1.0, x.dtype), log_scale)
     signed = tl.where(difference > 0, rate, tl.where(difference < 0, -rate, 0.0))
-    return signed, -signed, _laplace_scaled(tl.abs(difference), params[1]) - 1.0
+    return signed, -signed, _laplace_scaled(tl.abs(difference), log_scale) - 1.0
 
 
 @triton.jit
-def continuous_bernoulli_log_prob(x, params):
+def continuous_bernoulli_log_prob(logits, x):
     """`x·a − log((e^a − 1)/a)`, near 0 as `(x − ½)·a − a² p(a²)`, else `(x − [a > 0])·a − log((1 − e^−|a|)/|a|)`."""
-    a = params[0]
+    a = logits
     size = tl.abs(a)
     y = a * a
     # log(sinh(a/2) / (a/2)) / a²
@@ -139,9 +138,9 @@ def continuous_bernoulli_log_prob(x, params):
 
 
 @triton.jit
-def continuous_bernoulli_grad(x, params):
+def continuous_bernoulli_grad(logits, x):
     """`x − ½ − (coth(a/2)/2 − 1/a)`, and `a` to x."""
-    a = params[0]
+    a = logits
     size = tl.abs(a)
     u = exp_minus_abs(a)
     y = a * a
@@ -164,19 +163,19 @@ def continuous_bernoulli_grad(x, params):
 
 
 @triton.jit
-def bernoulli_probs_log_prob(x, params):
+def bernoulli_probs_log_prob(probs, x):
     """`x log p + (1 − x) log(1 − p)`, each logarithm at least −100."""
-    p = params[0]
+    p = probs
     one = log(p)
     zero = log_ratio(1.0 - p, -p)[0]
     return x * tl.where(one < -100.0, -100.0, one) + (1.0 - x) * tl.where(zero < -100.0, -100.0, zero)
 
 
 @triton.jit
-def bernoulli_probs_grad(x, params):
+def bernoulli_probs_grad(probs, x):
     """`(x − p) / max(p (1 − p), 1e-12)`, NaN for p outside [0, 1], and `log p − log(1 − p)` to x, one of which is clamped
     only where the other is 0."""
-    p = params[0]
+    p = probs
     variance = p * (1.0 - p)
     floored = tl.where(variance < 1e-12, 1e-12, variance)
     logit = log_ratio(p / (1.0 - p), (2.0 * p - 1.0) / (1.0 - p))[0]
@@ -185,7 +184,7 @@ def bernoulli_probs_grad(x, params):
 
 
 @triton.jit
-def _negative_binomial_terms(x, mu, theta):
+def _negative_binomial_terms(mu, x, theta):
     """What value and gradients share: see NegativeBinomialTerms in csrc/likelihood.h, which has the derivation. The three
     gamma terms, 1/e, the factors that scale a large x down and up, log(c g / (t e)), that less its ratio's difference from
     1, e times the difference, and θ times the logarithm."""
@@ -219,10 +218,9 @@ def _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, shifts):
 
 
 @triton.jit
-def negative_binomial_log_prob(x, params):
+def negative_binomial_log_prob(mu, x, theta):
     """`log Γ(x+θ) − log Γ(θ) − log Γ(x+1) + θ log((θ+ε)/e) + x log((mu+ε)/e)`, e = mu + θ + ε."""
-    mu, theta = params[0], params[1]
-    c, t, b, inverse_e, down, up, _, _, _, term = _negative_binomial_terms(x, mu, theta)
+    c, t, b, inverse_e, down, up, _, _, _, term = _negative_binomial_terms(mu, x, theta)
     value = x * _log_counts(mu, theta, inverse_e, down, up, c[1], b[1], b[2], c[0] - b[0]) + term
     above = product_lifted(t, x.dtype) * product_lifted(b, x.dtype) * c[5]
     products = above / (product_lifted(c, x.dtype) * t[5] * b[5])
@@ -230,19 +228,19 @@ def negative_binomial_log_prob(x, params):
     # 1 - log(2π)/2
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
     rest = log_product(roots, products, roots * products - 1.0)[0] + tails
-    return value + tl.where(x == 0.0, 0.0, rest) + _undefined(x, mu, theta)
+    return value + tl.where(x == 0.0, 0.0, rest) + _undefined(mu, x, theta)
 
 
 @triton.jit
-def _undefined(x, mu, theta):
+def _undefined(mu, x, theta):
     """0, or NaN where an argument is not finite."""
     return ((mu - mu) + (x - x)) + (theta - theta)
 
 
 @triton.jit
-def _negative_binomial_grad(x, mu, theta):
+def _negative_binomial_grad(mu, x, theta):
     """The gradients to mu, x and theta, and θ log(c (θ + ε) / (t e)), which is log NB(0) at x = 0."""
-    c, t, _, inverse_e, down, up, dispersion, beyond, excess, term = _negative_binomial_terms(x, mu, theta)
+    c, t, _, inverse_e, down, up, dispersion, beyond, excess, term = _negative_binomial_terms(mu, x, theta)
     inverse_m = 1.0 / (mu + 1e-8)
     # θ (x − m) / (m e), in an order in which what is large meets what is small.
     relative = ((x - mu) - 1e-8) * down * inverse_m
@@ -268,19 +266,19 @@ def _negative_binomial_grad(x, mu, theta):
 
 
 @triton.jit
-def negative_binomial_grad(x, params):
-    to_mu, to_x, to_theta, _ = _negative_binomial_grad(x, params[0], params[1])
-    undefined = _undefined(x, params[0], params[1])
+def negative_binomial_grad(mu, x, theta):
+    to_mu, to_x, to_theta, _ = _negative_binomial_grad(mu, x, theta)
+    undefined = _undefined(mu, x, theta)
     return to_mu + undefined, to_x + undefined, to_theta + undefined
 
 
 @triton.jit
-def zero_inflated_negative_binomial_log_prob(x, params):
+def zero_inflated_negative_binomial_log_prob(mu, x, theta, zero_logits):
     """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
     zero = x < 1e-8
     x = tl.where(zero, 0.0, x)
-    l = negative_binomial_log_prob(x, params)
-    z = params[2] + x * 0.0
+    l = negative_binomial_log_prob(mu, x, theta)
+    z = zero_logits + x * 0.0
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     small = zero & (l > -1.0)
@@ -292,12 +290,11 @@ def zero_inflated_negative_binomial_log_prob(x, params):
 
 
 @triton.jit
-def zero_inflated_negative_binomial_grad(x, params):
-    mu, theta = params[0], params[1]
+def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
     zero = x < 1e-8
     x = tl.where(zero, 0.0, x)
-    to_mu, to_x, to_theta, l = _negative_binomial_grad(x, mu, theta)
-    z = tl.where(_undefined(x, mu, theta) == 0.0, params[2], float("nan"))
+    to_mu, to_x, to_theta, l = _negative_binomial_grad(mu, x, theta)
+    z = tl.where(_undefined(mu, x, theta) == 0.0, zero_logits, float("nan"))
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     undefined = tl.where(z == z, 0.0, float("nan"))
@@ -308,28 +305,28 @@ def zero_inflated_negative_binomial_grad(x, params):
 
 
 @triton.jit
-def _bin(x, params):
+def _bin(mean, x, log_scale, bins):
     """Of the bin of x: the half width h, (x − mean ± h)/s and 2h/s, and which ends are open."""
-    half = 1.0 / (params[2] - 1.0)
-    difference, s = x - params[0], params[1]
+    half = 1.0 / (bins - 1.0)
+    difference, s = x - mean, log_scale
     p, q = times_exp(difference + half, -s), times_exp(difference - half, -s)
     return half, p, q, times_exp(2.0 * half + x * 0.0, -s), x < half - 1.0, x > 1.0 - half
 
 
 @triton.jit
-def discretized_logistic_log_prob(x, params):
+def discretized_logistic_log_prob(mean, x, log_scale, bins):
     """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s, without what an open end lacks."""
-    half, p, q, width, first, last = _bin(x, params)
+    half, p, q, width, first, last = _bin(mean, x, log_scale, bins)
     upper, lower = -_softplus(-p, exp_minus_abs(p)), -_softplus(q, exp_minus_abs(q))
     inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
     # The logarithm of a tiny width is known from that of s.
-    inside = tl.where(width < 1e-30, log(2.0 * half + x * 0.0) - params[1], inside)
+    inside = tl.where(width < 1e-30, log(2.0 * half + x * 0.0) - log_scale, inside)
     return tl.where(first, upper, tl.where(last, lower, (upper + lower) + inside))
 
 
 @triton.jit
-def discretized_logistic_grad(x, params):
-    _, p, q, width, first, last = _bin(x, params)
+def discretized_logistic_grad(mean, x, log_scale, bins):
+    _, p, q, width, first, last = _bin(mean, x, log_scale, bins)
     upper = tl.where(last, 0.0, _sigmoid(-p, exp_minus_abs(p)))
     lower = tl.where(first, 0.0, _sigmoid(q, exp_minus_abs(q)))
     # Where e^-|y| is 0 it must not be multiplied by infinity; an open end has no part in it.
@@ -338,13 +335,13 @@ def discretized_logistic_grad(x, params):
     unit = exp_minus_abs(width)
     inside = tl.where(width > END, END, width) * unit / -expm1_negative(-width)
     inside = tl.where(first | last, 0.0, tl.where(width > 0.0, inside, 1.0))
-    to_mean = times_exp(lower, -params[1]) - times_exp(upper, -params[1])
+    to_mean = times_exp(lower, -log_scale) - times_exp(upper, -log_scale)
     return to_mean, -to_mean, -(p * upper - q * lower + inside)
 
 
 class Family(NamedTuple):
-    """`log_prob(x, params)` and `grad(x, params)`, the gradients to the inputs in order: params[0], x, params[1], …;
-    and how many elements a thread can hold at once without running out of registers."""
+    """`log_prob` and `grad`, the gradients to the arguments in their order; and how many elements a thread can hold at
+    once without running out of registers."""
 
     log_prob: Any
     grad: Any
@@ -373,16 +370,19 @@ def _family(given: LikelihoodOptions) -> Family:
 
 
 @triton.jit
-def _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """All parameters of the family: elements [R, C], or numbers where the tensor has one element or there is none."""
-    params = (load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE),)
+def _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
+    """The family's arguments: elements [R, C], or numbers where the tensor has one element or there is none; the
+    decoder's output, x, and a tuple of the parameters."""
+    first = load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE)
+    params = ()
     for i in tl.static_range(2, len(inputs)):
         if len(numbers[i]) == 0:
             value = load_parameter(inputs[i], strides[i], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         else:
             value = number(numbers[i], DTYPE)
         params = params + (value,)
-    return params
+    x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
+    return first, x, params
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
@@ -396,19 +396,18 @@ def likelihood_forward_kernel(
     out [chunks, rows]."""
     DTYPE: tl.constexpr = out.dtype.element_ty
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
-    first = chunk_index(WIDE) * chunks_per_program
+    begin = chunk_index(WIDE) * chunks_per_program
     row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     r = row[:, None]
     total = tl.zeros([BLOCK_ROWS], DTYPE)
     lost = tl.zeros([BLOCK_ROWS], DTYPE)
-    for chunk in range(first, tl.minimum(first + chunks_per_program, chunks)):
+    for chunk in range(begin, tl.minimum(begin + chunks_per_program, chunks)):
         c = chunk * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
-        log_prob = LOG_PROB(x, params)
+        first, x, params = _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
+        log_prob = LOG_PROB(first, x, *params)
         if not EVEN:
             log_prob = tl.where(mask, log_prob, 0.0)
         term = tl.sum(log_prob, 1)
@@ -436,17 +435,16 @@ def likelihood_backward_kernel(
     sums = ()
     for _ in tl.static_range(len(SUMMED)):
         sums = sums + (tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE),)
-    first = group * blocks_per_program
-    for block in range(first, tl.minimum(first + blocks_per_program, row_blocks)):
+    begin = group * blocks_per_program
+    for block in range(begin, tl.minimum(begin + blocks_per_program, row_blocks)):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         r = row[:, None]
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
-        params = _params(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        x = load(inputs[1] + offsets(r, c, strides[1], inner_rows, inner_cols, VEC), mask, DTYPE)
+        first, x, params = _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
-        grads = GRAD(x, params)
+        grads = GRAD(first, x, *params)
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
         for i in tl.static_range(len(STORED)):
             store(outs[i] + at, g * grads[STORED[i]], mask)
@@ -457,7 +455,7 @@ def likelihood_backward_kernel(
                 value = tl.where(mask, value, 0.0)
             more = more + (sums[i] + value,)
         sums = more
-    there = first < row_blocks
+    there = begin < row_blocks
     for i in tl.static_range(len(SUMMED)):
         store_partial(sum_outs[i], sums[i], strides[SUMMED[i]], group, first_col, cols, there, VEC, BLOCK_COLS)
 
@@ -470,13 +468,13 @@ def likelihood_forward(
     if first.numel() == 0:
         return out.zero_()
     given = LikelihoodOptions(*options)
-    inputs, numbers = _arguments((first, x, parameter0, parameter1), given)
+    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), given)
     plan = planned(("likelihood_forward", _key(inputs, given)), lambda: _plan_forward(inputs, given))
     plan(*_launched(inputs, numbers), out)
     return out
 
 
-def _arguments(
+def _as_family_takes(
     inputs: tuple[Tensor | None, ...], given: LikelihoodOptions
 ) -> tuple[tuple[Tensor | None, ...], tuple[float | None, ...]]:
     """As many tensors, or None for a number, as the family has arguments; and what is a number."""
@@ -538,7 +536,7 @@ def likelihood_backward(
     if not needs:
         return grads
     given = LikelihoodOptions(*options)
-    inputs, numbers = _arguments((first, x, parameter0, parameter1), given)
+    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), given)
     key = ("likelihood_backward", (grad.stride(), grad.dtype), needs, _key(inputs, given))
     plan = planned(key, lambda: _plan_backward(grad, inputs, given, needs))
     plan(*_launched(inputs, numbers), grad, grads)
