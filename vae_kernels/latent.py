@@ -220,7 +220,8 @@ class LatentStep(torch.autograd.Function):
         if prior_mu is None and prior_logvar is None:
             return *op(grad_z, grad_kl, mu, logvar, None, None, noise, *options, wanted), None, None
         like, tensors = _mean(mu, logvar, options), (mu, logvar, prior_mu, prior_logvar)
-        m, v = (expand_other(p, like, options.batch_dims, tensors) for p in (prior_mu, prior_logvar))
+        m = expand_other(prior_mu, like, options.batch_dims, tensors)
+        v = expand_other(prior_logvar, like, options.batch_dims, tensors)
         to_mu, to_raw, to_m, to_v, to_noise = op(grad_z, grad_kl, mu, logvar, m, v, noise, *options, wanted)
         to_m = to_m if m is prior_mu else sum_other(to_m, prior_mu)
         to_v = to_v if v is prior_logvar else sum_other(to_v, prior_logvar)

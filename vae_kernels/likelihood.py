@@ -320,8 +320,10 @@ class LogLikelihood(torch.autograd.Function):
     def forward(ctx, first, x, parameter0, parameter1, options, namespace):
         ctx.save_for_backward(first, x, parameter0, parameter1)
         ctx.options, ctx.namespace = options, namespace
-        parameter0 = expand_other(parameter0, first, options.batch_dims)
-        parameter1 = expand_other(parameter1, first, options.batch_dims)
+        if parameter0 is not None:
+            parameter0 = expand_other(parameter0, first, options.batch_dims)
+        if parameter1 is not None:
+            parameter1 = expand_other(parameter1, first, options.batch_dims)
         op = getattr(torch.ops, namespace).likelihood_forward.default
         return op(first, x, parameter0, parameter1, *options)
 
@@ -334,11 +336,14 @@ class LogLikelihood(torch.autograd.Function):
             return *grads, None, None
         op = getattr(torch.ops, ctx.namespace).likelihood_backward.default
         wanted = needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3
-        first, x, *parameters = inputs
-        a, b = (expand_other(p, first, options.batch_dims, inputs) for p in parameters)
+        first, x, parameter0, parameter1 = inputs
+        if parameter0 is None and parameter1 is None:
+            return *op(grad, *inputs, *options, wanted), None, None
+        a = expand_other(parameter0, first, options.batch_dims, inputs)
+        b = expand_other(parameter1, first, options.batch_dims, inputs)
         to_first, to_x, to_a, to_b = op(grad, first, x, a, b, *options, wanted)
-        to_a = to_a if a is parameters[0] else sum_other(to_a, parameters[0])
-        to_b = to_b if b is parameters[1] else sum_other(to_b, parameters[1])
+        to_a = to_a if a is parameter0 else sum_other(to_a, parameter0)
+        to_b = to_b if b is parameter1 else sum_other(to_b, parameter1)
         return to_first, to_x, to_a, to_b, None, None
 
 
