@@ -28,7 +28,7 @@ def _tensors(family: str) -> int:
 
 
 def _with_x(family: str) -> Call:
-    """The gradient of x too, which the ops with few arguments do not have."""
+    """The gradient of x too: of another kernel."""
     return getattr(vk, f"{family}_log_likelihood")
 
 

@@ -2,7 +2,6 @@
 // there.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "latent.h"

@@ -16,6 +16,7 @@ from fresh_process import python
 
 import vae_kernels as vk
 from vae_kernels.families import INDEX
+from vae_kernels.settings import LatentOptions
 
 LIBRARY = Path(vk.__file__).with_name("_cpp.so")
 
@@ -159,7 +160,7 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
     """The kernels read them as one number: of several they would take the first."""
     inputs = (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()))
     ops, family = torch.ops.vae_kernels_cpp, INDEX["discretized_logistic"]
-    message = "discretized_logistic takes its last 1 parameters as numbers, got a tensor"
+    message = "discretized_logistic needs the last 1 of its parameters as numbers, got a tensor"
     with pytest.raises(RuntimeError, match=message):
         ops.likelihood_forward(*inputs, bins, family, None, None, 1)
     with pytest.raises(RuntimeError, match=message):
@@ -171,6 +172,24 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
         ops.likelihood_forward(*inputs, None, family, None, None, 1)
     with pytest.raises(RuntimeError, match="family must be between 0 and 7, got 8"):
         ops.likelihood_forward(*inputs, None, 8, None, 256.0, 1)
+
+
+def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
+    """Where the public functions, which know better, were not asked."""
+    ops, z, seed = torch.ops.vae_kernels_cpp, torch.zeros(2, 3), torch.tensor([1])
+    for message, options, *inputs in (
+        ("packed_dim is missing", LatentOptions(1), torch.zeros(2, 6), None, None, None, seed),
+        ("num_samples must be at least 1, got 0", LatentOptions(1, num_samples=0), z, z, None, None, seed),
+        ("logvar must have the shape of mu", LatentOptions(1), z, z[:1], None, None, seed),
+        ("noise must be int64 seeds, or have the shape of z", LatentOptions(1), z, z, None, None, z[:1]),
+        ("noise must be int64 seeds, or have the shape of z", LatentOptions(1), z, z, None, None, seed.int()),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.latent_forward(*inputs, *options)
+    with pytest.raises(RuntimeError, match="prior_mu is missing"):
+        ops.latent_backward(z, None, z, z, None, None, seed, *LatentOptions(1), 4)
+    with pytest.raises(RuntimeError, match="must be the same for all samples or have the call's shape"):
+        ops.likelihood_backward(z[:, 0], z, z, z[:, :1], None, INDEX["gaussian"], None, None, 1, 4)
 
 
 def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:

@@ -151,10 +151,10 @@ def _load_library(name: str) -> str:
 
     try:
         torch.ops.load_library(path)
-        families = getattr(torch.ops, f"vae_kernels_{name}").families()
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return f"{path.name} does not load: {error}"
-    if families != " ".join(FAMILIES):
+    library = getattr(torch.ops, f"vae_kernels_{name}")
+    if not hasattr(library, "families") or library.families() != " ".join(FAMILIES):
         return f"{path.name} was built from other sources: reinstall"
     ops.define(f"vae_kernels_{name}")
     return ""

@@ -17,6 +17,13 @@ namespace vk {
 
 using OptionalTensor = std::optional<Tensor>;
 
+// An argument that must be there.
+template <class T>
+const T& given(const std::optional<T>& argument, const char* name) {
+  STD_TORCH_CHECK(argument, name, " is missing");
+  return *argument;
+}
+
 // All but targets: the kernels know no others, and would read nothing.
 inline View floating(const View& view) {
   bool is_floating = !view.data;
@@ -28,7 +35,7 @@ inline View floating(const View& view) {
 using OptionalInt = std::optional<int64_t>;
 using OptionalDouble = std::optional<double>;
 
-// The first where there is none.
+// None stands for the first member.
 template <class Enumeration>
 Enumeration enumerator(OptionalInt value, Enumeration last, const char* what) {
   STD_TORCH_CHECK(value.value_or(0) >= 0 && value.value_or(0) <= int64_t(last), what, " must be between 0 and ",
@@ -58,8 +65,8 @@ class LatentCall {
              OptionalInt num_samples, OptionalInt scale, OptionalDouble low, OptionalDouble high,
              OptionalInt kl_estimator, OptionalInt kl_reduction)
       : packed(!logvar),
-        mean(packed ? half(mu, packed_dim.value(), 0) : mu),
-        raw(packed ? half(mu, packed_dim.value(), 1) : *logvar),
+        mean(packed ? half(mu, given(packed_dim, "packed_dim"), 0) : mu),
+        raw(packed ? half(mu, given(packed_dim, "packed_dim"), 1) : *logvar),
         summed(enumerator(kl_reduction, KlReduction::kNone, "kl_reduction") == KlReduction::kSum),
         rows(mean, batch_dims),
         z_rows(num_samples ? rows.samples(*num_samples) : rows),
@@ -75,8 +82,11 @@ class LatentCall {
     a.arithmetic = z_rows.arithmetic = rows.arithmetic;
     a.rows = rows.rows, a.cols = rows.cols;
     a.samples = num_samples.value_or(1);
+    STD_TORCH_CHECK(a.samples >= 1, "num_samples must be at least 1, got ", a.samples);
+    STD_TORCH_CHECK(rows.same_shape(raw), "logvar must have the shape of mu");
     sampled_ = a.sampled();
     if (noise.scalar_type() != ScalarType::Long) {
+      STD_TORCH_CHECK(z_rows.same_shape(noise), "noise must be int64 seeds, or have the shape of z");
       a.eps = floating(z_rows.view(noise));
       return;
     }
@@ -135,7 +145,7 @@ class LatentCall {
   OptionalTensor seeds_;
 };
 
-// A call of a likelihood, but for its results.
+// Fills in a likelihood's call, but for its results; returns the row form of its tensors.
 inline Rows set_likelihood(LikelihoodInputs& a, const Tensor& first, const Tensor& x, const OptionalTensor& parameter0,
                            const OptionalTensor& parameter1, int64_t family, OptionalDouble number0,
                            OptionalDouble number1, int64_t batch_dims) {
@@ -154,8 +164,8 @@ inline Rows set_likelihood(LikelihoodInputs& a, const Tensor& first, const Tenso
     STD_TORCH_CHECK(bool(parameter) + bool(numbers[i]) == (i + 2 < info.arguments), info.name, " takes ",
                     info.arguments - 2, " parameters, each a tensor or a number");
     if (!parameter) continue;
-    STD_TORCH_CHECK(i + 2 < info.arguments - info.constants, info.name, " takes its last ", info.constants,
-                    " parameters as numbers, got a tensor");
+    STD_TORCH_CHECK(i + 2 < info.arguments - info.constants, info.name, " needs the last ", info.constants,
+                    " of its parameters as numbers, got a tensor");
     a.arguments[i + 2] = floating(rows.argument(*parameter));
   }
   a.arithmetic = rows.arithmetic;
@@ -225,8 +235,9 @@ struct Ops {
     call.set_upstream(a, grad_z, grad_kl);
     Tensor of_prior_mu = no_tensor(), of_prior_logvar = no_tensor(), of_noise = no_tensor();
     auto [of_mu, of_raw] = call.gradients(a, needs);
-    if (needed(needs, 2)) a.grad_prior_mu = call.rows.gradient(prior_mu.value(), &of_prior_mu);
-    if (needed(needs, 3)) a.grad_prior_logvar = call.rows.gradient(prior_logvar.value(), &of_prior_logvar);
+    if (needed(needs, 2)) a.grad_prior_mu = call.rows.gradient(given(prior_mu, "prior_mu"), &of_prior_mu);
+    if (needed(needs, 3))
+      a.grad_prior_logvar = call.rows.gradient(given(prior_logvar, "prior_logvar"), &of_prior_logvar);
     if (needed(needs, 4)) a.grad_eps = call.z_rows.gradient(noise, &of_noise).view;
     if (grad_z || grad_kl) {
       device.run(a);
@@ -263,8 +274,8 @@ struct Ops {
     Tensor of_first = no_tensor(), of_x = no_tensor(), of_parameter0 = no_tensor(), of_parameter1 = no_tensor();
     if (needed(needs, 0)) a.gradients[0] = rows.gradient(first, &of_first);
     if (needed(needs, 1)) a.gradients[1] = rows.gradient(x, &of_x);
-    if (needed(needs, 2)) a.gradients[2] = rows.gradient(parameter0.value(), &of_parameter0);
-    if (needed(needs, 3)) a.gradients[3] = rows.gradient(parameter1.value(), &of_parameter1);
+    if (needed(needs, 2)) a.gradients[2] = rows.gradient(given(parameter0, "parameter0"), &of_parameter0);
+    if (needed(needs, 3)) a.gradients[3] = rows.gradient(given(parameter1, "parameter1"), &of_parameter1);
     device.run(a);
     rows.finish();
     return {of_first, of_x, of_parameter0, of_parameter1};

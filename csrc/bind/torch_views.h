@@ -170,6 +170,8 @@ class Rows {
     return view;
   }
 
+  bool same_shape(const Tensor& tensor) const { return same_sizes(shape_of(tensor), shape_); }
+
   void finish() {
     for (auto& [tensor, written] : outputs_) torch::stable::copy_(tensor, written);
   }
@@ -209,6 +211,9 @@ class Rows {
     Gradient sum;
     sum.summed = true;
     const int missing = shape_.dims() - shape.dims();
+    for (int d = 0; d < batch_dims_ - missing; ++d) {
+      STD_TORCH_CHECK(shape.sizes[d] == 1, "a parameter must be the same for all samples or have the call's shape");
+    }
     Dims order;
     for (const int64_t dim : columns_) {
       const int d = int(dim) - missing;

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "../likelihood.h"
 #include "columns.h"
 #include "dispatch.h"
