@@ -26,7 +26,7 @@ from triton.runtime import driver
 
 from vae_kernels import ops
 from vae_kernels.families import FAMILIES, INDEX
-from vae_kernels.settings import KlEstimator, KlReduction, LatentOptions, LikelihoodOptions, Scale
+from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
 
 from .machine_code import CARDS, Code, main_loops, predicted, read_amd, read_nvidia
 
@@ -112,7 +112,7 @@ LATENT_VARIANTS = {
     "latent, packed, clamped": LatentVariant(packed=True, options=LatentOptions(1, packed_dim=1, low=-30.0, high=20.0)),
     "latent, prior": LatentVariant(prior=((ROWS, COLS),) * 2),
     "latent, one prior for all": LatentVariant(prior=((1,), (1,))),
-    "latent, std, elements": LatentVariant(options=LatentOptions(1, scale=Scale.std, kl_reduction=KlReduction.none)),
+    "latent, std, elements": LatentVariant(options=LatentOptions(1, scale=Scale.std, kl_reduction=Reduction.none)),
     "latent, samples, prior, monte carlo": LatentVariant(
         ((ROWS, COLS),) * 2, options=LatentOptions(1, num_samples=8, kl_estimator=KlEstimator.monte_carlo)
     ),

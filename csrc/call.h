@@ -72,11 +72,13 @@ struct LikelihoodInputs {
 };
 
 struct LikelihoodForward : LikelihoodInputs {
-  void* log_prob;  // (rows), of the arithmetic's type
+  void* log_prob;  // (rows), of the arithmetic's type; or
+  View elements;   // each element's, not summed, of that type too
 };
 
 struct LikelihoodBackward : LikelihoodInputs {
-  View grad;
+  View grad;  // of a row; or
+  bool grad_of_elements;
   Gradient gradients[kMaxArguments];
 };
 

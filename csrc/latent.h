@@ -10,7 +10,7 @@ namespace vk {
 // As in vae_kernels/settings.py. What an encoder's second output is; how the KL is estimated; and what is summed.
 enum class Scale { kLogvar, kLogstd, kStd, kVariance };
 enum class KlEstimator { kAnalytic, kMonteCarlo, kPath };
-enum class KlReduction { kSum, kNone };
+enum class Reduction { kSum, kNone };
 
 // Log-variance and standard deviation, and their derivatives by what was passed.
 template <class T>

@@ -70,7 +70,7 @@ def expected(sample: Sample, of_eager: bool = False) -> dict[str, Expected]:
 
 @cache
 def _expected(sample: Sample) -> dict[str, tuple[Expected, Expected]]:
-    op, shape, keep = OPS[sample.op], sample.shapes[0], sample.batch_dims
+    op, shape, keep = OPS[sample.op], sample.shapes[0], sample.keep
     dtypes = output_dtypes(sample)
     empty = {name: torch.empty(shape if name == "z" else shape[:keep], dtype=dtypes[name]) for name in op.outputs}
     upstream = {

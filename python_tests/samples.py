@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import reference
@@ -304,7 +305,7 @@ LAYOUTS = {
 
 
 class Sample(NamedTuple):
-    """One call: an op, the dtype, layout and shape of each argument, the kind of values, and batch_dims."""
+    """One call: an op, the dtype, layout and shape of each argument, the kind of values, and what is summed."""
 
     op: str
     values: str
@@ -312,12 +313,25 @@ class Sample(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     layouts: tuple[str, ...]
     batch_dims: int
+    reduction: str = "sum"
+
+    @property
+    def keep(self) -> int:
+        """How many dims the sums have."""
+        return self.batch_dims if self.reduction == "sum" else len(self.shapes[0])
+
+    @property
+    def settings(self) -> dict[str, int | str]:
+        """What the public function is told beside its tensors."""
+        reduction = {} if self.reduction == "sum" else {"reduction": self.reduction}
+        return {"batch_dims": self.batch_dims} | reduction
 
     def __str__(self) -> str:
         dtypes = _once([str(d).removeprefix("torch.") for d in self.dtypes])
         shapes = _once(["x".join(map(str, s)) or "scalar" for s in self.shapes])
         layouts = _once(list(self.layouts))
-        return "-".join((self.op, self.values, dtypes, shapes, layouts, f"keep{self.batch_dims}"))
+        keep = f"keep{self.batch_dims}" if self.reduction == "sum" else "elements"
+        return "-".join((self.op, self.values, dtypes, shapes, layouts, keep))
 
     def make(self) -> dict[str, Tensor]:
         """The arguments, the same ones at every call; those that can need a gradient do."""
@@ -333,11 +347,11 @@ class Sample(NamedTuple):
 
     def call(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The public function's outputs by name."""
-        return self._by_name(OPS[self.op].call(*tensors.values(), batch_dims=self.batch_dims))
+        return self._by_name(OPS[self.op].call(*tensors.values(), **self.settings))
 
     def plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What people write, in the same dtypes."""
-        return self._by_name(OPS[self.op].plain(*tensors.values(), batch_dims=self.batch_dims))
+        return self._by_name(OPS[self.op].plain(*tensors.values(), batch_dims=self.keep))
 
     def _by_name(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -365,13 +379,14 @@ def sample(
     layouts: tuple[str, ...] | str = "contiguous",
     batch_dims: int = 1,
     parameter: tuple[int, ...] | None = None,
+    reduction: str = "sum",
 ) -> Sample:
     """A sample of one shape; `parameter` is the shape of the arguments behind the first two, where it is another."""
     count = len(OPS[op].arguments)
     shapes = (shape,) * 2 + ((parameter if parameter is not None else shape),) * (count - 2)
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,) * count
     layouts = layouts if isinstance(layouts, tuple) else (layouts,) * count
-    return Sample(op, values, dtypes, shapes, layouts, batch_dims)
+    return Sample(op, values, dtypes, shapes, layouts, batch_dims, reduction)
 
 
 # Every kind of values in every combination of dtypes.
@@ -410,10 +425,11 @@ SHAPED = [
 ]
 
 EMPTY = [
-    sample(op, shape, dtypes=dtype, batch_dims=batch_dims)
+    sample(op, shape, dtypes=dtype, batch_dims=batch_dims, reduction=reduction)
     for op in OPS
     for shape, batch_dims in (((0, 4), 1), ((4, 0), 1), ((0, 0), 1), ((0,), 0), ((2, 0, 3), 2), ((3, 0, 2), 1))
     for dtype in (F64, F32, BF16)
+    for reduction in (("sum",) if op == "latent" else ("sum", "none"))
 ]
 
 _ANY_LAYOUT = (
@@ -483,4 +499,27 @@ BROADCAST += [
     for dtype in (F64, F32, BF16)
 ]
 
-SAMPLES = VALUES + SHAPED + LAID_OUT + BROADCAST
+# Not summed: tails, few and many rows and columns, layouts of the result's own, parameters whose gradients are sums.
+_elements = partial(sample, reduction="none")
+ELEMENTS = [
+    _elements(op, shape, dtypes=dtype, layouts=layout, batch_dims=batch_dims, parameter=parameter)
+    for op in ("bernoulli", "gaussian", "zero_inflated_negative_binomial")
+    for dtype in (F64, F32, BF16)
+    for shape, layout, batch_dims, parameter in (
+        ((5, 37), "contiguous", 1, None),
+        ((8, 64), "contiguous", 1, (64,)),
+        ((9,), "contiguous", 1, None),
+        ((9,), "contiguous", 0, ()),
+        ((), "contiguous", 1, None),
+        ((7, 20), "contiguous", 2, (20,)),
+        ((5, 36), "transposed", 1, ()),
+        ((5, 35), "expanded_rows", 1, None),
+        ((2, 3, 4, 5), "channels_last", 1, None),
+        ((2, 3, 4, 5), "channels_last", 2, None),
+        ((2, 3, 4, 5), "boxed", 1, (1,)),
+        ((1, 4097), "contiguous", 1, ()),
+        ((600, 3), "contiguous", 1, (3,)),
+    )
+] + [_elements(op, dtypes=dtype) for op in OPS if op != "latent" for dtype in OPS[op].dtypes]
+
+SAMPLES = VALUES + SHAPED + LAID_OUT + BROADCAST + ELEMENTS

@@ -56,7 +56,7 @@ def test_shape_dtype_and_layout(backend: str, sample: Sample) -> None:
     outputs = sample.call(tensors)
     first = next(iter(tensors.values()))
     for name, dtype in output_dtypes(sample).items():
-        shape = first.shape if name == "z" else first.shape[: sample.batch_dims]
+        shape = first.shape if name == "z" else first.shape[: sample.keep]
         assert (outputs[name].dtype, outputs[name].shape) == (dtype, shape)
     if "z" in outputs and sample.layouts[0] in ("contiguous", "offset", "transposed", "channels_last"):
         assert outputs["z"].stride() == torch.empty_like(first).stride()

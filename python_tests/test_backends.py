@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import BACKENDS
 from fresh_process import python
-from samples import BROADCAST, DEVICE, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
+from samples import BROADCAST, DEVICE, ELEMENTS, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -241,6 +241,7 @@ FEW = [
     *LAID_OUT[::9],
     *BROADCAST[::8],
     *EMPTY[::6],
+    *ELEMENTS[::8],
 ]
 
 

@@ -271,6 +271,21 @@ def test_several_samples_against_one_x(backend: str, classes: int) -> None:
         assert torch.equal(torch.autograd.grad(got, logits, upstream)[0], want_gradient)
 
 
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 4, 100)], ids=str)
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
+def test_elements(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Those of PyTorch in float64, for each position."""
+    logits = torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True)
+    x = torch.randint(shape[-1], shape[:-1], device=DEVICE)
+    found = vk.categorical_log_likelihood(logits, x, reduction="none")
+    want = -F.cross_entropy(logits.double().reshape(-1, shape[-1]), x.flatten(), reduction="none").reshape(shape[:-1])
+    upstream = torch.randn_like(found)
+    rtol = 2 * torch.finfo(found.dtype).eps * math.log2(shape[-1])
+    torch.testing.assert_close(found.double(), want, rtol=rtol, atol=0)
+    gradients = [torch.autograd.grad(o, logits, g)[0] for o, g in ((found, upstream), (want, upstream.double()))]
+    torch.testing.assert_close(*gradients, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(found.dtype).eps)
+
+
 @pytest.mark.parametrize("wrong", [-1, -100, 2**40, "classes"], ids=str)
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 def test_a_class_that_does_not_exist(backend: str, classes: int, wrong: int | str) -> None:

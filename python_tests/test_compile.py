@@ -28,6 +28,7 @@ CASES = [
         sample("gaussian", (3, 4, 2, 5), dtypes=(BF16, F32, F32), parameter=p)
         for p in ((), (5,), (4, 1, 1), (3, 1, 1, 1))
     ),
+    *(sample("gaussian", (3, 4, 2, 5), layouts="channels_last", parameter=p, reduction="none") for p in ((), (5,))),
 ]
 
 
@@ -40,7 +41,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def compiled_call(case: Sample, **options: object) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     op = OPS[case.op]
-    run = torch.compile(functools.partial(op.call, batch_dims=case.batch_dims), fullgraph=True, **options)
+    run = torch.compile(functools.partial(op.call, **case.settings), fullgraph=True, **options)
 
     def call(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = run(*tensors.values())

@@ -153,7 +153,7 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(*(name for name in ops.SCHEMAS if not has("vae_kernels_cuda::" + name, "CUDA")))
 zeros = torch.zeros(2, 3)
 try:
-    torch.ops.vae_kernels_cuda.likelihood_forward(zeros, zeros, None, None, 0, None, None, 1)
+    torch.ops.vae_kernels_cuda.likelihood_forward(zeros, zeros, None, None, 0, None, None, 1, None)
 except NotImplementedError as error:
     print("CUDA" in str(error))
 """

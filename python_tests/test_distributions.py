@@ -69,7 +69,7 @@ def true_results(sample: Sample, outputs: dict[str, Tensor]) -> dict[str, Expect
     leaves = {name: t.detach().double().expand(sample.shapes[0]).clone() for name, t in tensors.items()}
     wanted = {name: leaves[name].requires_grad_() for name, t in tensors.items() if t.requires_grad}
     found = {
-        name: o if name == "z" else o.unsqueeze(-1).flatten(sample.batch_dims).sum(-1)
+        name: o if name == "z" else o.unsqueeze(-1).flatten(sample.keep).sum(-1)
         for name, o in DISTRIBUTIONS[sample.op](**leaves).items()
     }
     upstream = [g.double() for g in sample.upstream({name: outputs[name] for name in found}).values()]

@@ -59,6 +59,7 @@ CALLS |= {
     "half a prior": lambda a, b, x: vk.reparameterize_kl(a, b, seed=1, prior_logvar=b[0]),
     "samples": lambda a, b, x: vk.reparameterize_kl(a, b, seed=1, num_samples=3, kl_estimator="path"),
     "elements": lambda a, b, x: vk.reparameterize_kl(a, b, seed=1, kl_reduction="none"),
+    "elements of a likelihood": lambda a, b, x: vk.gaussian_log_likelihood(a, x, b[0], reduction="none"),
     "categorical": lambda a, b, x: vk.categorical_log_likelihood(a, torch.arange(4, device=x.device)),
     "elbo": lambda a, b, x: vk.elbo(a, b, capacity=3.0),
     "free bits": lambda a, b, x: vk.elbo(a[:, 0], b, free_bits=INF),

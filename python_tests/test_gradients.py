@@ -42,6 +42,7 @@ SMALL += [
 SMALL += [
     sample("bernoulli", (2, 3), dtypes=(F64, U8)),
     sample("gaussian", (2, 3), dtypes=(F64, U8, F64)),
+    sample("gaussian", (2, 3), dtypes=F64, parameter=(3,), reduction="none"),
 ]
 
 
@@ -167,6 +168,7 @@ MORE_CALLS = {
     "packed": lambda a, b, c: vk.reparameterize_kl_packed(a, dim=-1, seed=1),
     "samples": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, num_samples=3, kl_estimator="path"),
     "elements": lambda a, b, c: vk.reparameterize_kl(a, b, seed=1, kl_reduction="none"),
+    "elements of a likelihood": lambda a, b, c: vk.gaussian_log_likelihood(a, b, c[0], reduction="none"),
     "a number": lambda a, b, c: vk.gaussian_log_likelihood(a, b, 0.5),
     "every element kept": lambda a, b, c: vk.gaussian_log_likelihood(a, b, c, batch_dims=2),
     "categorical": lambda a, b, c: vk.categorical_log_likelihood(a, torch.arange(4, device=DEVICE)),

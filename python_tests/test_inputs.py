@@ -237,7 +237,7 @@ def test_empty(backend: str, sample: Sample) -> None:
     tensors = sample.make()
     outputs = sample.call(tensors)
     for name, dtype in output_dtypes(sample).items():
-        shape = sample.shapes[0] if name == "z" else sample.shapes[0][: sample.batch_dims]
+        shape = sample.shapes[0] if name == "z" else sample.shapes[0][: sample.keep]
         assert torch.equal(outputs[name], torch.zeros(shape, dtype=dtype, device=DEVICE))
     gradients = torch.autograd.grad(sum(o.sum() for o in outputs.values()), list(tensors.values()))
     assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(gradients, tensors.values(), strict=True))

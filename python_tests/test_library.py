@@ -162,16 +162,16 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
     ops, family = torch.ops.vae_kernels_cpp, INDEX["discretized_logistic"]
     message = "discretized_logistic needs the last 1 of its parameters as numbers, got a tensor"
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_forward(*inputs, bins, family, None, None, 1)
+        ops.likelihood_forward(*inputs, bins, family, None, None, 1, None)
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_backward(torch.ones(2), *inputs, bins, family, None, None, 1, 15)
+        ops.likelihood_backward(torch.ones(2), *inputs, bins, family, None, None, 1, None, 15)
     message = "discretized_logistic takes 2 parameters, each a tensor or a number"
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_forward(*inputs, bins, family, None, 256.0, 1)
+        ops.likelihood_forward(*inputs, bins, family, None, 256.0, 1, None)
     with pytest.raises(RuntimeError, match=message):
-        ops.likelihood_forward(*inputs, None, family, None, None, 1)
+        ops.likelihood_forward(*inputs, None, family, None, None, 1, None)
     with pytest.raises(RuntimeError, match="family must be between 0 and 7, got 8"):
-        ops.likelihood_forward(*inputs, None, 8, None, 256.0, 1)
+        ops.likelihood_forward(*inputs, None, 8, None, 256.0, 1, None)
 
 
 def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
@@ -189,7 +189,7 @@ def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
     with pytest.raises(RuntimeError, match="prior_mu is missing"):
         ops.latent_backward(z, None, z, z, None, None, seed, *LatentOptions(1), 4)
     with pytest.raises(RuntimeError, match="must be the same for all samples or have the call's shape"):
-        ops.likelihood_backward(z[:, 0], z, z, z[:, :1], None, INDEX["gaussian"], None, None, 1, 4)
+        ops.likelihood_backward(z[:, 0], z, z, z[:, :1], None, INDEX["gaussian"], None, None, 1, None, 4)
 
 
 def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:

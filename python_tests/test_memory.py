@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from samples import BROADCAST, DEVICE, EMPTY, LAID_OUT, LAYOUTS, SHAPED, VALUES, Sample, sample
+from samples import BROADCAST, DEVICE, ELEMENTS, EMPTY, LAID_OUT, LAYOUTS, SHAPED, VALUES, Sample, sample
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -13,7 +13,7 @@ from benchmarks import memory as peak_memory
 
 pytestmark = pytest.mark.around
 
-KINDS = [s for s in VALUES if s.values == "random"] + SHAPED + LAID_OUT + BROADCAST + EMPTY
+KINDS = [s for s in VALUES if s.values == "random"] + SHAPED + LAID_OUT + BROADCAST + EMPTY + ELEMENTS
 
 
 def kept_bytes(outputs: tuple[Tensor, ...], kept: list[Tensor], inputs: list[Tensor]) -> int:

@@ -37,7 +37,7 @@ from triton_calls import (  # noqa: E402
 
 from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, compiled, rows_of  # noqa: E402
 from vae_kernels.families import INDEX  # noqa: E402
-from vae_kernels.settings import KlEstimator, KlReduction, LatentOptions, LikelihoodOptions  # noqa: E402
+from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
 from vae_kernels.triton import latent, latent_kernels, launch, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
@@ -184,7 +184,7 @@ LARGE: dict[str, Callable[[], object]] = {
         *(empty(1).expand(2**22, 1024) for _ in range(2)),
         num_samples=2,
         kl_estimator=KlEstimator.path,
-        kl_reduction=KlReduction.none,
+        kl_reduction=Reduction.none,
     ),
     "columns apart": lambda: latent_step(empty, transposed(empty, 2, LONG), empty(2, LONG)),
     "channels last": lambda: latent_step(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_kernels.families import FAMILIES, INDEX
-from vae_kernels.settings import KlEstimator, KlReduction, LatentOptions, LikelihoodOptions, Scale
+from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
 from vae_kernels.triton import OPS
 
 # `make(5, 37)` or `make((5, 37))`, and perhaps a dtype.
@@ -48,12 +48,19 @@ def latent_step(
     OPS["latent_backward"](*upstream, *inputs, *options, needs)
 
 
-def likelihood(make: Make, family: str, *arguments: Tensor | float, batch_dims: int = 1, x: bool = False) -> None:
+def likelihood(
+    make: Make,
+    family: str,
+    *arguments: Tensor | float,
+    batch_dims: int = 1,
+    x: bool = False,
+    reduction: Reduction | None = None,
+) -> None:
     """`x` says whether the target has a gradient."""
     arguments = (*arguments, *(None for _ in range(4 - len(arguments))))
     inputs = [t if isinstance(t, Tensor) else None for t in arguments]
     numbers = [t if isinstance(t, float) else None for t in arguments[2:]]
-    options = LikelihoodOptions(INDEX[family], *numbers, batch_dims)
+    options = LikelihoodOptions(INDEX[family], *numbers, batch_dims, reduction)
     out = OPS["likelihood_forward"](*inputs, *options)
     needs = sum(1 << i for i, t in enumerate(inputs) if t is not None and (i != 1 or x))
     OPS["likelihood_backward"](make(out.shape, dtype=out.dtype), *inputs, *options, needs)
@@ -90,7 +97,7 @@ LATENT: dict[str, Callable[[Make], None]] = {
         *(make(5, 37), make(5, 37), None, None, make(3, 5, 37)),
         num_samples=3,
         kl_estimator=KlEstimator.monte_carlo,
-        kl_reduction=KlReduction.none,
+        kl_reduction=Reduction.none,
     ),
     "a prior for each element": lambda make: latent_step(
         make, *(make(5, 37) for _ in range(4)), kl_estimator=KlEstimator.path
@@ -115,6 +122,12 @@ LIKELIHOOD: dict[str, Callable[[Make], None]] = {
     **{name: _family(name) for name in FAMILIES},
     "one per column": lambda make: likelihood(make, "gaussian", make(64, 64), make(64, 64), make(64)),
     "one for all": lambda make: likelihood(make, "laplace", make(64, 64), make(64, 64), make(1)),
+    "elements": lambda make: likelihood(
+        make, "laplace", make(64, 64), make(64, 64), make(64), x=True, reduction=Reduction.none
+    ),
+    "elements in two levels of rows": lambda make: likelihood(
+        make, "bernoulli", cropped(make, 3, 4, 16), make(3, 4, 16), batch_dims=2, reduction=Reduction.none
+    ),
     "a number": lambda make: likelihood(make, "gaussian", make(5, 37), make(5, 37), 0.3),
     "a number before a tensor": lambda make: likelihood(
         make, "zero_inflated_negative_binomial", make(5, 37), make(5, 37), 2.0, make(37)

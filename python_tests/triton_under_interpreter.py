@@ -103,6 +103,8 @@ SAMPLES = [
     sample("gaussian", (600, 9), parameter=(9,)),
     sample("gaussian", (7, 5000), parameter=()),
     sample("gaussian", (5, 3, 4, 4), parameter=(3, 1, 1), layouts=("channels_last", "channels_last", "contiguous")),
+    sample("gaussian", (3, 5000), parameter=(5000,), reduction="none"),
+    sample("bernoulli", (3, 4, 2, 5), layouts=("channels_last", "boxed"), batch_dims=2, reduction="none"),
 ]
 
 
@@ -238,8 +240,8 @@ def test_gradcheck_with_a_seed() -> None:
     assert torch.autograd.gradcheck(partial(vk.reparameterize_kl, seed=3), (mu, logvar))
 
 
-def likelihood_options(family: str, number: float | None = None) -> LikelihoodOptions:
-    return LikelihoodOptions(INDEX[family], number, None, 1)
+def likelihood_options(family: str, number: float | None = None, reduction: int | None = None) -> LikelihoodOptions:
+    return LikelihoodOptions(INDEX[family], number, None, 1, reduction)
 
 
 CLAMPED = LatentOptions(1, packed_dim=1, num_samples=2, low=-30.0, kl_estimator=1, kl_reduction=1)
@@ -252,6 +254,7 @@ OP_SAMPLES = {
         (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("bernoulli"), 1),
         (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("gaussian", 0.3), 3),
         (torch.randn(3), torch.randn(3, 7), torch.rand(3, 7), torch.randn(()), None, *likelihood_options("laplace"), 7),
+        (*torch.randn(3, 3, 7), torch.randn(7), None, *likelihood_options("laplace", reduction=1), 7),
     ],
     "latent_forward": [
         (torch.randn(3, 7), torch.randn(3, 7), None, None, torch.tensor([1]), *LatentOptions(1)),

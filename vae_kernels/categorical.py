@@ -5,9 +5,10 @@ from torch import Tensor
 
 from . import checks, eager, transforms
 from .backends import backend_of
+from .settings import REDUCTIONS
 
 
-def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
+def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1, reduction: str = "sum") -> Tensor:
     """Sum the categorical log-likelihood of the classes `x` per sample, from logits.
 
         log p(x) = Σ aₓ − ln Σₖ exp(aₖ),    a = logits, k over their last dim        [nats]
@@ -17,21 +18,22 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     little it is. Nothing is kept for the backward pass but `logits` and `x`.
 
     Where `x` is no class, the value of its sample is NaN, and so is the gradient of all logits of that position;
-    `check_values` names the sample instead. There is no `ignore_index`: keep padded positions as batch dims
-    (`batch_dims=logits.dim() - 1`, with any class for `x` there), and mask the log-likelihoods.
+    `check_values` names the sample instead. There is no `ignore_index`: with `reduction="none"` mask the log-likelihoods
+    of padded positions, which may have any class.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, of shape `(B, …, classes)`, any strides.
         x: classes from 0 to `classes − 1`, of any integer dtype or bool; of the shape of `logits` without its last dim,
             except that leading batch dims may be missing or 1. It has no gradient.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every position.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, float64 if `logits` is, else float32.
+        Shape `logits.shape[:batch_dims]`, or without a sum `logits.shape[:-1]`; float64 if `logits` is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit; no class.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit; no class.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Bishop 2006, "Pattern Recognition and Machine Learning", equations 4.104 and 4.108.
@@ -40,7 +42,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
     >>> vk.categorical_log_likelihood(torch.zeros(2, 3, 10), torch.tensor([[0, 4, 9]] * 2))
     tensor([-6.9078, -6.9078])
     """
-    x, batch_dims = _check(logits, x, batch_dims)
+    x, batch_dims = _check(logits, x, batch_dims, reduction)
     backend = backend_of(logits)
     if backend == "eager":
         return transforms.with_dense_gradients(_eager(logits, x, batch_dims))
@@ -72,17 +74,20 @@ def _eager(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
     return eager.sum_columns(eager.categorical(logits.to(eager.compute_dtype(logits)), x), batch_dims)
 
 
-def _check(logits: Tensor, x: Tensor, batch_dims: int) -> tuple[Tensor, int]:
-    """`x`, one class for each position, and batch_dims."""
+def _check(logits: Tensor, x: Tensor, batch_dims: int, reduction: str) -> tuple[Tensor, int]:
+    """`x`, one class for each position, and how many dims are kept."""
     checks.tensor("logits", logits, checks.FLOATS)
     checks.tensor("x", x, checks.INTEGERS)
     checks.same_device("x", x, "logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have at least one class in their last dim, got the shape {tuple(logits.shape)}")
+    reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    if reduction is not None and logits.dim() == 1:
+        batch_dims = 0
     batch_dims = checks.batch_dims(batch_dims, "logits", logits, others=1)
     x = checks.target(x, logits.shape[:-1], "logits without the classes", batch_dims)
     if checks.values_checked():
         checks.no_nan("logits", logits, batch_dims)
         last = logits.shape[-1] - 1
         checks.in_range("x", x, batch_dims, checks.Range(f"in [0, {last}]", lambda v: (v >= 0) & (v <= last)))
-    return x, batch_dims
+    return x, batch_dims if reduction is None else logits.dim() - 1

@@ -97,6 +97,13 @@ def integer(name: str, value: object, need: str = "an int") -> int:
     return value
 
 
+def choice(name: str, value: object, choices: dict[str, int | None]) -> int | None:
+    """The number of what `value` names."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return choices[value]
+
+
 def is_number(value: object) -> bool:
     """Whether a parameter is given as one number, of Python or NumPy."""
     return isinstance(value, int | float | numbers.Real) and not isinstance(value, bool)

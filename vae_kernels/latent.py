@@ -10,7 +10,7 @@ from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .noise import SEED_LIMIT, draw_seed, normal_like
 from .rows import check_broadcast, empty_samples, expand_other, sum_other
-from .settings import KlEstimator, KlReduction, LatentOptions, Scale
+from .settings import ESTIMATORS, REDUCTIONS, SCALES, KlEstimator, LatentOptions, Scale
 
 # Where the eager kl's node keeps its options.
 _OPTIONS = "vae_kernels.options"
@@ -294,21 +294,11 @@ def _options(batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estima
         num_samples = checks.integer("num_samples", num_samples, "an int or None")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    if scale not in _SCALES:
-        raise ValueError(f"scale must be one of {', '.join(_SCALES)}, got {scale!r}")
-    if kl_estimator not in _ESTIMATORS:
-        raise ValueError(f"kl_estimator must be one of {', '.join(_ESTIMATORS)}, got {kl_estimator!r}")
-    if kl_reduction not in _REDUCTIONS:
-        raise ValueError(f"kl_reduction must be one of {', '.join(_REDUCTIONS)}, got {kl_reduction!r}")
+    scale = checks.choice("scale", scale, SCALES)
     low, high = (None, None) if logvar_clamp is None else _check_clamp(logvar_clamp)
-    choices = (_ESTIMATORS[kl_estimator], _REDUCTIONS[kl_reduction])
-    return LatentOptions(batch_dims, packed_dim, num_samples, _SCALES[scale], low, high, *choices)
-
-
-# The number of each name; None for the first, the usual one.
-_SCALES, _ESTIMATORS, _REDUCTIONS = (
-    {member.name: int(member) or None for member in kind} for kind in (Scale, KlEstimator, KlReduction)
-)
+    estimator = checks.choice("kl_estimator", kl_estimator, ESTIMATORS)
+    reduction = checks.choice("kl_reduction", kl_reduction, REDUCTIONS)
+    return LatentOptions(batch_dims, packed_dim, num_samples, scale, low, high, estimator, reduction)
 
 
 def _check_clamp(logvar_clamp: Sequence[float]) -> tuple[float | None, float | None]:

@@ -10,12 +10,12 @@ from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .families import FAMILIES, INDEX
 from .rows import check_broadcast, expand_other, sum_other
-from .settings import LikelihoodOptions
+from .settings import REDUCTIONS, LikelihoodOptions
 
 _FAMILIES = tuple(FAMILIES.values())
 
 
-def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1, reduction: str = "sum") -> Tensor:
     """Sum the Bernoulli log-likelihood of `x` per sample, from logits.
 
         log p(x) = Σ x · a − softplus(a),    a = logits        [nats]
@@ -28,13 +28,14 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) 
         x: targets, any of these or an integer dtype or bool; of the shape of `logits`, except that leading batch dims
             may be missing or 1.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `logits.shape[:batch_dims]`, or without a sum that of `logits`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix C.1.
@@ -43,10 +44,12 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) 
     >>> vk.bernoulli_log_likelihood(torch.zeros(2, 3), torch.ones(2, 3))
     tensor([-2.0794, -2.0794])
     """
-    return _log_likelihood("bernoulli", (logits, x), batch_dims)
+    return _log_likelihood("bernoulli", (logits, x), batch_dims, reduction)
 
 
-def gaussian_log_likelihood(mean: Tensor, x: Tensor, logvar: Tensor | float = 0.0, *, batch_dims: int = 1) -> Tensor:
+def gaussian_log_likelihood(
+    mean: Tensor, x: Tensor, logvar: Tensor | float = 0.0, *, batch_dims: int = 1, reduction: str = "sum"
+) -> Tensor:
     """Sum the Gaussian log-likelihood of `x` per sample.
 
         log p(x) = Σ −½ (logvar + (x − mean)² · exp(−logvar) + ln 2π)        [nats]
@@ -62,13 +65,14 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, logvar: Tensor | float = 0.
         logvar: a float, or a tensor that broadcasts to `mean`: one for all, one per channel, one per element. Its
             gradient has its own shape and dtype.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `mean.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `mean.shape[:batch_dims]`, or without a sum that of `mean`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix C.2.
@@ -77,10 +81,12 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, logvar: Tensor | float = 0.
     >>> vk.gaussian_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), logvar=0.0)
     tensor([-2.7568, -2.7568])
     """
-    return _log_likelihood("gaussian", (mean, x, logvar), batch_dims)
+    return _log_likelihood("gaussian", (mean, x, logvar), batch_dims, reduction)
 
 
-def laplace_log_likelihood(loc: Tensor, x: Tensor, log_scale: Tensor | float = 0.0, *, batch_dims: int = 1) -> Tensor:
+def laplace_log_likelihood(
+    loc: Tensor, x: Tensor, log_scale: Tensor | float = 0.0, *, batch_dims: int = 1, reduction: str = "sum"
+) -> Tensor:
     """Sum the Laplace log-likelihood of `x` per sample.
 
         log p(x) = Σ −|x − loc| · exp(−log_scale) − log_scale − ln 2        [nats]
@@ -95,13 +101,14 @@ def laplace_log_likelihood(loc: Tensor, x: Tensor, log_scale: Tensor | float = 0
         log_scale: natural logarithm of the scale b (the variance is 2 b²): a float, or a tensor that broadcasts to
             `loc`: one for all, one per channel, one per element. Its gradient has its own shape and dtype.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `loc.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `loc.shape[:batch_dims]`, or without a sum that of `loc`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Bishop 2006, "Pattern Recognition and Machine Learning", exercise 2.43 with q = 1.
@@ -110,10 +117,12 @@ def laplace_log_likelihood(loc: Tensor, x: Tensor, log_scale: Tensor | float = 0
     >>> vk.laplace_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3))
     tensor([-2.0794, -2.0794])
     """
-    return _log_likelihood("laplace", (loc, x, log_scale), batch_dims)
+    return _log_likelihood("laplace", (loc, x, log_scale), batch_dims, reduction)
 
 
-def continuous_bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
+def continuous_bernoulli_log_likelihood(
+    logits: Tensor, x: Tensor, *, batch_dims: int = 1, reduction: str = "sum"
+) -> Tensor:
     """Sum the continuous Bernoulli log-likelihood of `x` in [0, 1] per sample, from logits.
 
         log p(x) = Σ x · a − ln((exp(a) − 1) / a),    a = logits        [nats]
@@ -127,13 +136,14 @@ def continuous_bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims
         x: targets, any of these or an integer dtype or bool; of the shape of `logits`, except that leading batch dims
             may be missing or 1.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `logits.shape[:batch_dims]`, or without a sum that of `logits`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Loaiza-Ganem & Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in variational
@@ -143,10 +153,10 @@ def continuous_bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims
     >>> vk.continuous_bernoulli_log_likelihood(torch.ones(2, 3), torch.ones(2, 3))
     tensor([1.3760, 1.3760])
     """
-    return _log_likelihood("continuous_bernoulli", (logits, x), batch_dims)
+    return _log_likelihood("continuous_bernoulli", (logits, x), batch_dims, reduction)
 
 
-def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int = 1) -> Tensor:
+def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int = 1, reduction: str = "sum") -> Tensor:
     """Sum the Bernoulli log-likelihood of `x` per sample, from probabilities.
 
         log p(x) = Σ x · max(ln p, −100) + (1 − x) · max(ln(1 − p), −100),    p = probs        [nats]
@@ -161,13 +171,14 @@ def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int 
         x: targets, any of these or an integer dtype or bool; of the shape of `probs`, except that leading batch dims
             may be missing or 1.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `probs.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `probs.shape[:batch_dims]`, or without a sum that of `probs`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix C.1; the clamps are those of
@@ -177,10 +188,12 @@ def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int 
     >>> vk.bernoulli_probs_log_likelihood(torch.full((2, 3), 0.5), torch.ones(2, 3))
     tensor([-2.0794, -2.0794])
     """
-    return _log_likelihood("bernoulli_probs", (probs, x), batch_dims)
+    return _log_likelihood("bernoulli_probs", (probs, x), batch_dims, reduction)
 
 
-def negative_binomial_log_likelihood(mu: Tensor, x: Tensor, theta: Tensor | float, *, batch_dims: int = 1) -> Tensor:
+def negative_binomial_log_likelihood(
+    mu: Tensor, x: Tensor, theta: Tensor | float, *, batch_dims: int = 1, reduction: str = "sum"
+) -> Tensor:
     """Sum the negative binomial log-likelihood of the counts `x` per sample.
 
         log p(x) = Σ ln Γ(x + θ) − ln Γ(θ) − ln Γ(x + 1) + θ ln((θ + ε) / e) + x ln((mu + ε) / e)    [nats]
@@ -202,13 +215,14 @@ def negative_binomial_log_likelihood(mu: Tensor, x: Tensor, theta: Tensor | floa
         theta: inverse dispersion, positive (not its logarithm): a float, or a tensor that broadcasts to `mu`: one for
             all, one per gene, one per element. Its gradient has its own shape and dtype.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `mu.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `mu.shape[:batch_dims]`, or without a sum that of `mu`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15, methods;
@@ -218,11 +232,17 @@ def negative_binomial_log_likelihood(mu: Tensor, x: Tensor, theta: Tensor | floa
     >>> vk.negative_binomial_log_likelihood(torch.ones(2, 3), torch.tensor([[0, 1, 2]] * 2), theta=1.0)
     tensor([-4.1589, -4.1589])
     """
-    return _log_likelihood("negative_binomial", (mu, x, theta), batch_dims)
+    return _log_likelihood("negative_binomial", (mu, x, theta), batch_dims, reduction)
 
 
 def zero_inflated_negative_binomial_log_likelihood(
-    mu: Tensor, x: Tensor, theta: Tensor | float, zero_logits: Tensor | float, *, batch_dims: int = 1
+    mu: Tensor,
+    x: Tensor,
+    theta: Tensor | float,
+    zero_logits: Tensor | float,
+    *,
+    batch_dims: int = 1,
+    reduction: str = "sum",
 ) -> Tensor:
     """Sum the zero-inflated negative binomial log-likelihood of the counts `x` per sample.
 
@@ -242,13 +262,14 @@ def zero_inflated_negative_binomial_log_likelihood(
             all, one per gene, one per element. Its gradient has its own shape and dtype.
         zero_logits: logits of the probability that a count is dropped; like `theta`.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `mu.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `mu.shape[:batch_dims]`, or without a sum that of `mu`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices or `batch_dims` do not fit.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15, methods;
@@ -259,11 +280,17 @@ def zero_inflated_negative_binomial_log_likelihood(
     >>> vk.zero_inflated_negative_binomial_log_likelihood(mu, x, theta=1.0, zero_logits=0.0)
     tensor([-5.1397, -5.1397])
     """
-    return _log_likelihood("zero_inflated_negative_binomial", (mu, x, theta, zero_logits), batch_dims)
+    return _log_likelihood("zero_inflated_negative_binomial", (mu, x, theta, zero_logits), batch_dims, reduction)
 
 
 def discretized_logistic_log_likelihood(
-    mean: Tensor, x: Tensor, log_scale: Tensor | float = 0.0, *, bins: int = 256, batch_dims: int = 1
+    mean: Tensor,
+    x: Tensor,
+    log_scale: Tensor | float = 0.0,
+    *,
+    bins: int = 256,
+    batch_dims: int = 1,
+    reduction: str = "sum",
 ) -> Tensor:
     """Sum the log-likelihood of pixels under a logistic distribution cut into bins per sample.
 
@@ -283,13 +310,14 @@ def discretized_logistic_log_likelihood(
             per channel, one per element. Its gradient has its own shape and dtype.
         bins: how many values x takes, at least 2; 256 for 8-bit pixels.
         batch_dims: how many leading dims are kept; all others are summed.
+        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
 
     Returns:
-        Shape `mean.shape[:batch_dims]`, float64 if an input is, else float32.
+        Shape `mean.shape[:batch_dims]`, or without a sum that of `mean`; float64 if an input is, else float32.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here; `bins` not an int.
-        ValueError: shapes, devices, `bins` or `batch_dims` do not fit.
+        ValueError: shapes, devices, `bins`, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", section 5.2; the
@@ -302,11 +330,11 @@ def discretized_logistic_log_likelihood(
     bins = checks.integer("bins", bins)
     if bins < 2:
         raise ValueError(f"bins must be at least 2, got {bins}")
-    return _log_likelihood("discretized_logistic", (mean, x, log_scale, float(bins)), batch_dims)
+    return _log_likelihood("discretized_logistic", (mean, x, log_scale, float(bins)), batch_dims, reduction)
 
 
-def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int) -> Tensor:
-    inputs, options = _check(family, arguments, batch_dims)
+def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int, reduction: str) -> Tensor:
+    inputs, options = _check(family, arguments, batch_dims, reduction)
     backend = backend_of(inputs[0])
     if backend == "eager":
         return transforms.with_dense_gradients(_eager(inputs, options))
@@ -355,11 +383,12 @@ def _eager(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Tenso
         torch.full((), number, dtype=dtype, device=inputs[0].device) if t is None else t.to(dtype)
         for t, number, _ in zip(inputs, numbers, family.arguments, strict=False)
     ]
-    return eager.sum_columns(family.log_prob(*arguments), options.batch_dims)
+    log_prob = family.log_prob(*arguments)
+    return eager.sum_columns(log_prob, options.batch_dims) if options.summed else log_prob
 
 
 def _check(
-    family: str, arguments: tuple[Tensor | float, ...], batch_dims: int
+    family: str, arguments: tuple[Tensor | float, ...], batch_dims: int, reduction: str
 ) -> tuple[tuple[Tensor | None, ...], LikelihoodOptions]:
     """The op's four tensors and its options."""
     names = FAMILIES[family].arguments
@@ -367,10 +396,15 @@ def _check(
     checks.tensor(names[0], first, checks.FLOATS)
     checks.tensor("x", x, checks.TARGETS)
     checks.same_device("x", x, names[0], first)
+    reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    if reduction is not None and first.dim() == 0:
+        batch_dims = 0
     batch_dims = checks.batch_dims(batch_dims, names[0], first)
     if x.requires_grad and x.shape != first.shape:
         x = x.to(_dtype_of(arguments))
     x = checks.target(x, first.shape, names[0], batch_dims)
+    if reduction is not None and batch_dims == first.dim() > 0:
+        batch_dims -= 1  # nothing is summed, and kernels are fast along columns
     tensors, numbers = [None, None], [None, None]
     for i, (name, parameter) in enumerate(zip(names[2:], parameters, strict=True)):
         if isinstance(parameter, Tensor):
@@ -388,7 +422,7 @@ def _check(
             numbers[i] = float(parameter)
     if checks.values_checked():
         _check_values(family, (first, x, *tensors), numbers, batch_dims)
-    return (first, x, *tensors), LikelihoodOptions(INDEX[family], *numbers, batch_dims)
+    return (first, x, *tensors), LikelihoodOptions(INDEX[family], *numbers, batch_dims, reduction)
 
 
 def _dtype_of(arguments: tuple[Tensor | float, ...]) -> torch.dtype:

@@ -12,7 +12,7 @@ _LATENT = (
 )
 _LIKELIHOOD = (
     "Tensor first, Tensor x, Tensor? parameter0, Tensor? parameter1, int family, float? number0, float? number1,"
-    " int batch_dims"
+    " int batch_dims, int? reduction"
 )
 # Without `logvar`, `mu` holds both moments side by side along `packed_dim`. `noise` is int64 seeds, or eps itself. Bit i
 # of `needs` says whether gradient i is wanted; what is not is None. Numbers rather than strings and lists, and None for
@@ -87,8 +87,11 @@ def _empty_gradient(tensor: Tensor, full: Tensor) -> Tensor:
 def likelihood_forward(
     first: Tensor, x: Tensor, parameter0: Tensor | None, parameter1: Tensor | None, *options: float
 ) -> Tensor:
+    options = LikelihoodOptions(*options)
     dtype = compute_dtype(*(t for t in (first, x, parameter0, parameter1) if t is not None))
-    return first.new_empty(first.shape[: LikelihoodOptions(*options).batch_dims], dtype=dtype)
+    if not options.summed:
+        return torch.empty_like(first, dtype=dtype)
+    return first.new_empty(first.shape[: options.batch_dims], dtype=dtype)
 
 
 def likelihood_backward(

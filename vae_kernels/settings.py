@@ -6,7 +6,15 @@ from typing import NamedTuple
 # The members are as csrc/latent.h has them.
 Scale = IntEnum("Scale", ["logvar", "logstd", "std", "variance"], start=0)
 KlEstimator = IntEnum("KlEstimator", ["analytic", "monte_carlo", "path"], start=0)
-KlReduction = IntEnum("KlReduction", ["sum", "none"], start=0)
+Reduction = IntEnum("Reduction", ["sum", "none"], start=0)
+
+
+def choices(kind: type[IntEnum]) -> dict[str, int | None]:
+    """The number of each name; None for the first, the usual one."""
+    return {member.name: int(member) or None for member in kind}
+
+
+SCALES, ESTIMATORS, REDUCTIONS = map(choices, (Scale, KlEstimator, Reduction))
 
 
 class LatentOptions(NamedTuple):
@@ -19,7 +27,7 @@ class LatentOptions(NamedTuple):
     low: float | None = None  # the log-variance is at least this
     high: float | None = None  # and at most this
     kl_estimator: int | None = None  # a KlEstimator
-    kl_reduction: int | None = None  # a KlReduction
+    kl_reduction: int | None = None  # a Reduction
 
     @property
     def sampled(self) -> bool:
@@ -42,9 +50,15 @@ class LatentOptions(NamedTuple):
 
 
 class LikelihoodOptions(NamedTuple):
-    """Which likelihood is computed, and of its parameters those that are numbers."""
+    """Which likelihood is computed, of its parameters those that are numbers, and what is summed."""
 
     family: int
     number0: float | None
     number1: float | None
     batch_dims: int
+    reduction: int | None = None  # a Reduction
+
+    @property
+    def summed(self) -> bool:
+        """Whether the log-likelihood is summed per sample."""
+        return not self.reduction

@@ -43,6 +43,10 @@ Enumeration enumerator(OptionalInt value, Enumeration last, const char* what) {
   return Enumeration(value.value_or(0));
 }
 
+inline bool is_summed(OptionalInt reduction) {
+  return enumerator(reduction, Reduction::kNone, "reduction") == Reduction::kSum;
+}
+
 // What an op returns for a gradient that is not wanted.
 inline const Tensor& no_tensor() {
   static const Tensor none;
@@ -67,7 +71,7 @@ class LatentCall {
       : packed(!logvar),
         mean(packed ? half(mu, given(packed_dim, "packed_dim"), 0) : mu),
         raw(packed ? half(mu, given(packed_dim, "packed_dim"), 1) : *logvar),
-        summed(enumerator(kl_reduction, KlReduction::kNone, "kl_reduction") == KlReduction::kSum),
+        summed(is_summed(kl_reduction)),
         rows(mean, batch_dims),
         z_rows(num_samples ? rows.samples(*num_samples) : rows),
         moments_(mu),
@@ -253,24 +257,31 @@ struct Ops {
 
   static Tensor likelihood_forward(const Tensor& first, const Tensor& x, const OptionalTensor& parameter0,
                                    const OptionalTensor& parameter1, int64_t family, OptionalDouble number0,
-                                   OptionalDouble number1, int64_t batch_dims) {
+                                   OptionalDouble number1, int64_t batch_dims, OptionalInt reduction) {
     const Device device(first);
     LikelihoodForward a{};
-    const Rows rows = set_likelihood(a, first, x, parameter0, parameter1, family, number0, number1, batch_dims);
-    Tensor log_prob = rows.empty_sums();
-    a.log_prob = log_prob.mutable_data_ptr();
+    Rows rows = set_likelihood(a, first, x, parameter0, parameter1, family, number0, number1, batch_dims);
+    const bool summed = is_summed(reduction);
+    Tensor log_prob = summed ? rows.empty_sums() : rows.empty_elements();
+    if (summed) {
+      a.log_prob = log_prob.mutable_data_ptr();
+    } else {
+      a.elements = rows.output(log_prob);
+    }
     device.run(a);
+    rows.finish();
     return log_prob;
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> likelihood_backward(
       const Tensor& grad, const Tensor& first, const Tensor& x, const OptionalTensor& parameter0,
       const OptionalTensor& parameter1, int64_t family, OptionalDouble number0, OptionalDouble number1,
-      int64_t batch_dims, int64_t needs) {
+      int64_t batch_dims, OptionalInt reduction, int64_t needs) {
     const Device device(first);
     LikelihoodBackward a{};
     Rows rows = set_likelihood(a, first, x, parameter0, parameter1, family, number0, number1, batch_dims);
-    a.grad = floating(rows.row_view(grad));
+    a.grad_of_elements = !is_summed(reduction);
+    a.grad = floating(a.grad_of_elements ? rows.view(grad) : rows.row_view(grad));
     Tensor of_first = no_tensor(), of_x = no_tensor(), of_parameter0 = no_tensor(), of_parameter1 = no_tensor();
     if (needed(needs, 0)) a.gradients[0] = rows.gradient(first, &of_first);
     if (needed(needs, 1)) a.gradients[1] = rows.gradient(x, &of_x);

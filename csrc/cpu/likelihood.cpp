@@ -48,18 +48,25 @@ struct Forward {
       for (int j = 0; j < kTensors; ++j) in[j] = load_as<T>(a.arguments[j], tile, buffer[j]);
       T number[kArguments];
       for (int j = kTensors; j < kArguments; ++j) number[j] = numbers.value[j];
+      T* const out = a.log_prob ? values : target(a.elements, tile, values);
       const int n = tile.size();
 #pragma GCC ivdep
       for (int k = 0; k < n; ++k) {
         T v[kArguments];
         for (int j = 0; j < kArguments; ++j) v[j] = j < kTensors ? widen<T>(in[j][k]) : number[j];
-        values[k] = vk::log_prob<Family>(v);
+        out[k] = vk::log_prob<Family>(v);
       }
-      log_prob.template add<Isa>(tile, task, values);
+      if (a.log_prob) {
+        log_prob.template add<Isa>(tile, task, out);
+      } else {
+        store(a.elements, tile, out, values);
+      }
     });
   }
 
-  void finish() const { log_prob.finish(); }
+  void finish() const {
+    if (a.log_prob) log_prob.finish();
+  }
 
   static bool fits(const LikelihoodForward& a) { return std::all_of(a.arguments, a.arguments + kTensors, is_dense<S>); }
 };
@@ -169,6 +176,7 @@ struct Backwards {
 
 template <class Family, class T>
 void forward(const LikelihoodForward& a, ParallelFor parallel) {
+  expect_writes(a.elements, a.rows * a.cols);
   if constexpr (Family::kArguments > 2 && is_light<Family, T>) {
     if (are_numbers<Family>(a)) {
       return run_converting<Family, T, Forwards<Family, T, true>::template Kernel>(a, parallel);

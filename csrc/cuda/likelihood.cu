@@ -92,14 +92,17 @@ template <class Family, class Access, bool kSingle = false>
 struct Forward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kQuads, Traits<Family, Access>::kCount;
+  using Results = typename Access::Results;
   static constexpr bool kSums = true;
   Arguments<Family, Access, kSingle> arguments;
+  Operand elements;
 
-  explicit Forward(const LikelihoodForward& a) : arguments(a) {}
-  bool served() const { return arguments.served(); }
+  explicit Forward(const LikelihoodForward& a) : arguments(a), elements(a.elements, a.cols, kWidth) {}
+  bool served() const { return arguments.served() && (!elements.data || Results::serves(elements, arguments.cols)); }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
     const auto run = arguments.run(packs);
+    const auto elements_run = Results::run(elements, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
       T values[kCount][kWidth];
@@ -112,6 +115,7 @@ struct Forward : Traits<Family, Access> {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) values[0][k] = k < n ? values[0][k] : T(0);
       add_quads(values[0], sums);
+      if (elements.data) Results::store(elements, elements_run, pack, n, values[0]);
     }
   }
 };
@@ -121,12 +125,17 @@ template <class Family, class Access, bool kSingle = false>
 struct Backward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
+  using Results = typename Access::Results;
   Arguments<Family, Access, kSingle> arguments;
   Operand grad;
+  bool grad_of_elements;  // which are not all the same along a row
   Operand gradients[kCount];
   bool summed[kCount];
 
-  explicit Backward(const LikelihoodBackward& a) : arguments(a), grad(a.grad, a.cols, kWidth) {
+  explicit Backward(const LikelihoodBackward& a)
+      : arguments(a),
+        grad(a.grad, a.cols, kWidth),
+        grad_of_elements(a.grad_of_elements && (a.cols == 0 || grad.stride[2] != 0 || grad.stride[3] != 0)) {
     for (int j = 0; j < kCount; ++j) {
       gradients[j] = Operand(a.gradients[j].elements(), a.cols, kWidth);
       summed[j] = a.gradients[j].is_sum();
@@ -138,7 +147,7 @@ struct Backward : Traits<Family, Access> {
   }
 
   bool served() const {
-    bool all = arguments.served();
+    bool all = arguments.served() && (!grad_of_elements || Results::serves(grad, arguments.cols));
     for (int j = 0; j < kCount; ++j) {
       all &= !gradients[j].data || (!(kSingle && j >= 2) && Access::serves(gradients[j], arguments.cols));
     }
@@ -151,17 +160,22 @@ struct Backward : Traits<Family, Access> {
     typename Access::Run gradient_run[kCount];
 #pragma unroll
     for (int j = 0; j < kCount; ++j) gradient_run[j] = Access::run(gradients[j], packs);
-    const T upstream = load_element<T>(grad, grad.row_offset(packs.row));
+    const auto grad_run = Results::run(grad, packs);
+    const T of_row = grad_of_elements ? T(0) : load_element<T>(grad, grad.row_offset(packs.row));
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
-      T values[kCount][kWidth];
+      T values[kCount][kWidth], upstream[kWidth];
       arguments.load(run, pack, n, values);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) upstream[k] = of_row;
+      if (grad_of_elements) Results::load(grad, grad_run, pack, n, upstream);
       for_each<Backward::kLoop, kWidth>([&](int k) {
         T v[kCount], g[kCount];
         arguments.pick(values, k, v);
         vk::gradient<Family>(v, g);
+        const T up = pick(upstream, k);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) put(values[j], k, k < n ? upstream * g[j] : T(0));
+        for (int j = 0; j < kCount; ++j) put(values[j], k, k < n ? up * g[j] : T(0));
       });
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {

@@ -26,7 +26,7 @@ from .gamma import (
     slope_difference,
 )
 from .launch import Launch, SplitLaunch, planned, signature
-from .layout import Layout, dense, from_dense, layout
+from .layout import dense, from_dense, layout
 from .math import exp_minus_abs, log1p_unit, polynomial, times_exp
 from .parameters import SumOfPartials, float32_parts, load_parameter, number, store_partial
 from .tile import (
@@ -387,13 +387,13 @@ def _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC
 
 @triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols", "chunks", "chunks_per_program"])
 def likelihood_forward_kernel(
-    inputs, numbers, out, strides,
+    inputs, numbers, out, strides, out_strides,
     rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
     LOG_PROB: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
-    out [chunks, rows]."""
+    out [chunks, rows]. With out_strides it sums nothing: out has the elements."""
     DTYPE: tl.constexpr = out.dtype.element_ty
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     begin = chunk_index(WIDE) * chunks_per_program
@@ -408,25 +408,29 @@ def likelihood_forward_kernel(
             mask = (r < rows) & (c < cols * VEC)
         first, x, params = _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         log_prob = LOG_PROB(first, x, *params)
-        if not EVEN:
-            log_prob = tl.where(mask, log_prob, 0.0)
-        term = tl.sum(log_prob, 1)
-        if SPLIT:
-            store(out + chunk * rows + row, term, row < rows)
+        if len(out_strides) > 0:
+            store(out + offsets(r, c, out_strides, inner_rows, inner_cols, VEC), log_prob, mask)
         else:
-            total, lost = add_compensated(total, lost, term)
-    if not SPLIT:
+            if not EVEN:
+                log_prob = tl.where(mask, log_prob, 0.0)
+            term = tl.sum(log_prob, 1)
+            if SPLIT:
+                store(out + chunk * rows + row, term, row < rows)
+            else:
+                total, lost = add_compensated(total, lost, term)
+    if not SPLIT and len(out_strides) == 0:
         store(out + row, compensated(total, lost), row < rows)
 
 
-@triton.jit(do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"])
+@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols", "row_blocks", "blocks_per_program"])
 def likelihood_backward_kernel(
     inputs, numbers, grad, outs, sum_outs, strides, grad_strides, out_strides,
     rows, cols, inner_rows, inner_cols, row_blocks, blocks_per_program,
-    GRAD: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
+    GRAD: tl.constexpr, OF_ELEMENTS: tl.constexpr,
+    STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a chunk of columns of `blocks_per_program` blocks of rows. Those of the inputs STORED go to outs. Those
+    """Gradients of a chunk of columns of `blocks_per_program` blocks of rows, from that of a row or OF_ELEMENTS. Those of the inputs STORED go to outs. Those
     of the inputs SUMMED are summed over the program's rows, into sum_outs, see `store_partial`."""
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     group = block_index(WIDE)
@@ -443,7 +447,10 @@ def likelihood_backward_kernel(
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
         first, x, params = _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
+        if OF_ELEMENTS:
+            g = load(grad + offsets(r, c, grad_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
+        else:
+            g = load(grad + per_row_offsets(row, grad_strides, inner_rows), row < rows, DTYPE)[:, None]
         grads = GRAD(first, x, *params)
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
         for i in tl.static_range(len(STORED)):
@@ -463,7 +470,7 @@ def likelihood_backward_kernel(
 def likelihood_forward(
     first: Tensor, x: Tensor, parameter0: Tensor | None, parameter1: Tensor | None, *options: float
 ) -> Tensor:
-    """The sums of the batch dims, as the schema in `vae_kernels.ops` says."""
+    """The sums of the batch dims, or all elements, as the schema in `vae_kernels.ops` says."""
     out = ops.likelihood_forward(first, x, parameter0, parameter1, *options)
     if first.numel() == 0:
         return out.zero_()
@@ -484,7 +491,7 @@ def _as_family_takes(
 
 def _key(inputs: tuple[Tensor | None, ...], given: LikelihoodOptions) -> Hashable:
     """Of all that a plan depends on."""
-    return (given.family, given.batch_dims, inputs[0].get_device(), *map(signature, inputs))
+    return (given.family, given.batch_dims, given.reduction, inputs[0].get_device(), *map(signature, inputs))
 
 
 def _launched(inputs: tuple[Tensor | None, ...], numbers: tuple[float | None, ...]) -> tuple[tuple, tuple]:
@@ -497,17 +504,21 @@ def _plan_forward(inputs: Sequence[Tensor | None], given: LikelihoodOptions) -> 
     full, elements, family = inputs[0], _elements(inputs), _family(given)
     there = [t for t in inputs if t is not None]
     order = column_dims(full, given.batch_dims)
-    form = layout(list(elements.values()), given.batch_dims, order)
+    results = () if given.summed else (torch.empty_like(full, device="meta"),)
+    form = layout([*elements.values(), *results], given.batch_dims, order)
     if form is None:
         return partial(_forward_through_copies, given, order, [t is not None for t in inputs])
     shape = tile(form.rows, form.cols * form.vec, compute_dtype(*there), there, family.held)
-    chunks = chunks_per_program(shape)
-    split = is_split(shape, chunks)
+    if not given.summed:
+        shape = finer(shape, form.cols * form.vec, there)
+    chunks = chunks_per_program(shape) if given.summed else 1
+    split = given.summed and is_split(shape, chunks)
     launch = Launch(
         likelihood_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
         full.get_device(),
-        strides=_strides(form, elements, len(inputs)),
+        strides=_strides(form.strides[: len(elements)], elements, len(inputs)),
+        out_strides=() if given.summed else form.strides[-1],
         chunks=shape.chunks,
         chunks_per_program=chunks,
         LOG_PROB=family.log_prob,
@@ -537,7 +548,7 @@ def likelihood_backward(
         return grads
     given = LikelihoodOptions(*options)
     inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), given)
-    key = ("likelihood_backward", (grad.stride(), grad.dtype), needs, _key(inputs, given))
+    key = ("likelihood_backward", signature(grad), needs, _key(inputs, given))
     plan = planned(key, lambda: _plan_backward(grad, inputs, given, needs))
     plan(*_launched(inputs, numbers), grad, grads)
     return grads
@@ -550,7 +561,8 @@ def _plan_backward(
     there = [t for t in inputs if t is not None]
     order = column_dims(full, given.batch_dims)
     out = torch.empty_like(full, device="meta")
-    form = layout([out, *elements.values()], given.batch_dims, order, (grad,))
+    upstream = ([], (grad,)) if given.summed else ([grad], ())
+    form = layout([out, *upstream[0], *elements.values()], given.batch_dims, order, upstream[1])
     if form is None:
         return partial(_backward_through_copies, given, order, [t is not None for t in inputs], needs)
     dtype = compute_dtype(*there)
@@ -566,12 +578,13 @@ def _plan_backward(
         likelihood_backward_kernel,
         shape.grid(shape.chunks, blocks),
         full.get_device(),
-        strides=_strides(form._replace(strides=form.strides[1:]), elements, len(inputs)),
-        grad_strides=form.per_row_strides[0],
+        strides=_strides(form.strides[-len(elements) :], elements, len(inputs)),
+        grad_strides=form.per_row_strides[0] if given.summed else form.strides[1],
         out_strides=form.strides[0],
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
         GRAD=family.grad,
+        OF_ELEMENTS=not given.summed,
         STORED=stored,
         SUMMED=summed,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
@@ -605,9 +618,11 @@ def _elements(inputs: Sequence[Tensor | None]) -> dict[int, Tensor]:
     return {i: t.expand_as(full) for i, t in enumerate(inputs) if t is not None and not _is_one(t, full)}
 
 
-def _strides(form: Layout, elements: dict[int, Tensor], count: int) -> tuple[tuple[int, ...], ...]:
+def _strides(
+    of_elements: Sequence[tuple[int, ...]], elements: dict[int, Tensor], count: int
+) -> tuple[tuple[int, ...], ...]:
     """Of the arguments; none of what is one element or a number."""
-    strides = dict(zip(elements, form.strides, strict=True))
+    strides = dict(zip(elements, of_elements, strict=True))
     return tuple(strides.get(i, ()) for i in range(count))
 
 
@@ -638,14 +653,16 @@ def _with_numbers(given: LikelihoodOptions, numbers: tuple[tuple[float, ...], ..
 def _forward_through_copies(given: LikelihoodOptions, order, there, tensors, numbers, out) -> None:
     inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
     given = _with_numbers(given, numbers)
-    out.copy_(likelihood_forward(*_dense_inputs(inputs, given.batch_dims, order), *given))
+    found = likelihood_forward(*_dense_inputs(inputs, given.batch_dims, order), *given)
+    out.copy_(found) if given.summed else from_dense(found, out, given.batch_dims, order)
 
 
 def _backward_through_copies(given: LikelihoodOptions, order, there, needs, tensors, numbers, grad, grads) -> None:
     inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
     given = _with_numbers(given, numbers)
     copies = _dense_inputs(inputs, given.batch_dims, order)
-    found = likelihood_backward(grad.contiguous(), *copies, *given, needs)
+    grad = grad.contiguous() if given.summed else dense(grad, given.batch_dims, order)
+    found = likelihood_backward(grad, *copies, *given, needs)
     for parameter, result, dense_grad in zip(inputs, grads, found, strict=False):
         if result is None:
             continue
