@@ -220,6 +220,88 @@ struct ZeroInflatedNegativeBinomial {
   }
 };
 
+// What a Poisson's value and gradients share, of its rate r and of ln r = ln logged + rest. With Stirling's series at
+// z,
+//   ln p = x (ln(r / z) - (r - z) / z) - r (z - x) / z - ln sqrt(z) + O(1),
+// where z is x itself, or of a small x shifted by whole numbers, so that large counts and rates lose nothing.
+template <class T>
+struct PoissonTerms {
+  T rate, logged, rest, x, step;  // step: 0 for a large x, else 1
+  GammaTerms<T> a;                // of x + step
+
+  VK_INLINE PoissonTerms(T rate, T logged, T rest, T x)
+      : rate(rate), logged(logged), rest(rest), x(x), step(x < T(kGammaSteps<T>) ? T(1) : T(0)), a(x + step) {}
+
+  // ln(r / z), and its difference from r / z - 1
+  VK_INLINE Logarithm<T> log_rate() const {
+    const Logarithm<T> ratio = log_product(logged, a.inverse, (rate - a.z) * a.inverse);
+    return {ratio.value + rest, ratio.beyond + rest};
+  }
+
+  VK_INLINE T log_prob() const {
+    const T products = root_of_normal(a.inverse) * (a.product_lifted() / a.power());
+    const T constants = (log(products) - a.tail()) + (step - T(0.9189385332046727));  // ln(2 pi) / 2
+    const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
+    return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
+  }
+  // ln r - psi(x + 1)
+  VK_INLINE T gradient_x() const {
+    const T tail = digamma_tail(a.inverse) + (step == T(0) ? a.inverse : T(0));
+    return (log_rate().value + (a.slope / a.product - tail)) + (x - x);
+  }
+};
+
+// x ln r - r - ln Gamma(x + 1), r = rate.
+struct PoissonRate {
+  static constexpr const char* kName = "poisson_rate";
+  static constexpr int kArguments = 2;
+  static constexpr int kConstants = 0;
+  static constexpr Cost kCost = Cost::kHeavy;
+
+  template <class T>
+  VK_INLINE static T log_prob(T rate, T x) {
+    return PoissonTerms<T>(rate, rate, T(0), x).log_prob() + (rate - rate);
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(T rate, T x, T& to_rate, T& to_x) {
+    const T undefined = (x - x) + (rate - rate);
+    to_rate = (x == T(0) ? T(-1) : (x - rate) / rate) + undefined;
+    to_x = PoissonTerms<T>(rate, rate, T(0), x).gradient_x() + undefined;
+  }
+};
+
+// x l - e^l - ln Gamma(x + 1), l = log_rate.
+struct Poisson {
+  static constexpr const char* kName = "poisson";
+  static constexpr int kArguments = 2;
+  static constexpr int kConstants = 0;
+  static constexpr Cost kCost = Cost::kHeavy;
+
+  // Where the rate leaves the type's range its logarithm is counted from that of an end.
+  template <class T>
+  VK_INLINE static PoissonTerms<T> terms(T l, T x) {
+    constexpr T kLow = is_float<T> ? T(-60) : T(-600), kHigh = is_float<T> ? T(88) : T(709);
+    constexpr T kExpOfLow = is_float<T> ? T(8.756510762696521e-27) : T(2.650396553004311e-261);
+    constexpr T kExpOfHigh = is_float<T> ? T(1.6516362549940018e+38) : T(8.218407461554972e+307);
+    const T rate = exp(l), logged = l < kLow ? kExpOfLow : l > kHigh ? kExpOfHigh : rate;
+    return {rate, logged, l < kLow ? l - kLow : l > kHigh ? l - kHigh : T(0), x};
+  }
+
+  template <class T>
+  VK_INLINE static T log_prob(T log_rate, T x) {
+    return terms(log_rate, x).log_prob() + (log_rate - log_rate);
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(T log_rate, T x, T& to_log_rate, T& to_x) {
+    const PoissonTerms<T> poisson = terms(log_rate, x);
+    const T undefined = (x - x) + (log_rate - log_rate);
+    to_log_rate = (x - poisson.rate) + undefined;
+    to_x = poisson.gradient_x() + undefined;
+  }
+};
+
 // -|x - loc| e^-s - s - ln 2, s = log_scale; the derivative at x = loc is 0.
 struct Laplace {
   static constexpr const char* kName = "laplace";
@@ -393,7 +475,9 @@ struct DiscretizedLogistic {
   X(BernoulliProbs) \
   X(NegativeBinomial) \
   X(ZeroInflatedNegativeBinomial) \
-  X(DiscretizedLogistic)
+  X(DiscretizedLogistic) \
+  X(Poisson) \
+  X(PoissonRate)
 // clang-format on
 
 // Outside the kernels a family is its place in this list: its name, the number of its arguments, and how many of the

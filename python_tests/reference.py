@@ -159,6 +159,20 @@ def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Ter
     return outputs, gradients
 
 
+def poisson_rate(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    r, x, g = v["rate"], v["x"], grad["log_px"]
+    outputs = {"log_px": [(x * _log(r), -r, -_log_gamma(x + 1))]}
+    return outputs, {"rate": [(g * x / r, -g)], "x": [(g * _log(r), -g * _digamma(x + 1))]}
+
+
+def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    l, x, g = v["log_rate"], v["x"], grad["log_px"]
+    # Of more digits than l has, or of none where it overflows in every type.
+    r = _function(lambda l: mpmath.exp(l) if l < _FAR else mpmath.inf)(l)
+    outputs = {"log_px": [(x * l, -r, -_log_gamma(x + 1))]}
+    return outputs, {"log_rate": [g * x, -g * r], "x": [(g * l, -g * _digamma(x + 1))]}
+
+
 def _scaled(slopes: dict[str, tuple[np.ndarray, ...]], weight: np.ndarray) -> Terms:
     return {name: [tuple(weight * part for part in parts)] for name, parts in slopes.items()}
 
@@ -240,6 +254,16 @@ def plain_zero_inflated_negative_binomial(
     log_p = _plain_negative_binomial(mu, x, theta)
     zero = F.softplus(log_p - zero_logits) - F.softplus(-zero_logits)
     return _sum(torch.where(x < 1e-8, zero, log_p - zero_logits - F.softplus(-zero_logits)), batch_dims)
+
+
+def plain_poisson_rate(rate: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
+    x = x.to(torch.promote_types(rate.dtype, x.dtype))
+    return _sum(torch.distributions.Poisson(rate, validate_args=False).log_prob(x), batch_dims)
+
+
+def plain_poisson(log_rate: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
+    x = x.to(torch.promote_types(log_rate.dtype, x.dtype))
+    return _sum(x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1), batch_dims)
 
 
 def plain_discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, *, batch_dims: int) -> Tensor:

@@ -130,6 +130,22 @@ ZERO_INFLATED_VALUES = {
     for name, values in NEGATIVE_BINOMIAL_VALUES.items()
 }
 
+POISSON_RATE_VALUES = {
+    "random": {"rate": _log_uniform(0.1, 30), "x": _log_uniform(0.5, 40)},
+    "counts": {"rate": _log_uniform(0.1, 30), "x": _among(0, 0, 0, 1, 2, 5, 30)},
+    "wide": {"rate": _log_uniform(1e-4, 6e4), "x": _among(0, 1, 2, 7, 8, 9, 100, 5e4)},
+    "near": {"rate": _uniform(900, 1100), "x": _rounded(_uniform(900, 1100))},
+    "zeros": {"rate": _log_uniform(1e-7, 30), "x": _among(0)},
+}
+
+POISSON_VALUES = {
+    "random": {"log_rate": _normal(2), "x": _log_uniform(0.5, 40)},
+    "counts": {"log_rate": _normal(2), "x": _among(0, 0, 0, 1, 2, 5, 30)},
+    "wide": {"log_rate": _uniform(-80, 11), "x": _among(0, 1, 2, 7, 8, 9, 100, 5e4)},
+    "near": {"log_rate": _uniform(6.8, 7), "x": _rounded(_uniform(900, 1100))},
+    "zeros": {"log_rate": _among(0.0, -0.0), "x": _among(0, 1)},
+}
+
 _pixels = lambda g, shape: _rounded(_uniform(0, 255))(g, shape) / 127.5 - 1  # noqa: E731
 DISCRETIZED_LOGISTIC_VALUES = {
     "random": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(-4, 0)},
@@ -233,6 +249,8 @@ OPS = {
     "discretized_logistic": _family(
         "discretized_logistic", ("mean", "x", "log_scale"), DISCRETIZED_LOGISTIC_VALUES, (BF16, F32, F32)
     ),
+    "poisson": _family("poisson", ("log_rate", "x"), POISSON_VALUES, (F32, I64), (BF16, U8)),
+    "poisson_rate": _family("poisson_rate", ("rate", "x"), POISSON_RATE_VALUES, (F32, I64), (BF16, U8)),
 }
 
 

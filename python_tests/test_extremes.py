@@ -98,6 +98,8 @@ ARGUMENTS = {
     "negative_binomial": (Draw.not_negative, Draw.count_, Draw.positive),
     "zero_inflated_negative_binomial": (Draw.not_negative, Draw.count_, Draw.positive, Draw.real),
     "discretized_logistic": (Draw.real, Draw.pixel, Draw.log),
+    "poisson": (Draw.log, Draw.count_),
+    "poisson_rate": (Draw.positive, Draw.count_),
 }
 
 
@@ -119,6 +121,12 @@ def draw(op: str, dtype: torch.dtype, seed: str, count: int) -> tuple[dict[str, 
         same = torch.randint(4, (count,), generator=source.generator)
         near = values[names[0]].double() * (1 + source.exponents(-20, -1))
         values["x"] = torch.where(same == 0, values[names[0]], torch.where(same == 1, near.to(dtype), values["x"]))
+    if op.startswith("poisson"):
+        # Where the rate is next to the count.
+        (name, rate), (_, x) = values.items()
+        near = x.double().clamp(min=1) * (1 + source.exponents(-20, -1) * source.among(-1, 0, 1))
+        near = near.log() if op == "poisson" else near
+        values[name] = torch.where(torch.randint(4, (count,), generator=source.generator) == 0, near.to(dtype), rate)
     # Of a size at which gradients overflow where their derivatives do.
     upstream = source.uniform(1, 2) * source.among(-1, 1)
     return values, upstream.to(arithmetic(dtype))
@@ -142,6 +150,12 @@ def conditioning(op: str, v: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # And the rounding of 1/255 next to an edge of the bin.
         factor = _exponents(distance * reference._exp(-v["log_scale"])) + 1 / abs(distance * 255 - 1)
         return {f"grad {name}": (0, factor) for name in v} | {"log_px": (0, factor)}
+    if op == "poisson":
+        # The rate is rounded.
+        rate = reference._exp(_exponents(v["log_rate"]))
+        return {"log_px": (abs(v["x"] - rate), 0), "grad x": (1, 0)}
+    if op == "poisson_rate":
+        return {"grad x": ((abs(v["x"] - v["rate"]) + 1) / (v["x"] + 1), 0)}
     if "theta" not in v:
         return {}
     log_p = 0

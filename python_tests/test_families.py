@@ -46,6 +46,15 @@ def test_probabilities_of_all_counts_add_up_to_1(
     torch.testing.assert_close((p * x[:, 0]).sum().item(), kept * mu, rtol=slack, atol=0)
 
 
+@pytest.mark.parametrize("rate", [0.01, 3.0, 40.0])
+def test_probabilities_of_all_counts_of_a_poisson_add_up_to_1(backend: str, rate: float) -> None:
+    """And give the rate."""
+    x = torch.arange(200, dtype=F64, device=DEVICE)[:, None]
+    p = vk.poisson_log_likelihood(torch.full_like(x, math.log(rate)), x).exp()
+    torch.testing.assert_close(p.sum().item(), 1.0, rtol=1e-14, atol=0)
+    torch.testing.assert_close((p * x[:, 0]).sum().item(), rate, rtol=1e-13, atol=0)
+
+
 def test_continuous_density_integrates_to_1(backend: str) -> None:
     x = torch.linspace(0, 1, 20001, dtype=F64, device=DEVICE)[:, None]
     for logits in (0.0, 1e-5, -0.7, 1.9999, 2.0001, 30.0):
@@ -204,6 +213,25 @@ def test_a_poissons_limit(backend: str) -> None:
         log_px = call(mu, x, theta)
         torch.testing.assert_close(log_px.flatten().tolist(), [want] * 3, rtol=16 * EPS32, atol=0)
         assert torch.autograd.grad(log_px.sum(), theta)[0].isfinite().all()
+
+
+def test_poisson(backend: str) -> None:
+    """Against torch.distributions in float64; a rate of 0; counts up to 1e15, where lgamma alone loses every digit."""
+    rate = torch.tensor([[0.0, 1e-7, 0.3, 8.0, 97.3, 1e6]], dtype=F64, device=DEVICE)
+    x = torch.tensor([[0, 3, 1, 8, 100, 1001000]], device=DEVICE)
+    want = torch.distributions.Poisson(rate, validate_args=False).log_prob(x.double())
+    found = vk.poisson_rate_log_likelihood(rate, x, reduction="none")
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=0)
+    torch.testing.assert_close(vk.poisson_log_likelihood(rate.clamp(min=1e-300).log(), x, reduction="none"), found)
+    zero = torch.zeros(1, 2, device=DEVICE, requires_grad=True)
+    log_px = vk.poisson_rate_log_likelihood(zero, torch.tensor([[0, 2]], device=DEVICE), reduction="none")
+    assert log_px.tolist() == [[0, -math.inf]]
+    (gradient,) = torch.autograd.grad(log_px.sum(), zero)
+    assert gradient.tolist() == [[-1, math.inf]]
+    large = torch.tensor([[1e15]], dtype=F64, device=DEVICE)
+    torch.testing.assert_close(
+        vk.poisson_rate_log_likelihood(large, large).item(), -0.5 * math.log(2 * math.pi * 1e15), rtol=1e-14, atol=0
+    )
 
 
 def test_below_1e_8_a_count_is_zero(backend: str) -> None:

@@ -26,6 +26,8 @@ from .likelihood import (
     gaussian_log_likelihood,
     laplace_log_likelihood,
     negative_binomial_log_likelihood,
+    poisson_log_likelihood,
+    poisson_rate_log_likelihood,
     zero_inflated_negative_binomial_log_likelihood,
 )
 from .objectives import elbo, importance_weighted_elbo, score_function_elbo
@@ -53,6 +55,8 @@ __all__ = [
     "linear_schedule",
     "log_marginal_likelihood",
     "negative_binomial_log_likelihood",
+    "poisson_log_likelihood",
+    "poisson_rate_log_likelihood",
     "reparameterize_kl",
     "reparameterize_kl_packed",
     "score_function_elbo",

@@ -331,6 +331,46 @@ def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_l
     return torch.where(zero, torch.where(small, of_small, of_large), F.logsigmoid(-z) + l)
 
 
+def poisson_rate(rate: Tensor, x: Tensor) -> Tensor:
+    """`x ln r − r − ln Γ(x+1)`, r = rate."""
+    return _poisson(rate, torch.log(torch.where((x == 0) & (rate == 0), 1, rate)), x) + _undefined(rate, x)
+
+
+def poisson(log_rate: Tensor, x: Tensor) -> Tensor:
+    """`x l − eˡ − ln Γ(x+1)`, l = log_rate; where eˡ is infinite x l is left out, but not its derivatives."""
+    over = log_rate > _log_max(log_rate)
+    l, n = torch.where(over, log_rate, 0), torch.where(over, x, 0)
+    tangent = n.detach() * (l - l.detach()) + l.detach() * (n - n.detach())
+    far = tangent - torch.exp(l) - torch.lgamma(n + 1)
+    return torch.where(over, far, _poisson(torch.exp(torch.where(over, 0, log_rate)), log_rate, x)) + _undefined(
+        log_rate, x
+    )
+
+
+def _undefined(a: Tensor, x: Tensor) -> Tensor:
+    """0, or NaN where an argument is not finite; likewise the derivatives."""
+    return ((a - a) + (x - x)).detach() * (a + x)
+
+
+def _poisson(rate: Tensor, log_rate: Tensor, x: Tensor) -> Tensor:
+    """Of counts of 8 or more with Stirling's formula, `x (ln(r/x) − (r − x)/x) − ½ ln(2πx)` less its tail: large counts and
+    rates lose nothing. ln(1 + f) − f is `2 atanh(s) − 2s − f s`, s = f/(2 + f), where f is small."""
+    large = x >= 8
+    n = torch.where(large, x, 8)
+    near = (rate - n).abs() < 0.25 * n
+    f = torch.where(near, rate - n, 0) / n
+    s = f / (2 + f)
+    square, series = s * s, torch.zeros_like(s)
+    for k in reversed(range(3, 21, 2)):
+        series = series * square + 1 / k
+    far = n * torch.where(near, 0, log_rate - torch.log(n)) - torch.where(near, 0, rate - n)
+    of_large = torch.where(near, n * (2 * s * square * series - f * s), far)
+    of_large = of_large - 0.5 * torch.log(2 * math.pi * n) - lgamma_tail(n)
+    small = torch.where(large, 1, x)
+    of_small = small * log_rate - rate - torch.lgamma(small + 1)
+    return torch.where(large, of_large, of_small)
+
+
 def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tensor) -> Tensor:
     """`ln(σ(p) − σ(q))`, p, q = (x − mean ± h) e^−s, h = 1/(bins − 1); `ln σ(p)` in the first bin, `ln σ(−q)` in the
     last."""

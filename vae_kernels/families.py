@@ -36,6 +36,8 @@ FAMILIES = {
     "discretized_logistic": Family(
         ("mean", "x", "log_scale", "bins"), eager.discretized_logistic, {"x": checks.SYMMETRIC_UNIT}, ("bins",)
     ),
+    "poisson": Family(("log_rate", "x"), eager.poisson, {"x": checks.NOT_NEGATIVE}),
+    "poisson_rate": Family(("rate", "x"), eager.poisson_rate, dict.fromkeys(("rate", "x"), checks.NOT_NEGATIVE)),
 }
 
 INDEX = {name: index for index, name in enumerate(FAMILIES)}

@@ -27,7 +27,7 @@ from .gamma import (
 )
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import dense, from_dense, layout
-from .math import exp_minus_abs, log1p_unit, polynomial, times_exp
+from .math import exp, exp_minus_abs, log1p_unit, polynomial, times_exp
 from .parameters import SumOfPartials, float32_parts, load_parameter, number, store_partial
 from .tile import (
     HELD,
@@ -305,6 +305,79 @@ def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
 
 
 @triton.jit
+def _poisson_terms(rate, logged, rest, x):
+    """See PoissonTerms in csrc/likelihood.h, which has the derivation: 0 for a large x, else 1; the gamma terms of x and that;
+    and of a rate r with log r = log(logged) + rest, log(r/z) and its difference from r/z − 1."""
+    STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
+    step = tl.where(x < STEPS, x * 0.0 + 1.0, x * 0.0)
+    a = gamma_terms(x + step, x.dtype)
+    value, beyond = log_product(logged, a[2], (rate - a[1]) * a[2])
+    return step, a, value + rest, beyond + rest
+
+
+@triton.jit
+def _poisson_log_prob(rate, logged, rest, x):
+    step, a, _, beyond = _poisson_terms(rate, logged, rest, x)
+    # log(2π)/2
+    constants = (log(tl.sqrt(a[2]) * (product_lifted(a, x.dtype) / a[5])) - gamma_tail(a)) + (step - 0.9189385332046727)
+    value = (constants - rate * ((step + a[0]) * a[2])) + x * beyond
+    return tl.where((x == 0.0) | (rate == float("inf")), -rate, value) + (x - x)
+
+
+@triton.jit
+def _poisson_grad_x(rate, logged, rest, x):
+    step, a, log_rate, _ = _poisson_terms(rate, logged, rest, x)
+    tail = digamma_tail(a[2]) + tl.where(step == 0.0, a[2], 0.0)
+    return log_rate + (a[4] - tail)
+
+
+@triton.jit
+def poisson_rate_log_prob(rate, x):
+    """`x log r − r − log Γ(x+1)`."""
+    return _poisson_log_prob(rate, rate, 0.0, x) + (rate - rate)
+
+
+@triton.jit
+def poisson_rate_grad(rate, x):
+    undefined = (x - x) + (rate - rate)
+    to_rate = tl.where(x == 0.0, -1.0, (x - rate) / rate)
+    return to_rate + undefined, _poisson_grad_x(rate, rate, 0.0, x) + undefined
+
+
+@triton.jit
+def _rate(log_rate):
+    """The rate, and its logarithm as `_log_of_rate` takes it: beyond the type's range counted from that of an end."""
+    if log_rate.dtype == tl.float64:
+        LOW: tl.constexpr = -600.0
+        HIGH: tl.constexpr = 709.0
+        EXP_LOW: tl.constexpr = 2.650396553004311e-261
+        EXP_HIGH: tl.constexpr = 8.218407461554972e307
+    else:
+        LOW: tl.constexpr = -60.0
+        HIGH: tl.constexpr = 88.0
+        EXP_LOW: tl.constexpr = 8.756510762696521e-27
+        EXP_HIGH: tl.constexpr = 1.6516362549940018e38
+    l = log_rate
+    rate = exp(l)
+    logged = tl.where(l < LOW, EXP_LOW, tl.where(l > HIGH, EXP_HIGH, rate))
+    return rate, logged, tl.where(l < LOW, l - LOW, tl.where(l > HIGH, l - HIGH, 0.0))
+
+
+@triton.jit
+def poisson_log_prob(log_rate, x):
+    """`x l − e^l − log Γ(x+1)`, l the logarithm of the rate."""
+    rate, logged, rest = _rate(log_rate)
+    return _poisson_log_prob(rate, logged, rest, x) + (log_rate - log_rate)
+
+
+@triton.jit
+def poisson_grad(log_rate, x):
+    rate, logged, rest = _rate(log_rate)
+    undefined = (x - x) + (log_rate - log_rate)
+    return (x - rate) + undefined, _poisson_grad_x(rate, logged, rest, x) + undefined
+
+
+@triton.jit
 def _bin(mean, x, log_scale, bins):
     """Of the bin of x: the half width h, (x − mean ± h)/s and 2h/s, and which ends are open."""
     half = 1.0 / (bins - 1.0)
@@ -360,6 +433,8 @@ FAMILIES = {
         zero_inflated_negative_binomial_log_prob, zero_inflated_negative_binomial_grad, held=8
     ),
     "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad, held=8),
+    "poisson": Family(poisson_log_prob, poisson_grad, held=8),
+    "poisson_rate": Family(poisson_rate_log_prob, poisson_rate_grad, held=8),
 }
 _FAMILIES = tuple(FAMILIES.values())
 _ARGUMENTS = tuple(family.arguments for family in families.FAMILIES.values())
