@@ -166,7 +166,7 @@ def _shown(value: Tensor) -> Tensor | torch.Size:
 
 def _broadcast(shapes: dict[str, torch.Size]) -> torch.Size:
     try:
-        return torch.broadcast_shapes(*shapes.values())
+        return torch.broadcast_shapes((), *shapes.values())  # tracing refuses none
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{' and '.join(shapes)} must have shapes that broadcast, got {got}") from None

@@ -75,4 +75,6 @@ def _kl_elements(q: IndependentElements, p: IndependentElements) -> Tensor:
     """By what torch has for the elements."""
     if q.event_dims != p.event_dims:
         raise NotImplementedError(f"the events of q have {q.event_dims} dims, those of p {p.event_dims}")
+    shape = torch.broadcast_shapes(q._shape, p._shape)  # some of torch's formulas do not broadcast
+    q, p = (d._reshaped(shape, d.event_dims) for d in (q, p))
     return q._sum_event(kl_divergence(q._elements(), p._elements()))

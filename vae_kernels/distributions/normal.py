@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 
 from .. import transforms
 from ..latent import reparameterize_kl
@@ -75,6 +75,7 @@ class DiagonalNormal(IndependentElements):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        validate_args: bool | None = None,
     ) -> "DiagonalNormal":
         """N(0, 1) in every element: what a KL kept by `rsample` is the divergence to.
 
@@ -85,7 +86,8 @@ class DiagonalNormal(IndependentElements):
         torch.Size([20])
         """
         event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
-        new = cls(0.0, 0.0, event_dims=0)
+        new = cls(0.0, 0.0, event_dims=0, validate_args=False)
+        new._validate_args = Distribution._validate_args if validate_args is None else validate_args
         new._like = torch.empty((), dtype=dtype, device=device)
         return new._reshaped(torch.Size(batch_shape) + event_shape, len(event_shape))
 
