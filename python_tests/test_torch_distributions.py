@@ -212,17 +212,17 @@ def test_shapes_are_those_of_the_namesake(case: Case, event_dims: int) -> None:
 
 
 # Of the value, for the batch shape (4, 3) and the event shape (2, 7).
-VALUES = [(4, 3, 2, 7), (5, 4, 3, 2, 7), (6, 5, 4, 3, 2, 7), (2, 7), (3, 2, 7), (4, 1, 2, 7), (5, 1, 3, 2, 7)]
+VALUES = [(4, 3, 2, 7), (6, 5, 4, 3, 2, 7), (2, 7), (5, 1, 3, 2, 7)]
 
 
 @every
 @pytest.mark.parametrize("shape", VALUES, ids=str)
 @pytest.mark.parametrize("event_dims", [0, 1, 2])
-@pytest.mark.parametrize("broadcast", ["whole", "per column", "per sample", "one"])
+@pytest.mark.parametrize("broadcast", ["whole", "per column", "per sample"])
 def test_log_prob_is_that_of_the_namesake(
     case: Case, shape: tuple[int, ...], event_dims: int, broadcast: str, backend: str
 ) -> None:
-    others = {"whole": BATCH + EVENT, "per column": EVENT[1:], "per sample": (*BATCH, 1, 1), "one": ()}[broadcast]
+    others = {"whole": BATCH + EVENT, "per column": EVENT[1:], "per sample": (*BATCH, 1, 1)}[broadcast]
     parameters, value = case.draw(BATCH + EVENT, others), case.values(*shape)
     inputs = list(parameters.values())
     if value.is_floating_point() and case.ours is not IndependentZeroInflatedNegativeBinomial:
@@ -301,11 +301,13 @@ def test_they_are_shown_as_torch_shows_its_own() -> None:
     )
 
 
-@every
+@pytest.mark.parametrize(
+    "case",
+    [CASES[name] for name in ("normal", "laplace", "negative_binomial", "zero_inflated")],
+    ids=lambda c: c.ours.__name__,
+)
 def test_numbers_stand_for_tensors(case: Case) -> None:
     first, *others = case.parameters
-    if not others:
-        pytest.skip("one parameter")
     parameters, value = case.draw((4, 7)), case.values(3, 4, 7)
     numbers = dict.fromkeys(others, 1.5)
     tensors = {name: torch.full((4, 7), 1.5, dtype=F64, device=DEVICE) for name in others}
@@ -862,12 +864,14 @@ def test_importing_imports_no_other_package(tmp_path: Path) -> None:
     for name in ("pyro", "scvi", "diffusers"):
         (tmp_path / f"{name}.py").write_text("raise AssertionError(__name__)")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    loaded = "print(*[name for name in sys.modules if name.startswith('vae_kernels.distributions')])"
-    assert python(f"import sys, vae_kernels; {loaded}", **path) == ""
-    assert (
-        "vae_kernels.distributions.pyro"
-        not in python(f"import sys, vae_kernels.distributions; {loaded}", **path).split()
-    )
-    assert (
-        python("import pytest\nwith pytest.raises(AssertionError): import vae_kernels.distributions.pyro", **path) == ""
-    )
+    code = """
+import sys
+import vae_kernels
+before = [name for name in sys.modules if name.startswith("vae_kernels.distributions")]
+import vae_kernels.distributions
+try:
+    import vae_kernels.distributions.pyro
+except AssertionError as error:
+    print(before, error)
+"""
+    assert python(code, **path) == "[] pyro"

@@ -7,17 +7,16 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
 from ..rows import compute_dtype
-from .base import IndependentElements
+from .base import IndependentElements, broadcast
 from .normal import DiagonalNormal, latent_step
 
 
 class _Gaussian(NamedTuple):
-    """A normal distribution as the latent step takes one."""
+    """The parameters of a normal distribution as the latent step takes them."""
 
     mean: Tensor
     spread: Tensor
     scale: str
-    event_dims: int
 
     @property
     def logvar(self) -> Tensor:
@@ -26,13 +25,13 @@ class _Gaussian(NamedTuple):
         return 2 * torch.log(self.spread.to(compute_dtype(self.spread)))
 
 
-def _gaussian(distribution: Distribution, more_dims: int = 0) -> _Gaussian:
-    if isinstance(distribution, Independent):
-        return _gaussian(distribution.base_dist, more_dims + distribution.reinterpreted_batch_ndims)
+def _gaussian(distribution: Distribution) -> _Gaussian:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
     if isinstance(distribution, DiagonalNormal):
-        return _Gaussian(distribution.mu, distribution.logvar, "logvar", distribution.event_dims + more_dims)
+        return _Gaussian(distribution.mu, distribution.logvar, "logvar")
     if isinstance(distribution, Normal):
-        return _Gaussian(distribution.loc, distribution.scale, "std", more_dims)
+        return _Gaussian(distribution.loc, distribution.scale, "std")
     raise NotImplementedError(f"no KL divergence is known between normal elements and {distribution}")
 
 
@@ -42,39 +41,38 @@ def _gaussian(distribution: Distribution, more_dims: int = 0) -> _Gaussian:
 @register_kl(DiagonalNormal, Normal)
 @register_kl(Normal, DiagonalNormal)
 def _kl_normal(q: Distribution, p: Distribution) -> Tensor:
-    """`Σ ½ ((mu − m)² · exp(−v) + exp(d) − 1 − d)`, d = logvar − v, of the normal p = N(m, exp(v)): by the latent step's
-    kernel, with noise that is 0 everywhere in place of random numbers. Its z is not used."""
-    of_q, of_p = _gaussian(q), _gaussian(p)
-    if of_q.event_dims != of_p.event_dims:
-        raise NotImplementedError(f"the events of q have {of_q.event_dims} dims, those of p {of_p.event_dims}")
-    shape = torch.broadcast_shapes(of_q.mean.shape, of_p.mean.shape)
-    batch_shape = shape[: len(shape) - of_q.event_dims]
-    prior = {}
-    if _stands_for_no_prior(p, of_q):
-        # The batch dims of p repeat results.
-        shape = q.batch_shape + shape[len(batch_shape) :]
-        if isinstance(q, DiagonalNormal) and shape == of_q.mean.shape and (kept := q._take_kl()) is not None:
-            return kept.expand(batch_shape)
+    """`Σ ½ ((mu − m)² · exp(−v) + exp(d) − 1 − d)`, d = logvar − v, for p = N(m, exp(v)): what came with q's last sample if
+    p is standard, else by the latent step's kernel with noise that is 0 everywhere, whose z is not used."""
+    event_dims = _same_event_dims(q, p)
+    batch_shape, event_shape = broadcast(q.batch_shape, p.batch_shape), broadcast(q.event_shape, p.event_shape)
+    standard = isinstance(p, DiagonalNormal) and p.is_standard()
+    if standard and isinstance(q, DiagonalNormal) and event_shape == q.event_shape:
+        kl = q.take_kl(p)
+        if kl is not None:
+            return kl if kl.shape == batch_shape else kl.expand(batch_shape)
+    of_q = _gaussian(q)
+    if standard and p.narrow_beside(of_q.mean, of_q.spread):
+        shape, prior = q.batch_shape + event_shape, {}  # p's batch repeats results
     else:
-        prior = {"prior_mu": of_p.mean, "prior_logvar": of_p.logvar}
+        of_p = _gaussian(p)
+        shape, prior = batch_shape + event_shape, {"prior_mu": of_p.mean, "prior_logvar": of_p.logvar}
     mean, spread = of_q.mean.expand(shape), of_q.spread.expand(shape)
     no_noise = mean.new_zeros(()).expand(shape)
-    _, kl = latent_step(mean, spread, of_q.event_dims, scale=of_q.scale, eps=no_noise, **prior)
+    _, kl = latent_step(mean, spread, event_dims, scale=of_q.scale, eps=no_noise, **prior)
     return kl.expand(batch_shape)
 
 
-def _stands_for_no_prior(p: Distribution, q: _Gaussian) -> bool:
-    """Whether p is N(0, 1), on q's device and of no wider type: the kernel needs no parameters of it then."""
-    if not (isinstance(p, DiagonalNormal) and p._is_standard()) or p._like.device != q.mean.device:
-        return False
-    return compute_dtype(p._like, q.mean, q.spread) == compute_dtype(q.mean, q.spread)
+def _same_event_dims(q: Distribution, p: Distribution) -> int:
+    of_q, of_p = len(q.event_shape), len(p.event_shape)
+    if of_q != of_p:
+        raise NotImplementedError(f"the events of q have {of_q} dims, those of p {of_p}")
+    return of_q
 
 
 @register_kl(IndependentElements, IndependentElements)
 def _kl_elements(q: IndependentElements, p: IndependentElements) -> Tensor:
     """By what torch has for the elements."""
-    if q.event_dims != p.event_dims:
-        raise NotImplementedError(f"the events of q have {q.event_dims} dims, those of p {p.event_dims}")
-    shape = torch.broadcast_shapes(q._shape, p._shape)  # some of torch's formulas do not broadcast
-    q, p = (d._reshaped(shape, d.event_dims) for d in (q, p))
+    event_dims = _same_event_dims(q, p)
+    shape = broadcast(q._shape, p._shape)  # some of torch's formulas do not
+    q, p = (d._reshaped(shape, event_dims) for d in (q, p))
     return q._sum_event(kl_divergence(q._elements(), p._elements()))

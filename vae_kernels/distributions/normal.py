@@ -91,8 +91,14 @@ class DiagonalNormal(IndependentElements):
         new._like = torch.empty((), dtype=dtype, device=device)
         return new._reshaped(torch.Size(batch_shape) + event_shape, len(event_shape))
 
-    def _is_standard(self) -> bool:
+    def is_standard(self) -> bool:
+        """Whether this is N(0, 1), made of numbers."""
         return not any(isinstance(value, Tensor) or value for value in self._given.values())
+
+    def narrow_beside(self, *tensors: Tensor) -> bool:
+        """Whether its numbers need not be tensors beside these: it is on their device, and does not widen their type."""
+        widened = compute_dtype(self._like, *tensors) != compute_dtype(*tensors)
+        return self._like.device == tensors[0].device and not widened
 
     @property
     def mean(self) -> Tensor:
@@ -131,9 +137,9 @@ class DiagonalNormal(IndependentElements):
             self._kept = kl, self._state()
         return z.reshape(sample_shape + self._shape) if len(sample_shape) > 1 else z
 
-    def _take_kl(self) -> Tensor | None:
+    def take_kl(self, standard: "DiagonalNormal") -> Tensor | None:
         """The KL to N(0, 1) that came with the last sample, once, if it is still that of the parameters."""
-        if self._kept is None or not self._can_keep():
+        if self._kept is None or not self._can_keep() or not standard.narrow_beside(self._kept[0]):
             return None
         (kl, state), self._kept = self._kept, None
         return kl if state == self._state() and not _freed(kl) else None
@@ -141,15 +147,14 @@ class DiagonalNormal(IndependentElements):
     def _can_keep(self) -> bool:
         """Whether it can be seen here that parameters were changed."""
         return not (
-            torch.compiler.is_compiling() or transforms.active() or any(t.is_inference() for t in self._tensors())
+            torch.compiler.is_compiling()
+            or transforms.active()
+            or any(t.is_inference() for t in self._tensors().values())
         )
 
     def _state(self) -> list[tuple[int, bool]]:
         """Of each parameter: how often it was changed in place, and whether it gets a gradient here."""
-        return [(t._version, t.requires_grad and torch.is_grad_enabled()) for t in self._tensors()]
-
-    def _tensors(self) -> list[Tensor]:
-        return [value for value in self._given.values() if isinstance(value, Tensor)]
+        return [(t._version, t.requires_grad and torch.is_grad_enabled()) for t in self._tensors().values()]
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
