@@ -610,6 +610,29 @@ def test_a_kept_kl_expands_to_the_prior_s_batch(kernel: str) -> None:
     same_with_gradients(kl, kl_divergence(independent(mu, logvar), standard_normal(3, 4, 7)), mu, logvar)
 
 
+def test_a_kept_kl_is_handed_out_once(backend: str) -> None:
+    """So that what is done to it in place concerns no other."""
+    mu, logvar = leaves(4, 7)
+    q, p = DiagonalNormal(mu, logvar), DiagonalNormal.standard(7, dtype=F64, device=DEVICE)
+    q.rsample()
+    kl_divergence(q, p).mul_(2)
+    plain = kl_divergence(independent(mu, logvar), standard_normal(4, 7))
+    same_with_gradients(kl_divergence(q, p), plain, mu, logvar)
+    with torch.no_grad():
+        q.sample()
+        kl_divergence(q, p).mul_(2)
+        close(kl_divergence(q, p), plain)
+
+
+def test_events_broadcast_as_those_of_torch(backend: str) -> None:
+    """An event of one element beside one of three, which counts it three times."""
+    mu, logvar = leaves(4, 1)
+    q = DiagonalNormal(mu, logvar)
+    q.rsample()
+    kl = kl_divergence(q, DiagonalNormal.standard(3, dtype=F64, device=DEVICE))
+    same_with_gradients(kl, kl_divergence(independent(mu, logvar), standard_normal(4, 3)), mu, logvar)
+
+
 NOT_STANDARD = {
     "another mean": lambda: DiagonalNormal(0.5, torch.zeros(7, dtype=F64, device=DEVICE)),
     "another variance": lambda: DiagonalNormal(torch.zeros(7, dtype=F64, device=DEVICE), 0.5),
@@ -842,6 +865,19 @@ def test_under_vmap_and_grad() -> None:
     q = DiagonalNormal(mu, logvar)
     q.rsample()
     close(grad(lambda _: kl_divergence(q, p).sum())(mu), torch.zeros_like(mu))
+
+
+def test_a_change_in_place_within_vmap(backend: str) -> None:
+    """Of what it maps over, through the tensor itself: the mapped one does not count it."""
+    mu = torch.zeros(4, 7, dtype=F64, device=DEVICE)
+
+    def kl(one: Tensor) -> Tensor:
+        q = DiagonalNormal(one, 0.0, validate_args=False)
+        q.rsample()
+        mu.add_(1)
+        return kl_divergence(q, DiagonalNormal.standard(7, dtype=F64, device=DEVICE))
+
+    close(vmap(kl, randomness="different")(mu), torch.full((4,), 3.5, dtype=F64, device=DEVICE))
 
 
 # The package around them.
