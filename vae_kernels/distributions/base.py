@@ -138,9 +138,8 @@ class IndependentElements(Distribution):
         shape = broadcast(value.shape, self._shape)
         first, *others = self._given
         parameters = [self._given[name] for name in others]
-        return self._log_likelihood(
-            self._expanded(first, shape), value.expand(shape), *parameters, batch_dims=len(shape) - self._event_dims
-        )
+        kept = {"batch_dims": len(shape) - self._event_dims, "reduction": "sum" if self._event_dims else "none"}
+        return self._log_likelihood(self._expanded(first, shape), value.expand(shape), *parameters, **kept)
 
     def cdf(self, value: Tensor) -> Tensor:
         self._refuse_events("cdf")
