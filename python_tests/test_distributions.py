@@ -48,11 +48,29 @@ def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_l
     return {"log_px": torch.where(x == 0, zero, counted)}
 
 
+def poisson(log_rate: Tensor, x: Tensor) -> dict[str, Tensor]:
+    return poisson_rate(torch.exp(log_rate), x)
+
+
+def poisson_rate(rate: Tensor, x: Tensor) -> dict[str, Tensor]:
+    return {"log_px": distributions.Poisson(rate, validate_args=False).log_prob(x)}
+
+
 # The others have no accurate formula there: torch's ContinuousBernoulli cancels around 1/2, and a difference of two
 # cdfs keeps few digits.
 DISTRIBUTIONS = {
     f.__name__: f
-    for f in (latent, bernoulli, gaussian, laplace, bernoulli_probs, negative_binomial, zero_inflated_negative_binomial)
+    for f in (
+        latent,
+        bernoulli,
+        gaussian,
+        laplace,
+        bernoulli_probs,
+        negative_binomial,
+        zero_inflated_negative_binomial,
+        poisson,
+        poisson_rate,
+    )
 }
 
 
