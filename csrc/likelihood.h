@@ -244,10 +244,14 @@ struct PoissonTerms {
     const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
     return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
   }
-  // ln r - psi(x + 1)
+  // ln r - psi(x + 1). The recurrence is added up term by term, the first and largest last: it cancels the logarithm.
   VK_INLINE T gradient_x() const {
+    T slopes = T(0);
+    for (int k = kGammaSteps<T> - 1; k > 0; --k) slopes += T(1) / ((x + step) + T(k));
     const T tail = digamma_tail(a.inverse) + (step == T(0) ? a.inverse : T(0));
-    return (log_rate().value + (a.slope / a.product - tail)) + (x - x);
+    const bool shifted = a.shift > T(0);
+    const T others = (log_rate().value + (shifted ? slopes : T(0))) - tail;
+    return (others + (shifted ? T(1) / (x + step) : T(0))) + (x - x);
   }
 };
 

@@ -162,7 +162,7 @@ def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Ter
 def poisson_rate(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     r, x, g = v["rate"], v["x"], grad["log_px"]
     outputs = {"log_px": [(x * _log(r), -r, -_log_gamma(x + 1))]}
-    return outputs, {"rate": [(g * x / r, -g)], "x": [(g * _log(r), -g * _digamma(x + 1))]}
+    return outputs, {"rate": [(g * x / r, -g)], "x": [g * _log(r), -g * _digamma(x + 1)]}
 
 
 def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
@@ -170,7 +170,7 @@ def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     # Of more digits than l has, or of none where it overflows in every type.
     r = _function(lambda l: mpmath.exp(l) if l < _FAR else mpmath.inf)(l)
     outputs = {"log_px": [(x * l, -r, -_log_gamma(x + 1))]}
-    return outputs, {"log_rate": [g * x, -g * r], "x": [(g * l, -g * _digamma(x + 1))]}
+    return outputs, {"log_rate": [g * x, -g * r], "x": [g * l, -g * _digamma(x + 1)]}
 
 
 def _scaled(slopes: dict[str, tuple[np.ndarray, ...]], weight: np.ndarray) -> Terms:

@@ -153,9 +153,7 @@ def conditioning(op: str, v: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if op == "poisson":
         # The rate is rounded.
         rate = reference._exp(_exponents(v["log_rate"]))
-        return {"log_px": (abs(v["x"] - rate), 0), "grad x": (1, 0)}
-    if op == "poisson_rate":
-        return {"grad x": ((abs(v["x"] - v["rate"]) + 1) / (v["x"] + 1), 0)}
+        return {"log_px": (abs(v["x"] - rate), 0)}
     if "theta" not in v:
         return {}
     log_p = 0

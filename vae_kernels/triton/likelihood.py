@@ -326,9 +326,15 @@ def _poisson_log_prob(rate, logged, rest, x):
 
 @triton.jit
 def _poisson_grad_x(rate, logged, rest, x):
+    """log r − ψ(x+1). The recurrence is added up term by term, the first and largest last: it cancels the logarithm."""
     step, a, log_rate, _ = _poisson_terms(rate, logged, rest, x)
+    STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
+    slopes = x * 0.0
+    for k in tl.static_range(1, STEPS):
+        slopes += 1.0 / ((x + step) + (STEPS - k))
     tail = digamma_tail(a[2]) + tl.where(step == 0.0, a[2], 0.0)
-    return log_rate + (a[4] - tail)
+    others = (log_rate + tl.where(a[0] > 0.0, slopes, 0.0)) - tail
+    return others + tl.where(a[0] > 0.0, 1.0 / (x + step), 0.0)
 
 
 @triton.jit
