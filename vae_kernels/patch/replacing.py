@@ -39,7 +39,7 @@ class Target(NamedTuple):
     """A package, what is replaced in it, and what must be called before all is put back."""
 
     replacements: tuple[Replacement, ...]
-    before_undo: Callable[[], None]
+    before_undo: Callable[[], None] = lambda: None
 
 
 def digest(function: Callable) -> str:
