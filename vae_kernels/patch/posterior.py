@@ -13,6 +13,7 @@ from functools import partial, wraps
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import backend_of
@@ -43,8 +44,9 @@ class _Class(NamedTuple):
     attributes: dict[str, Make]
     # Those that are views of the parameters.
     views: tuple[str, ...]
-    # The published KL of posteriors of so many dims from our KL; how ours is reduced for it.
+    # How our KL of parameters of so many dims is reduced; None where the published one does not exist.
     kl_reduction: Callable[[int], str | None]
+    # The published KL from ours and the parameters.
     kl: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -64,10 +66,14 @@ class _Made:
         # Attributes as the published code has them, and their versions.
         self.values: dict[str, tuple[Tensor, int]] = {}
         self.kl: _Kl | None = None
+        self.version = _version(parameters)
+        self.viewed = False  # whether someone has a view, by which the mean may be changed in place, as published
 
     def value(self, name: str) -> Tensor:
         """A published attribute, as computed where the posterior was made."""
         if name not in self.values:
+            if name not in self.how.views:
+                self.refuse_changed()
             with self._there():
                 value = self.how.attributes[name](self)
             self.values[name] = value, _version(value)
@@ -85,7 +91,17 @@ class _Made:
         ):
             yield
 
+    def refuse_changed(self) -> None:
+        """Raises where the published posterior would have computed with numbers that are no more."""
+        if not self.viewed and _version(self.parameters) != self.version:
+            raise RuntimeError(
+                "the parameters were changed in place after the posterior was made of them, and before what it computes of "
+                "them was needed: vae_kernels.patch.diffusers leaves that for later. Give the posterior a clone() of them"
+            )
+
     def step(self, **options: object) -> tuple[Tensor, Tensor]:
+        """z and the KL by one kernel."""
+        self.refuse_changed()
         return self.how.step(self.parameters.to(self.dtype), **options)
 
 
@@ -124,32 +140,55 @@ _GAUSSIAN = _Class(
     views=("mean",),
     kl_reduction={4: "sum", 5: "none"}.get,
     # Of videos too it sums three dims.
-    kl=lambda kl, z: kl if kl.dim() == 1 else kl.sum(dim=[1, 2, 3]),
+    kl=lambda kl, parameters: kl if kl.dim() == 1 else kl.sum(dim=[1, 2, 3]),
 )
+
+
+_OOBLECK = _Class(
+    step=partial(reparameterize_kl_packed, dim=1, scale="softplus", std_floor=1e-4),
+    attributes={
+        "mean": _chunk(0),
+        "scale": _chunk(1),
+        "std": lambda made: F.softplus(made.value("scale")) + 1e-4,
+        "var": lambda made: made.value("std") * made.value("std"),
+        "logvar": lambda made: torch.log(made.value("var")),
+    },
+    views=("mean", "scale"),
+    kl_reduction=lambda dims: "sum",
+    # Without the ½ of a KL, summed over channels, averaged over all else.
+    kl=lambda kl, parameters: 2 * kl.sum() * (parameters.shape[1] // 2 / (parameters.numel() // 2)),
+)
+
+_DIGESTS = {
+    "DiagonalGaussianDistribution": {
+        "__init__": ("d854dfd67232d6c7",),
+        "sample": ("e892d41e4478f992", "a0b022e3062cf411"),
+        "kl": ("766fced6006883c0",),
+        "nll": ("324f2407b9f91405", "c09312a7851f60e8"),
+    },
+    "OobleckDiagonalGaussianDistribution": {
+        "__init__": ("b089bb58fbd34635",),
+        "sample": ("e892d41e4478f992", "a0b022e3062cf411"),
+        "kl": ("e4e576c098e39fab",),
+    },
+}
 
 
 def load() -> tuple[str, Target]:
     """The version that is installed, and what is replaced in it."""
     version = require("diffusers", "diffusers")
+    from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    known = {
-        "__init__": ("d854dfd67232d6c7",),
-        "sample": ("e892d41e4478f992", "a0b022e3062cf411"),
-        "kl": ("766fced6006883c0",),
-        "nll": ("324f2407b9f91405", "c09312a7851f60e8"),
-    }
-    refuse_unknown(
-        "diffusers",
-        version,
-        KNOWN_VERSIONS,
-        (
-            Known(f"{owner.__name__}.{name}", getattr(owner, name), digests)
-            for owner, of_class in ((DiagonalGaussianDistribution, known),)
-            for name, digests in of_class.items()
-        ),
-    )
-    return version, Target((*_replacements(DiagonalGaussianDistribution, _GAUSSIAN),), _complete_all)
+    classes = {DiagonalGaussianDistribution: _GAUSSIAN, OobleckDiagonalGaussianDistribution: _OOBLECK}
+    functions = [
+        Known(f"{owner.__name__}.{name}", getattr(owner, name), digests)
+        for owner in classes
+        for name, digests in _DIGESTS[owner.__name__].items()
+    ]
+    refuse_unknown("diffusers", version, KNOWN_VERSIONS, functions)
+    replacements = (r for owner, how in classes.items() for r in _replacements(owner, how))
+    return version, Target(tuple(replacements), _complete_all)
 
 
 def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
@@ -175,6 +214,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
         if made is None or name not in how.attributes:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.__dict__[name] = value = made.value(name)
+        made.viewed |= name in how.views
         return value
 
     def state(self):
@@ -237,7 +277,7 @@ def _nll(published: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if sample.shape != mean.shape:
             return published(self, sample, dims)
         arguments = mean, sample, made.value("logvar")
-        if mean.dim() == 4 and list(dims) == [1, 2, 3]:
+        if mean.dim() == 4 and dims in ([1, 2, 3], (1, 2, 3)):
             log_px = gaussian_log_likelihood(*arguments)
         else:
             log_px = gaussian_log_likelihood(*arguments, reduction="none").sum(dim=dims)
@@ -317,4 +357,5 @@ def _complete(posterior: object) -> None:
 def _complete_all() -> None:
     for reference in _incomplete.valuerefs():
         if (posterior := reference()) is not None:
-            _complete(posterior)
+            with contextlib.suppress(RuntimeError):  # it would have raised that in any case
+                _complete(posterior)
