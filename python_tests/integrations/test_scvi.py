@@ -1,6 +1,7 @@
 """`vk.patch.scvi` beside the published scvi-tools: its models train to the same numbers, its distributions give the same
 elements, and what is not served stays with the published code."""
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -100,12 +101,12 @@ def exact(kind: Kind, tensors: dict[str, Tensor], of: dict[str, Tensor]) -> dict
 
 
 SHAPES = {
-    "cells": {"all": (7, 33)},
-    "dispersion per gene": {"all": (7, 33), "theta": (33,)},
-    "samples": {"all": (7, 33), "mu": (5, 7, 33), "theta": (33,)},
-    "cells for one mean": {"all": (1, 33), "theta": (33,), "x": (7, 33)},
+    "cells": {"all": (3, 17)},
+    "dispersion per gene": {"all": (3, 17), "theta": (17,)},
+    "samples": {"all": (3, 17), "mu": (4, 3, 17), "theta": (17,)},
+    "cells for one mean": {"all": (1, 17), "theta": (17,), "x": (3, 17)},
     "one number": {"all": ()},
-    "no cells": {"all": (0, 33), "theta": (33,)},
+    "no cells": {"all": (0, 17), "theta": (17,)},
 }
 DTYPES = {
     "float32": {"all": F32},
@@ -116,14 +117,15 @@ DTYPES = {
 }
 
 
+# The published code answers where tensors without dims take part in a type promotion.
+CASES = [(s, d) for s in SHAPES for d in DTYPES if s != "one number" or len({*DTYPES[d].values()}) == 1]
+
+
 @kinds
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(("shapes", "dtypes"), CASES)
 @pytest.mark.filterwarnings("ignore:The value argument")  # a count rounded to bfloat16 may be one no more
 def test_elements_and_gradients_are_the_published_ones(kind: Kind, shapes: str, dtypes: str) -> None:
     """In shape and dtype; and in value to the error rule, the published code being the yardstick."""
-    if shapes == "one number" and len({*DTYPES[dtypes].values()}) > 1:
-        pytest.skip("the published code answers where tensors without dims take part in a type promotion: see below")
     tensors = leaves(kind, SHAPES[shapes], DTYPES[dtypes])
     published = results(kind, tensors)
     with vk.patch.scvi(), CountedOps() as ops:
@@ -432,18 +434,10 @@ def test_a_method_that_was_replaced_again_is_not_lost(monkeypatch: pytest.Monkey
     assert not replaced()
 
 
-def test_missing_package() -> None:
-    """As where it is not installed: its import fails."""
-    code = """
-import sys
-sys.modules["scvi"] = None
-import vae_kernels as vk
-try:
-    vk.patch.scvi()
-except ImportError as error:
-    print(error)
-"""
-    assert "pip install scvi-tools" in python(code)
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scvi", None)  # its import fails, as where it is not installed
+    with pytest.raises(ImportError, match="pip install scvi-tools"):
+        vk.patch.scvi()
 
 
 # Models

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -42,8 +42,6 @@ class _Class(NamedTuple):
     step: Callable[..., tuple[Tensor, Tensor]]
     # What the published `__init__` sets, and how it computes it.
     attributes: dict[str, Make]
-    # Those that are views of the parameters.
-    views: tuple[str, ...]
     # How our KL of parameters of so many dims is reduced; None where the published one does not exist.
     kl_reduction: Callable[[int], str | None]
     # The published KL from ours and the parameters.
@@ -67,17 +65,21 @@ class _Made:
         self.values: dict[str, tuple[Tensor, int]] = {}
         self.kl: _Kl | None = None
         self.version = _version(parameters)
-        self.viewed = False  # whether someone has a view, by which the mean may be changed in place, as published
+        self.viewed = False  # whether someone has the view of the mean, which may be changed through it, as published
 
     def value(self, name: str) -> Tensor:
         """A published attribute, as computed where the posterior was made."""
         if name not in self.values:
-            if name not in self.how.views:
+            if name != "mean":
                 self.refuse_changed()
             with self._there():
                 value = self.how.attributes[name](self)
             self.values[name] = value, _version(value)
         return self.values[name][0]
+
+    def values_of_all(self) -> None:
+        for name in self.how.attributes:
+            self.value(name)
 
     @contextlib.contextmanager
     def _there(self) -> Iterator[None]:
@@ -129,15 +131,23 @@ def _chunk(index: int) -> Make:
     return lambda made: made.parameters.chunk(2, dim=1)[index]
 
 
+# Not by `functools.partial`, which Dynamo cannot carry along.
+def _gaussian_step(moments: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    return reparameterize_kl_packed(moments, dim=1, logvar_clamp=(-30.0, 20.0), **options)
+
+
+def _oobleck_step(moments: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    return reparameterize_kl_packed(moments, dim=1, scale="softplus", std_floor=1e-4, **options)
+
+
 _GAUSSIAN = _Class(
-    step=partial(reparameterize_kl_packed, dim=1, logvar_clamp=(-30.0, 20.0)),
+    step=_gaussian_step,
     attributes={
         "mean": _chunk(0),
         "logvar": lambda made: torch.clamp(made.parameters.chunk(2, dim=1)[1], -30.0, 20.0),
         "std": lambda made: torch.exp(0.5 * made.value("logvar")),
         "var": lambda made: torch.exp(made.value("logvar")),
     },
-    views=("mean",),
     kl_reduction={4: "sum", 5: "none"}.get,
     # Of videos too it sums three dims.
     kl=lambda kl, parameters: kl if kl.dim() == 1 else kl.sum(dim=[1, 2, 3]),
@@ -145,7 +155,7 @@ _GAUSSIAN = _Class(
 
 
 _OOBLECK = _Class(
-    step=partial(reparameterize_kl_packed, dim=1, scale="softplus", std_floor=1e-4),
+    step=_oobleck_step,
     attributes={
         "mean": _chunk(0),
         "scale": _chunk(1),
@@ -153,7 +163,6 @@ _OOBLECK = _Class(
         "var": lambda made: made.value("std") * made.value("std"),
         "logvar": lambda made: torch.log(made.value("var")),
     },
-    views=("mean", "scale"),
     kl_reduction=lambda dims: "sum",
     # Without the ½ of a KL, summed over channels, averaged over all else.
     kl=lambda kl, parameters: 2 * kl.sum() * (parameters.shape[1] // 2 / (parameters.numel() // 2)),
@@ -213,8 +222,11 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
         made = self.__dict__.get(_MADE)
         if made is None or name not in how.attributes:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == "mean":
+            made.viewed = True
+        else:
+            made.values_of_all()  # before one of them may be changed in place, of which others are computed
         self.__dict__[name] = value = made.value(name)
-        made.viewed |= name in how.views
         return value
 
     def state(self):
@@ -310,7 +322,7 @@ def _untouched(posterior: object) -> _Made | None:
         if name not in fields:
             continue
         value, (known, version) = fields[name], made.values.get(name, (None, 0))
-        if value is not known or value.requires_grad or (name not in made.how.views and _version(value) != version):
+        if value is not known or value.requires_grad or (name != "mean" and _version(value) != version):
             return None
     return made if backend_of(made.parameters) != "eager" else None
 
