@@ -3,6 +3,7 @@ posteriors keep all that the published ones show, and what is not served stays w
 
 import contextlib
 import copy
+import doctest
 import gc
 import pickle
 import sys
@@ -17,6 +18,7 @@ from counted import CountedOps
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderOobleck
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from fresh_process import ROOT
 from torch import Tensor
 
 import vae_kernels as vk
@@ -651,6 +653,12 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Models
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_runs() -> None:
+    failed, run = doctest.testfile(str(ROOT / "docs/diffusers.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert run > 0 and failed == 0
 
 
 def image() -> tuple[torch.nn.Module, Tensor]:

@@ -1,6 +1,7 @@
 """`vk.patch.scvi` beside the published scvi-tools: its models train to the same numbers, its distributions give the same
 elements, and what is not served stays with the published code."""
 
+import doctest
 import sys
 import threading
 import warnings
@@ -16,7 +17,7 @@ import scvi
 import torch
 from counted import CountedOps
 from error_rule import Expected
-from fresh_process import python
+from fresh_process import ROOT, python
 from scvi.distributions import (
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,
@@ -441,6 +442,12 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Models
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_runs() -> None:
+    failed, run = doctest.testfile(str(ROOT / "docs/scvi.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert run > 0 and failed == 0
 
 
 def of_genes(cls: type, likelihood: str) -> Callable[[], object]:

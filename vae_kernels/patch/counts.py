@@ -14,7 +14,7 @@ from ..likelihood import negative_binomial_log_likelihood, zero_inflated_negativ
 from .replacing import Known, Package, Replacement, Target, refuse_unknown, require
 from .served import autocasts, is_served
 
-KNOWN_VERSIONS = "1.2.0 to 1.3.3, 1.4.1 and 1.4.2"
+KNOWN_VERSIONS = "1.2.2 to 1.3.3, 1.4.1 and 1.4.2"
 
 PACKAGE = Package("scvi-tools")
 

@@ -22,7 +22,7 @@ from ..likelihood import gaussian_log_likelihood
 from .replacing import Known, Package, Replacement, Target, lock, refuse_unknown, require
 from .served import autocasts, is_served
 
-KNOWN_VERSIONS = "0.30.0 to 0.42.1"
+KNOWN_VERSIONS = "0.30.3 to 0.42.1"
 
 PACKAGE = Package("diffusers")
 
