@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..likelihood import negative_binomial_log_likelihood, zero_inflated_negative_binomial_log_likelihood
-from .replacing import Known, Package, Replacement, Target, refuse_unknown, require
+from ..likelihood import (
+    negative_binomial_log_likelihood,
+    poisson_rate_log_likelihood,
+    zero_inflated_negative_binomial_log_likelihood,
+)
+from .replacing import Known, Package, Replacement, Target, digest, refuse_unknown, require
 from .served import autocasts, is_served
 
 KNOWN_VERSIONS = "1.2.2 to 1.3.3, 1.4.1 and 1.4.2"
@@ -47,6 +51,12 @@ _CLASSES = {
         lambda d: True,
         beside=(torch.float32,),  # of the published masks
     ),
+    "Poisson": _Class(
+        poisson_rate_log_likelihood,
+        lambda d: (d.rate,),
+        lambda d: d._validate_args,
+        warns=False,
+    ),
 }
 
 
@@ -68,6 +78,8 @@ def load() -> tuple[str, Target]:
                 source.ZeroInflatedNegativeBinomial.log_prob,
                 ("7d2dc3f9dd4b10f9",),
             ),
+            # Inherited from torch.
+            Known("Poisson.log_prob", source.Poisson.log_prob, (digest(torch.distributions.Poisson.log_prob),)),
             Known("log_zinb_positive", source.log_zinb_positive, ("b71560ca3a415154",)),
         ),
     )
