@@ -46,6 +46,8 @@ class _Class(NamedTuple):
     kl_reduction: Callable[[int], str | None]
     # The published KL from ours and the parameters.
     kl: Callable[[Tensor, Tensor], Tensor]
+    # Whether z has the published layout for contiguous parameters alone.
+    contiguous: bool = False
 
 
 class _Made:
@@ -165,7 +167,8 @@ _OOBLECK = _Class(
     },
     kl_reduction=lambda dims: "sum",
     # Without the ½ of a KL, summed over channels, averaged over all else.
-    kl=lambda kl, parameters: 2 * kl.sum() * (parameters.shape[1] // 2 / (parameters.numel() // 2)),
+    kl=lambda kl, parameters: 2 * kl.sum() * (parameters.shape[1] / parameters.numel()),
+    contiguous=True,
 )
 
 _DIGESTS = {
@@ -207,7 +210,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
 
     @wraps(published_init)
     def init(self, parameters, deterministic=False):
-        if not deterministic and type(self) is owner and _may_wait(parameters):
+        if not deterministic and type(self) is owner and _may_wait(how, parameters):
             made = _Made(how, parameters)
             with lock:
                 # Another thread may just have undone the patch.
@@ -298,7 +301,7 @@ def _nll(published: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return nll
 
 
-def _may_wait(parameters: object) -> bool:
+def _may_wait(how: _Class, parameters: object) -> bool:
     """Whether what the published `__init__` computes of these parameters may be left for later."""
     return (
         not torch.compiler.is_compiling()
@@ -308,6 +311,7 @@ def _may_wait(parameters: object) -> bool:
         and parameters.dim() >= 2
         and parameters.shape[1] % 2 == 0
         and parameters.numel() > 0
+        and (not how.contiguous or parameters.is_contiguous())
     )
 
 
