@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     reasons = integrations.left_out() if INTEGRATIONS in options.suite else contenders(plan.device)[1]
     for name, reason in reasons.items():
         print(f"left out: {name}: {reason}")
-    print("medians; in brackets, times the copy of the same bytes")
+    print("medians; in brackets, times the copy of the same bytes, where there is one")
     folder = options.out or Path("out/benchmarks") / machine.folder_name(plan.device)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []

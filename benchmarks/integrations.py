@@ -68,6 +68,8 @@ def _train(work: Work, device: str) -> tuple[float, Tensor]:
     """Seconds of a training, from the first epoch to the last, and its history of losses."""
     import scvi
 
+    for name in ("pytorch", "fabric"):  # which set their levels when they are imported
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     scvi.settings.seed = 0
     data = _cells(work.shape)
     scvi.model.SCVI.setup_anndata(data)
@@ -156,7 +158,6 @@ def left_out() -> dict[str, str]:
 
 def run(works: list[Work], plan: Plan) -> Iterator[list[Row]]:
     """The rows of each work, one list for each."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for work in works:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
