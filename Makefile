@@ -19,7 +19,7 @@ REHEARSAL := $(if $(filter file,$(origin PYTHON)),build/rehearsal/bin/python,$(P
 GPU_STAGES := smoke required cuda triton memcheck racecheck initcheck timings more-timings rest
 GPU_OUT ?= out/gpu_check
 
-.PHONY: train test test-torch test-torch-oldest test-torch-newest lint bench wheel wheel-x86_64 wheel-aarch64 gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
+.PHONY: train test test-torch test-torch-oldest test-torch-newest test-integrations lint bench wheel wheel-x86_64 wheel-aarch64 gpu-check $(GPU_STAGES:%=gpu-check-%) gpu-rehearsal clean
 
 train: $(VENV)/cpu
 	$(RUN) -m vae_kernels.train --out out/digits
@@ -41,6 +41,18 @@ build/torch-%/ready: pyproject.toml
 	@echo "Set-up: $(TORCH_$*), into build/torch-$*"
 	@$(PYTHON) -m venv build/torch-$*
 	@build/torch-$*/bin/python -m pip install --quiet --no-compile $(TORCH_$*) hypothesis mpmath numpy pytest scipy
+	@touch $@
+
+# Beside the published packages that the kernels are built into. No test collected is an error too.
+INTEGRATIONS := build/integrations/bin/python
+
+test-integrations: build/integrations/ready $(VENV)/ready
+	$(INTEGRATIONS) -m pytest -q -p no:cacheprovider --numprocesses 2 --dist loadfile python_tests/integrations
+
+build/integrations/ready: constraints.txt integrations.txt
+	@echo "Set-up: scvi-tools, diffusers and Pyro, into build/integrations"
+	@$(PYTHON) -m venv build/integrations
+	@$(INTEGRATIONS) -m pip install --quiet --disable-pip-version-check --no-compile --requirement integrations.txt
 	@touch $@
 
 lint: $(VENV)/ready

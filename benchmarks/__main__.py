@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, first_call, machine, markdown, required, results, suites, terminal, training
+from . import compare, first_call, integrations, machine, markdown, required, results, suites, terminal, training
 from .contenders import contenders
 from .results import Row
 from .suites import Plan
@@ -20,6 +20,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = "results.csv"
 
 SUITES = (*suites.SUITES, "training", "first_call")
+
+# Asked for by its name: it needs other packages, and takes longer than all others.
+INTEGRATIONS, ITS_TABLE = "integrations", "integrations.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,27 +41,29 @@ def _run(options: argparse.Namespace) -> int:
     if not work:
         raise ValueError(f"no case of the suites {', '.join(options.suite)} is called {' or '.join(options.only)}")
     print(f"{machine.device_name(plan.device)}; {machine.versions()}")
-    for name, reason in contenders(plan.device)[1].items():
+    reasons = integrations.left_out() if INTEGRATIONS in options.suite else contenders(plan.device)[1]
+    for name, reason in reasons.items():
         print(f"left out: {name}: {reason}")
-    print("medians; in brackets, times the copy of the same bytes")
+    print("medians; in brackets, times the copy of the same bytes, where there is one")
     folder = options.out or Path("out/benchmarks") / machine.folder_name(plan.device)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    complete = set(options.suite) == set(SUITES) and not options.only
-    with results.Table(folder / TABLE) as table:
+    table = ITS_TABLE if options.suite == [INTEGRATIONS] else TABLE
+    complete = (table == ITS_TABLE or set(options.suite) == set(SUITES)) and not options.only
+    with results.Table(folder / table) as written:
         try:
             for found in _measure(work):
                 rows += found
-                table.add(found)
+                written.add(found)
         except KeyboardInterrupt:
             complete = False
             print("interrupted")
     if complete and not options.out:  # only a whole run replaces a machine's committed results
-        measured, folder = folder / TABLE, RESULTS / machine.folder_name(plan.device)
+        measured, folder = folder / table, RESULTS / machine.folder_name(plan.device)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(measured, folder / TABLE)
+        shutil.copy(measured, folder / table)
     drawn = _draw(folder, rows)
-    print(f"{time.monotonic() - began:.0f} s", folder / TABLE, *drawn, sep="\n")
+    print(f"{time.monotonic() - began:.0f} s", folder / table, *drawn, sep="\n")
     return int(any(row.status != "ok" for row in rows))
 
 
@@ -73,7 +78,7 @@ def _measure(work: list[tuple[int, Callable[[], Iterator[list[Row]]]]]) -> Itera
                 print(head)
             print(terminal.line(found), flush=True)
             yield found
-            if found[0].mode in ("both", "step"):
+            if found[0].mode in ("both", "step", "training"):
                 done += 1
                 print(f"{before + done} of {total} cases", file=sys.stderr, flush=True)
         before += size
@@ -96,6 +101,11 @@ def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Ite
     trainings = [t for t in training.TRAININGS if plan.wants(str(t))]
     if "training" in chosen and trainings:
         yield len(trainings), lambda: training.run(trainings, plan)
+    works = [
+        work for work in integrations.WORKS if work.package not in integrations.left_out() and plan.wants(str(work))
+    ]
+    if INTEGRATIONS in chosen and works:
+        yield len(works), lambda: integrations.run(works, plan)
     cases = [case for case in first_call.FIRST_CALL_CASES if plan.wants(case.name)]
     if "first_call" in chosen and cases:
         yield len(cases), lambda: first_call.run(cases, plan)
@@ -145,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=_run)
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default=_default_device(), help="(cuda if there is one)")
-    add("--suite", choices=SUITES, nargs="+", default=list(SUITES), help="(all)")
+    choices = (*SUITES, INTEGRATIONS)
+    add("--suite", choices=choices, nargs="+", default=list(SUITES), help=f"(all but {INTEGRATIONS})")
     add(
         "--only",
         nargs="+",

@@ -57,6 +57,11 @@ def _training(rows: list[Row]) -> str:
     return _section(note, ("op", "shape"), [r for r in rows if r.suite == "training"], _against)
 
 
+def _integrations(rows: list[Row]) -> str:
+    note = "With and without `vk.patch`; in brackets, times the fastest with it."
+    return _section(note, ("op", "shape", "dtype"), [r for r in rows if r.suite == "integrations"], _against)
+
+
 def _host(rows: list[Row]) -> str:
     note = "One element, so that nothing but Python, autograd, the dispatcher and the launch is left."
     return _section(note, ("op", "mode"), [r for r in rows if r.suite == "host"], _against)
@@ -86,6 +91,7 @@ SECTIONS: dict[str, Callable[[list[Row]], str]] = {
     "ops": _ops,
     "required": _required,
     "training": _training,
+    "integrations": _integrations,
     "memory": _memory,
     "host": _host,
     "first_call": _first_call,

@@ -1,6 +1,6 @@
 """Results as lines of text, while a run goes on."""
 
-from .contenders import COPY
+from .contenders import COPY, PUBLISHED
 from .results import Row
 
 _CELL, _COLUMN = 44, 19
@@ -22,7 +22,7 @@ def format_bytes(size: float) -> str:
 
 def ordered(contenders: set[str]) -> list[str]:
     """The copy, the kernels, the baselines: the order of columns everywhere."""
-    last = ("eager", "distributions", "compile", "compile-dynamic")
+    last = (PUBLISHED, "eager", "distributions", "compile", "compile-dynamic")
     return sorted(
         contenders, key=lambda name: (name != COPY, name in last, last.index(name) if name in last else 0, name)
     )

@@ -82,10 +82,10 @@ def _expected(sample: Sample) -> dict[str, tuple[Expected, Expected]]:
         # The leading dim of one: NumPy makes a number of an object array without dims.
         values = {name: np.broadcast_to(reference.exact(t), shape)[None] for name, t in tensors.items()}
         outputs, gradients = op.reference(values, upstream)
-        found = {name: _total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
+        found = {name: total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
         for name, shape_of in zip(op.arguments, sample.shapes, strict=True):
             if tensors[name].requires_grad:
-                found[f"grad {name}"] = _total(gradients[name], shape_of, leading=name not in op.arguments[:2])
+                found[f"grad {name}"] = total(gradients[name], shape_of, leading=name not in op.arguments[:2])
     return found
 
 
@@ -93,7 +93,7 @@ def _pad(array: np.ndarray, dims: int) -> np.ndarray:
     return array.reshape(array.shape + (1,) * dims)
 
 
-def _total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[Expected, Expected]:
+def total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[Expected, Expected]:
     """Sums the terms to `shape`: over trailing dims, or over those that broadcasting added if `leading`. With the
     magnitudes for kernels, and for eager."""
     parts = [term if isinstance(term, tuple) else (term,) for term in terms]

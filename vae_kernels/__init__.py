@@ -7,6 +7,7 @@
 (torch.Size([4, 20]), torch.Size([4]))
 """
 
+from . import patch
 from .backends import backends, use_backend
 from .categorical import categorical_log_likelihood
 from .checks import check_values
@@ -55,6 +56,7 @@ __all__ = [
     "linear_schedule",
     "log_marginal_likelihood",
     "negative_binomial_log_likelihood",
+    "patch",
     "poisson_log_likelihood",
     "poisson_rate_log_likelihood",
     "reparameterize_kl",
