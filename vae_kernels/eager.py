@@ -158,7 +158,7 @@ def _path_eps(mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     underflows, its derivatives come from its logarithm."""
     least = torch.finfo(std.dtype).tiny
     lost = std.detach() < least
-    path = mu + torch.where(lost, 0, std) * eps
+    path = mu + torch.where(lost, 0, std * eps)
     through_z = (path - path.detach()) / std.detach().clamp(min=least * torch.finfo(std.dtype).eps)
     by_log = eps * _one(torch.where(lost, 0.5 * logvar, 0)).to(eps.dtype)
     return torch.where(lost, by_log, eps.detach()) + through_z
