@@ -268,7 +268,7 @@ CASES += [
     for dtype in ((F32, BF16) if estimator == "analytic" else (F32,))
 ]
 CASES += [
-    Case(scale=scale, std_floor=0.1, clamp=clamp, prior=PRIORS[0], kl_estimator=estimator)
+    Case(scale=scale, std_floor=0.125, clamp=clamp, prior=PRIORS[0], kl_estimator=estimator)
     for scale in SPREADS
     for clamp in (None, (-1.0, 0.25))
     for estimator in ("analytic", *SAMPLED)

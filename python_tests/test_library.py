@@ -178,6 +178,7 @@ def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
     """Where the public functions, which know better, were not asked."""
     ops, z, seed = torch.ops.vae_kernels_cpp, torch.zeros(2, 3), torch.tensor([1])
     for message, options, *inputs in (
+        ("scale must be between 0 and 4, got 5", LatentOptions(1, scale=5), z, z, None, None, seed),
         ("packed_dim is missing", LatentOptions(1), torch.zeros(2, 6), None, None, None, seed),
         ("num_samples must be at least 1, got 0", LatentOptions(1, num_samples=0), z, z, None, None, seed),
         ("logvar must have the shape of mu", LatentOptions(1), z, z[:1], None, None, seed),
