@@ -54,7 +54,7 @@ def reparameterize_kl(
             `"softplus"`, any number r of which the standard deviation is `ln(1 + eʳ)`. Gradients are those of what was
             passed.
         std_floor: a number, at least 0, that is added to the standard deviation, whatever `scale` is: 1e-4 beside
-            `"softplus"` in the audio autoencoders of Stable Audio.
+            `"softplus"` in Stable Audio's autoencoder.
         logvar_clamp: `(lo, hi)` between which the log-variance, that of the standard deviation with its floor, is clamped
             before anything else. Its derivative is 1 from lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at
             a bound 1 up to torch 2.13, 0 from 2.14.)
@@ -90,8 +90,8 @@ def reparameterize_kl(
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,
-    "Sticking the Landing", for `"path"`; Evans et al. 2024, "Stable Audio Open", whose autoencoder has a softplus with a
-    floor.
+    "Sticking the Landing", for `"path"`; diffusers, `OobleckDiagonalGaussianDistribution`, for a softplus with a floor,
+    whose `kl` is twice this one.
 
     >>> import torch, vae_kernels as vk
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)

@@ -349,25 +349,27 @@ struct Backward {
         for (int64_t sample = 0; sample < a.samples; ++sample) add_sample<Isa>(tile, sample, q, sums);
       }
       T grad_kl_buffer[kPart], mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart + kLanes], v_buffer[kPart + kLanes];
-      const bool path = a.estimator == KlEstimator::kPath;
       const T* grad_kl = sums.kl;
       if constexpr (kKl && !kSampled) grad_kl = load(a.grad_kl, tile, grad_kl_buffer);
       T* grad_mu = target(a.grad_mu, tile, mu_buffer);
       T* grad_raw = target(a.grad_raw, tile, raw_buffer);
       T* grad_m = prior_mu.target(tile, m_buffer);
       T* grad_v = prior_logvar.target(tile, v_buffer);
+      const auto loop = [&](auto path) __attribute__((always_inline)) {
 #pragma GCC ivdep
-      for (int k = 0; k < n; ++k) {
-        Upstream<T> up{T(0), T(0), T(0), T(0), T(0)};
-        if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
-        if constexpr (kKl) up.kl = grad_kl[k];
-        if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
-        const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.relative(k), q.std[k], up, path);
-        grad_mu[k] = g.mu;
-        grad_raw[k] = gradient_of_raw<kZ, kKl, kSampled>(q.relative(k), q.dl[k], q.dstd[k], g, up.kl, path);
-        grad_m[k] = g.prior_mu;
-        grad_v[k] = g.prior_logvar;
-      }
+        for (int k = 0; k < n; ++k) {
+          Upstream<T> up{T(0), T(0), T(0), T(0), T(0)};
+          if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
+          if constexpr (kKl) up.kl = grad_kl[k];
+          if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
+          const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.relative(k), q.std[k], up, path);
+          grad_mu[k] = g.mu;
+          grad_raw[k] = gradient_of_raw<kZ, kKl, kSampled>(q.relative(k), q.dl[k], q.dstd[k], g, up.kl, path);
+          grad_m[k] = g.prior_mu;
+          grad_v[k] = g.prior_logvar;
+        }
+      };
+      kSampled&& a.estimator == KlEstimator::kPath ? loop(std::true_type()) : loop(std::false_type());
       if (a.grad_mu.data) store(a.grad_mu, tile, grad_mu, mu_buffer);
       if (a.grad_raw.data) store(a.grad_raw, tile, grad_raw, raw_buffer);
       prior_mu.template write<Isa>(tile, task, grad_m, m_buffer);
