@@ -390,6 +390,22 @@ def test_a_softplus_of_any_number(backend: str, estimator: str, floor: float, dt
                 )
 
 
+@pytest.mark.parametrize("floor", [1e-300, 1e-40])
+def test_a_floor_that_is_lost(backend: str, floor: float) -> None:
+    """One that is 0 in the type is none; none leads to NaN."""
+    raw = torch.tensor([-1e30, -200, -90, -1, 2, 1e10], device=DEVICE)
+    found = []
+    for std_floor in (0.0, floor):
+        leaf = raw[:, None].clone().requires_grad_()
+        settings = {"scale": "softplus", "std_floor": std_floor, "eps": torch.full_like(leaf, 0.7)}
+        z, kl = vk.reparameterize_kl(torch.zeros_like(leaf), leaf, **settings)
+        found.append((z, kl, *torch.autograd.grad((z, kl), leaf, (torch.ones_like(z), torch.ones_like(kl)))))
+    for without, got in zip(*found, strict=True):
+        assert not got.isnan().any()
+        if floor == 1e-300:
+            assert torch.equal(got, without)
+
+
 @pytest.mark.parametrize("floor", [0.0, 1e-4])
 @pytest.mark.parametrize("estimator", ["analytic", "monte_carlo", "path"])
 def test_second_derivatives_of_a_softplus(backend: str, estimator: str, floor: float) -> None:

@@ -64,8 +64,8 @@ def std_and_logvar(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]
 
 
 def settled(raw: Tensor, options: LatentOptions) -> tuple[Tensor, LatentOptions]:
-    """`raw` with its log-variance between the bounds, or, where `_TO_RAW` does not know the way back, the log-variance
-    itself, in the dtype of the arithmetic; and what is left to do: numbers of compiled code that no op takes."""
+    """Floor and bounds applied, for compiled code in which they change: `raw` with its log-variance between the bounds, or
+    where `_TO_RAW` does not lead back, the log-variance itself, in the dtype of the arithmetic; and the options left."""
     raw = raw.to(compute_dtype(raw))
     if options.std_floor is not None or options.scale == Scale.softplus:
         logvar = std_and_logvar(raw, options)[1].to(raw.dtype)
@@ -91,7 +91,7 @@ def _unclamped(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]:
         return from_raw(raw)
     wide = _wide(raw)
     std = from_raw(wide)[0]
-    floored = std + symbols.tensor(options.std_floor, std)
+    floored = std + symbols.tensor(options.std_floor, raw).to(std.dtype)
     more = floored > std  # where it adds nothing, the sum may be 0 or infinite, and its logarithm too
     unfloored = from_raw(torch.where(more, 1, wide))[1]
     return floored, torch.where(more, 2 * torch.log(torch.where(more, floored, 1)), unfloored)

@@ -164,7 +164,9 @@ def reparameterize_kl_packed(
 
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options: LatentOptions):
     """The latent step of mu and logvar, or of both moments in `mu` and None."""
-    if any(number is not None and symbols.changes(number) for number in (options.std_floor, options.low, options.high)):
+    floor, low, high = options.std_floor, options.low, options.high
+    numbers = () if floor is None and low is None and high is None else (floor, low, high)
+    if any(number is not None and symbols.changes(number) for number in numbers):
         mu, logvar = (mu, logvar) if logvar is not None else mu.chunk(2, options.packed_dim)
         logvar, options = eager.settled(logvar, options)
     if eps is not None or prior_mu is not None or prior_logvar is not None or seed is not None or generator is not None:

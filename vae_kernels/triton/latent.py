@@ -60,6 +60,7 @@ def latent_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     if z.numel() == 0:
         return z, kl.zero_()
     inputs = _inputs(given, *tensors)
+    given = _without_lost_floor(given, inputs)
     plan = planned(("latent_forward", _key(tensors, given)), lambda: _plan_forward(inputs, given, z, kl))
     plan(*inputs, *_numbers(given), z, kl)
     return z, kl
@@ -73,6 +74,13 @@ def _key(tensors: tuple[Tensor | None, ...], given: LatentOptions) -> Hashable:
         *(mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar), of_noise),
         *given._replace(std_floor=given.std_floor is not None, low=None, high=_is_clamped(given)),
     )
+
+
+def _without_lost_floor(given: LatentOptions, inputs: Inputs) -> LatentOptions:
+    """Without a floor that is 0 in the arithmetic's type."""
+    if given.std_floor is None or float32_parts(given.std_floor)[0] or inputs.dtype == torch.float64:
+        return given
+    return given._replace(std_floor=None)
 
 
 def _is_clamped(given: LatentOptions) -> bool:
@@ -214,6 +222,7 @@ def latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, *arguments: A
     if tensors[1] is None and grads[0] is not None:
         grads[:2] = grads[0].chunk(2, given.packed_dim)
     inputs = _inputs(given, *tensors)
+    given = _without_lost_floor(given, inputs)
     key = ("latent_backward", signature(grad_z), by_kl and signature(grad_kl), needs, _key(tensors, given))
     plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
     plan(grad_z, grad_kl, *inputs, *_numbers(given), grads)

@@ -136,26 +136,32 @@ def _posterior(mu, raw, m, v, floor, clamp, SCALE: tl.constexpr, EXCESS: tl.cons
 
 
 @triton.jit
+def _times_slope(x, raw, std, SCALE: tl.constexpr):
+    """x times the derivative of std, twice that of a log-variance and a variance."""
+    if SCALE == "std":
+        return x
+    elif SCALE == "variance":
+        return x / std
+    elif SCALE == "softplus":
+        return sigmoid(raw, exp_minus_abs(raw)) * x
+    else:
+        return std * x
+
+
+@triton.jit
 def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, FLOORED: tl.constexpr, CLAMPED: tl.constexpr):
     """The gradient of what was passed from those of std and l, either of which may be None."""
+    base = std
     if FLOORED:
-        # l is the logarithm of the sum, whose derivatives are those of what the floor is added to.
-        if twice_by_l is not None:
-            by_l = twice_by_l / std
-            by_std = by_l if by_std is None else by_std + by_l
-            twice_by_l = None
-        std = _std(raw, SCALE)
+        base = _std(raw, SCALE)
     of_std = by_std
     if by_std is not None:
-        if SCALE == "variance":
-            of_std = by_std / std
-        elif SCALE == "softplus":
-            of_std = sigmoid(raw, exp_minus_abs(raw)) * by_std
-        elif SCALE != "std":
-            of_std = std * by_std
+        of_std = _times_slope(by_std, raw, base, SCALE)
     of_l = twice_by_l
     if twice_by_l is not None:
-        if SCALE == "std" or SCALE == "variance":
+        if FLOORED:
+            of_l = _times_slope(twice_by_l, raw, base, SCALE) / std
+        elif SCALE == "std" or SCALE == "variance":
             of_l = twice_by_l / raw
         elif SCALE == "softplus":
             of_l = twice_by_l * _of_softplus(raw)[1]
