@@ -398,7 +398,7 @@ def test_empty(backend: str, case: Case) -> None:
 CASES += [
     Case((2, 3, 4, 5), packed_dim=1, scale="softplus", std_floor=1e-4, num_samples=count, dtypes=(dtype,) * 5)
     for count in (None, 2)
-    for dtype in FLOATS
+    for dtype in (F32, BF16, F16)
 ]
 
 # What gradcheck sees: every variant that changes a formula, in float64 and small.
