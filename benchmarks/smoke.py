@@ -44,6 +44,10 @@ CALLS: dict[str, tuple[int, Call]] = {
         lambda mu, logvar, m, v: vk.reparameterize_kl(mu, logvar, prior_mu=m, prior_logvar=v, seed=_seed(mu)),
     ),
     "latent, packed": (1, lambda moments: vk.reparameterize_kl_packed(moments, seed=_seed(moments))),
+    "latent, packed, softplus": (
+        1,
+        lambda moments: vk.reparameterize_kl_packed(moments, scale="softplus", std_floor=1e-4, seed=_seed(moments)),
+    ),
     "latent, 3 samples": (
         4,
         lambda mu, std, m, v: vk.reparameterize_kl(

@@ -110,6 +110,7 @@ class LatentVariant(NamedTuple):
 LATENT_VARIANTS = {
     "latent": LatentVariant(),
     "latent, packed, clamped": LatentVariant(packed=True, options=LatentOptions(1, packed_dim=1, low=-30.0, high=20.0)),
+    "latent, softplus, floor": LatentVariant(options=LatentOptions(1, scale=Scale.softplus, std_floor=1e-4)),
     "latent, prior": LatentVariant(prior=((ROWS, COLS),) * 2),
     "latent, one prior for all": LatentVariant(prior=((1,), (1,))),
     "latent, std, elements": LatentVariant(options=LatentOptions(1, scale=Scale.std, kl_reduction=Reduction.none)),

@@ -41,11 +41,13 @@ struct LatentInputs {
   View mu, raw, prior_mu, prior_logvar;  // raw: what `scale` says
   View eps;                              // of z's rows
   Scale scale;
+  double std_floor;  // added to the standard deviation
   double low, high;  // between which the log-variance is clamped
   KlEstimator estimator;
 
   bool sampled() const { return estimator != KlEstimator::kAnalytic; }
   bool prior() const { return prior_mu.data || prior_logvar.data; }
+  bool floored() const { return std_floor > 0; }
   bool clamped() const { return low > -INFINITY || high < INFINITY; }
 };
 

@@ -8,7 +8,7 @@
 namespace vk {
 
 // As in vae_kernels/settings.py. What an encoder's second output is; how the KL is estimated; and what is summed.
-enum class Scale { kLogvar, kLogstd, kStd, kVariance };
+enum class Scale { kLogvar, kLogstd, kStd, kVariance, kSoftplus };
 enum class KlEstimator { kAnalytic, kMonteCarlo, kPath };
 enum class Reduction { kSum, kNone };
 
@@ -41,16 +41,33 @@ VK_INLINE Spread<T> spread(T raw) {
   } else if constexpr (kScale == Scale::kStd) {
     s.l = T(2) * log(raw);
     s.std = raw, s.dl = T(2) / raw, s.dstd = T(1);
-  } else {
+  } else if constexpr (kScale == Scale::kVariance) {
     s.std = root(raw), s.l = log(raw);
     s.dl = T(1) / raw, s.dstd = T(0.5) / s.std;
+  } else {
+    // ln(1 + e^raw) is e^raw times a factor near 1 where raw is negative, and no logarithm of it underflows.
+    const T u = exp_minus(absolute(raw)), factor = log1p_unit(u) / u;
+    s.std = softplus(raw, u), s.dstd = sigmoid(raw, u);
+    const T rest = raw > T(0) ? s.std : u > T(0) ? factor : T(1);
+    s.l = T(2) * (log(rest) + (raw > T(0) ? T(0) : raw)), s.dl = T(2) * reciprocal((T(1) + u) * rest);
   }
   return s;
 }
 
-template <Scale kScale, class T>
-VK_INLINE Spread<T> spread(T raw, const Clamp<T>& clamp) {
-  Spread<T> s = spread<kScale>(raw);
+// With `floor` added to the standard deviation. Where that adds nothing the logarithm stays what it was: the sum may be
+// 0 or infinite.
+template <class T>
+VK_INLINE Spread<T> raised(Spread<T> s, T floor) {
+  const T std = s.std + floor, l = T(2) * log(std), dl = T(2) * s.dstd / std;
+  const bool more = std > s.std;
+  s.l = more ? l : s.l;
+  s.dl = more ? dl : s.dl;
+  s.std = std;
+  return s;
+}
+
+template <class T>
+VK_INLINE Spread<T> clamped(Spread<T> s, const Clamp<T>& clamp) {
   const bool below = s.l<clamp.low, above = s.l> clamp.high, outside = below | above;
   s.l = below ? clamp.low : above ? clamp.high : s.l;
   s.std = below ? clamp.std_low : above ? clamp.std_high : s.std;
@@ -64,6 +81,8 @@ template <class T>
 struct Relative {
   T u, d, e, r, w;
   VK_INLINE T expm1() const { return exp_minus_1_by_excess(d, e); }
+  // Whether e^d is too large for the type, but r, its root, is not.
+  VK_INLINE bool far() const { return !(e < T(INFINITY)) && r < T(INFINITY); }
 };
 
 // To N(0, 1). e^l is the square of std: the step needs one exponential.
@@ -89,7 +108,8 @@ VK_INLINE T analytic_kl(const Relative<T>& q) {
 
 template <class T>
 VK_INLINE T sampled_kl(const Relative<T>& q, T eps) {
-  return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), fused(q.expm1(), eps * eps, -q.d));
+  const T by_r = q.r * eps, far = fused(by_r, by_r, -q.d), near = fused(q.expm1(), eps * eps, -q.d);
+  return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), q.far() ? far : near);
 }
 
 // z
@@ -136,21 +156,44 @@ VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const U
   }
   if constexpr (kKl && kSampled) {
     // By z the KL has the derivative (z - m) e^-v = u w + r w eps; through z alone also - eps/std, where nothing
-    // cancels in r w - 1/std = (e^d - 1)/std.
-    const T rw = q.r * q.w, uw = q.u * q.w, by_eps = path ? q.expm1() / std : rw;
-    to.mu += fused(uw, g.kl, by_eps * g.kl_eps);
-    to.std += fused(uw, g.kl_eps, by_eps * g.kl_eps2);
-    to.l = path ? T(0) : T(-0.5) * g.kl;
+    // cancels in r w - 1/std = (e^d - 1)/std. Where that is infinite, the spread has its part by l,
+    // and mu by a quotient that is lifted until it is multiplied.
+    const T rw = q.r * q.w, uw = q.u * q.w;
+    T by_mu = rw * g.kl_eps, by_std = rw * g.kl_eps2;
+    to.l = T(-0.5) * g.kl;
+    if (path) {
+      const T lift = std < T(0x1p-100) ? T(0x1p100) : T(1);
+      const T expm1 = q.expm1(), quotient = expm1 / (std * lift), by_eps = q.far() ? rw : quotient * lift;
+      const bool infinite = !(absolute(by_eps) < T(INFINITY));
+      by_mu = infinite ? (g.kl_eps == T(0) ? T(0) : quotient * (g.kl_eps * lift)) : by_eps * g.kl_eps;
+      by_std = infinite ? T(0) : by_eps * g.kl_eps2;
+      to.l = infinite ? T(0.5) * expm1 * g.kl_eps2 : T(0);
+    }
+    to.mu += fused(uw, g.kl, by_mu);
+    to.std += fused(uw, g.kl_eps, by_std);
     to.prior_mu = -fused(uw, g.kl, rw * g.kl_eps);
     to.prior_logvar = T(0.5) * (g.kl - fused(q.u, fused(q.u, g.kl, T(2) * q.r * g.kl_eps), q.r * q.r * g.kl_eps2));
   }
   return to;
 }
 
+// By what was passed for the spread; `kl` is that of Upstream.
+template <bool kZ, bool kKl, bool kSampled, class T>
+VK_INLINE T gradient_of_raw(const Relative<T>& q, T dl, T dstd, const LatentGradient<T>& g, T kl, bool path) {
+  T raw = T(0);
+  if constexpr (kZ) raw = dstd * g.std;
+  if constexpr (kKl) {
+    const T far = fused(dstd * q.r * q.w, kl, raw), near = fused(dl, g.l, raw);
+    raw = kSampled ? (path && g.l == T(0) ? raw : near) : q.far() ? far : near;
+  }
+  return raw;
+}
+
 // By eps, of one sample.
 template <class T>
 VK_INLINE T sampled_kl_gradient_eps(const Relative<T>& q, T eps, T grad_kl) {
-  return grad_kl * fused(q.u, q.r, q.expm1() * eps);
+  const T far = q.r * eps * q.r, near = q.expm1() * eps;
+  return grad_kl * fused(q.u, q.r, q.far() ? far : near);
 }
 
 }  // namespace vk

@@ -165,6 +165,13 @@ NUMBERS = {
     "bounds of a variance": lambda a, b, x, n, k: vk.reparameterize_kl(
         a, b.exp(), seed=1, scale="variance", logvar_clamp=(-n, n), num_samples=2, kl_estimator="monte_carlo"
     ),
+    "floor": lambda a, b, x, n, k: vk.reparameterize_kl(a, b, seed=1, std_floor=n),
+    "floor of a softplus": lambda a, b, x, n, k: vk.reparameterize_kl(
+        a, b, seed=1, scale="softplus", std_floor=n, logvar_clamp=(-9, 1)
+    ),
+    "bounds of a softplus": lambda a, b, x, n, k: vk.reparameterize_kl_packed(
+        a, dim=-1, seed=1, scale="softplus", logvar_clamp=(-n, 1)
+    ),
     "seed": lambda a, b, x, n, k: vk.reparameterize_kl(a, b, seed=k),
     "beta": lambda a, b, x, n, k: vk.elbo(a, b, beta=n),
     "capacity": lambda a, b, x, n, k: vk.elbo(a, b, capacity=n),

@@ -56,6 +56,7 @@ CALLS: dict[str, Call] = {
     "latent_variance": lambda mu, raw: vk.reparameterize_kl(
         mu, raw.exp(), seed=3, scale="variance", prior_mu=mu[:1], prior_logvar=raw[:1]
     ),
+    "latent_softplus": latent(seed=3, scale="softplus", std_floor=1e-4, logvar_clamp=(-1, 0.5)),
     "categorical": lambda logits, _: vk.categorical_log_likelihood(logits, counts(6, dtype=I64)),
     "categorical_no_class": lambda logits, _: vk.categorical_log_likelihood(logits, counts(6, dtype=I64) * 9),
     "bernoulli_bytes": lambda logits, _: vk.bernoulli_log_likelihood(logits, counts(6, 5, dtype=U8)),

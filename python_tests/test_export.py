@@ -52,6 +52,12 @@ CALLS |= {
     for scale in ("logvar", "logstd", "std", "variance")
 }
 CALLS |= {
+    f"softplus, {floor}": lambda a, b, x, floor=floor: vk.reparameterize_kl(
+        a, b, seed=1, scale="softplus", std_floor=floor
+    )
+    for floor in (0, 1e-4)
+}
+CALLS |= {
     "drawn": lambda a, b, x: vk.reparameterize_kl(a, b)[1],
     "eps": lambda a, b, x: vk.reparameterize_kl(a, b, eps=x),
     "seeds": lambda a, b, x: vk.reparameterize_kl(a, b, seed=torch.arange(4, device=x.device)),

@@ -307,6 +307,132 @@ def test_a_prior_of_any_variance(backend: str, dtype: torch.dtype) -> None:
             assert off[worst] <= BOUND_ULP, f"{name} at {arguments} is {got[worst].item()}, {off[worst]:.3g} ulp off"
 
 
+def softplus_terms(
+    values: dict[str, Tensor], floor: float, estimator: str, formula: str
+) -> dict[str, dict[str, tuple[list, np.ndarray | int]]]:
+    """The terms of each result, without upstream gradients, and what errors are counted on besides them. z and its
+    gradients are those of `z`, the KL's of `kl`."""
+    mu, r, eps, m, v = (reference.exact(values[name]) for name in ("mu", "raw", "eps", "prior_mu", "prior_logvar"))
+    log_std = np.frompyfunc(lambda r: r if r < -(10**4) else mpmath.log(_softplus(r)), 1, 1)(r)
+    std, dstd = np.frompyfunc(_softplus, 1, 1)(r), reference._sigmoid(r)
+    slope = np.frompyfunc(lambda r, s, d: mpmath.mpf(1) if r < -(10**4) else d / s, 3, 1)(r, std, dstd)
+    if floor:
+        std = std + mpmath.mpf(floor)
+        log_std, slope = reference._log(std), dstd / std
+    w = reference._exp(-v / 2)
+    u, ratio, d = (mu - m) * w, std * w, 2 * log_std - v
+    expm1 = ratio * ratio - 1
+    # Of e^d, where std and d are rounded: eager takes it from d, the kernels from the square of the ratio.
+    rounded = ratio * ratio * (1 + abs(v) + (abs(d) if formula == "eager" else 0))
+    z = {"z": ([mu, std * eps], 0), "grad mu": ([1 + 0 * u], 0), "grad raw": ([eps * dstd], 0), "grad eps": ([std], 0)}
+    if estimator == "analytic":
+        kl = {
+            "kl": ([u * u / 2, (expm1 - d) / 2], abs(expm1) * (1 + abs(v))),
+            "grad mu": ([u * w], 0),
+            "grad raw": ([slope * expm1], slope * rounded),
+            "grad eps": ([0 * u], 0),
+        }
+    else:
+        kl = {
+            "kl": ([u * u / 2, u * ratio * eps, expm1 * eps * eps / 2, -d / 2], rounded * eps * eps + 1 + abs(v)),
+            "grad eps": ([u * ratio, expm1 * eps], rounded * abs(eps)),
+        }
+        if estimator == "path":
+            kl["grad mu"] = [u * w, expm1 / std * eps], rounded * abs(eps) / std
+            kl["grad raw"] = [slope * u * ratio * eps, slope * expm1 * eps * eps], slope * rounded * eps * eps
+        else:
+            kl["grad mu"] = [u * w, ratio * w * eps], 0
+            kl["grad raw"] = (
+                [slope * u * ratio * eps, slope * ratio * ratio * eps * eps, -slope],
+                slope * rounded * eps * eps,
+            )
+    return {"z": z, "kl": kl}
+
+
+def _softplus(r: mpmath.mpf) -> mpmath.mpf:
+    return r if r > 10**5 else mpmath.log1p(mpmath.exp(r))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("floor", [0.0, 1e-4])
+@pytest.mark.parametrize("estimator", ["analytic", "monte_carlo", "path"])
+def test_a_softplus_of_any_number(backend: str, estimator: str, floor: float, dtype: torch.dtype) -> None:
+    """Where the exponential in it underflows or is infinite, next to the prior, and in between."""
+    count, wide = (60 if dtype == F64 else 400), arithmetic(dtype)
+    source = Draw(torch.Generator().manual_seed(zlib.crc32(f"softplus {dtype}".encode())), count, dtype)
+    far = 800 if dtype == F64 else 110
+    values = {
+        "mu": source.uniform(-4, 4),
+        "raw": source.mixture(
+            *(source.exponents(-100, 100) * source.among(-1, 1), source.uniform(-far, far)),
+            *(source.uniform(-25, 5), source.uniform(0.5, 0.6), source.among(0, -0.0)),
+        ),
+        # Where std underflows eager has of the path gradient to mu only the part that is eps / std.
+        "eps": source.mixture(
+            source.uniform(-4, 4), source.among(1e-3 if estimator == "path" and backend == "eager" else 0)
+        ),
+        "prior_mu": source.mixture(source.uniform(-4, 4), source.among(0)),
+        "prior_logvar": source.mixture(source.uniform(-4, 4), source.among(0)),
+    }
+    values = {name: v.to(dtype) for name, v in values.items()}
+    given = {name: v.to(DEVICE)[:, None].requires_grad_(not name.startswith("prior")) for name, v in values.items()}
+    mu, raw, eps, *prior = given.values()
+    z, kl = vk.reparameterize_kl(
+        *(mu, raw), eps=eps, prior_mu=prior[0], prior_logvar=prior[1], scale="softplus", std_floor=floor,
+        kl_estimator=estimator,
+    )  # fmt: skip
+    upstream = {name: (source.uniform(1, 2) * source.among(-1, 1)).to(t.dtype) for name, t in (("z", z), ("kl", kl))}
+    found = {"z": z.detach().squeeze(1), "kl": kl.detach()}
+    for name, output in (("z", z.squeeze(1)), ("kl", kl)):
+        gradients = torch.autograd.grad(
+            output, (mu, raw, eps), upstream[name].to(DEVICE), retain_graph=True, materialize_grads=True
+        )
+        found |= {f"{name}, grad {n}": g.squeeze(1) for n, g in zip(("mu", "raw", "eps"), gradients, strict=True)}
+    with mpmath.workdps(DIGITS[wide]):
+        for output, results in softplus_terms(values, floor, estimator, backend).items():
+            for name, (terms, more) in results.items():
+                g = reference.exact(upstream[output]) if name.startswith("grad") else 1
+                got = found[f"{output}, {name}" if name.startswith("grad") else name].cpu()
+                off = errors(got, g * sum(terms), abs(g) * (sum(map(abs, terms)) + more))
+                worst = int(np.argmax(off))
+                arguments = {argument: v[worst].item() for argument, v in values.items()}
+                assert off[worst] <= BOUND_ULP, (
+                    f"{name} of {output} at {arguments} is {got[worst].item()}, not "
+                    f"{mpmath.nstr((g * sum(terms))[worst], 17)} ({off[worst]:.3g} ulp off)"
+                )
+
+
+@pytest.mark.parametrize("floor", [1e-300, 1e-40])
+def test_a_floor_that_is_lost(backend: str, floor: float) -> None:
+    """One that is 0 in the type is none; none leads to NaN."""
+    raw = torch.tensor([-1e30, -200, -90, -1, 2, 1e10], device=DEVICE)
+    found = []
+    for std_floor in (0.0, floor):
+        leaf = raw[:, None].clone().requires_grad_()
+        settings = {"scale": "softplus", "std_floor": std_floor, "eps": torch.full_like(leaf, 0.7)}
+        z, kl = vk.reparameterize_kl(torch.zeros_like(leaf), leaf, **settings)
+        found.append((z, kl, *torch.autograd.grad((z, kl), leaf, (torch.ones_like(z), torch.ones_like(kl)))))
+    for without, got in zip(*found, strict=True):
+        assert not got.isnan().any()
+        if floor == 1e-300:
+            assert torch.equal(got, without)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-4])
+@pytest.mark.parametrize("estimator", ["analytic", "monte_carlo", "path"])
+def test_second_derivatives_of_a_softplus(backend: str, estimator: str, floor: float) -> None:
+    """As finite as they are."""
+    raw = torch.tensor([-1e30, -1e3, -750, -100, -20.1, -19.9, -1, 0, 1, 20, 100, 1e30], dtype=F64, device=DEVICE)
+    mu, eps = torch.full_like(raw, 0.3), torch.full_like(raw, 0.7)
+    raw.requires_grad_()
+    settings = {"scale": "softplus", "std_floor": floor, "kl_estimator": estimator, "batch_dims": 1}
+    z, kl = vk.reparameterize_kl(mu, raw, eps=eps, **settings)
+    for output in (z, kl):
+        (first,) = torch.autograd.grad(output.sum(), raw, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), raw, retain_graph=True)
+        assert first.isfinite().all() and second.isfinite().all()
+
+
 # What hypothesis draws for each argument, and shrinks: the ends of its range where a type's own are beyond the bounds.
 FLOATS = {
     Draw.real: (-(2.0**125), 2.0**125),

@@ -79,6 +79,12 @@ REFUSED = {
     "kl_estimator_unknown": (latent(kl_estimator="mc"), ValueError, "kl_estimator", "'mc'", "monte_carlo"),
     "kl_reduction_unknown": (latent(kl_reduction="mean"), ValueError, "kl_reduction", "'mean'", "none"),
     "scale_unknown": (latent(scale="sigma"), ValueError, "scale", "'sigma'", "logstd"),
+    "std_floor_negative": (latent(std_floor=-1e-4), ValueError, "std_floor", "-0.0001", "at least 0"),
+    "std_floor_infinite": (latent(std_floor=math.inf), ValueError, "std_floor", "inf", "finite"),
+    "std_floor_nan": (latent(std_floor=math.nan), ValueError, "std_floor", "nan"),
+    "std_floor_none": (latent(std_floor=None), TypeError, "std_floor", "NoneType", "a number"),
+    "std_floor_bool": (latent(std_floor=False), TypeError, "std_floor", "bool"),
+    "std_floor_tensor": (latent(std_floor=A[0, 0]), TypeError, "std_floor", "Tensor"),
     "logvar_clamp_one": (latent(logvar_clamp=(1.0,)), ValueError, "logvar_clamp", "(1.0,)"),
     "logvar_clamp_nothing_between": (
         latent(logvar_clamp=(math.inf, math.inf)),
@@ -201,6 +207,17 @@ def test_a_spread_must_be_positive(backend: str, scale: str) -> None:
             vk.reparameterize_kl(GOOD, GOOD, scale=scale)
         with pytest.raises(ValueError, match=rf"moments must be positive, being a {scale}, but sample \(0,\) holds 0"):
             vk.reparameterize_kl_packed(torch.cat((ones, GOOD), 1), scale=scale)
+
+
+@pytest.mark.parametrize("scale", ["std", "variance"])
+def test_a_spread_above_a_floor_may_be_zero(backend: str, scale: str) -> None:
+    with vk.check_values():
+        kl = vk.reparameterize_kl(GOOD, GOOD, scale=scale, std_floor=0.5)[1]
+        with pytest.raises(
+            ValueError, match=rf"logvar must be at least 0, being a {scale}, but sample \(2,\) holds -1"
+        ):
+            vk.reparameterize_kl(GOOD, _with(-1, 2, 1, 0), scale=scale, std_floor=0.5)
+    torch.testing.assert_close(kl, torch.full_like(kl, 6 * (0.125 - 0.5 + math.log(2))))
 
 
 def test_numbers_of_numpy(backend: str) -> None:

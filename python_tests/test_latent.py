@@ -26,8 +26,15 @@ SPREADS = {  # from a log-variance
     "logstd": lambda l: l / 2,
     "std": lambda l: torch.exp(l / 2),
     "variance": torch.exp,
+    "softplus": lambda l: torch.log(torch.expm1(torch.exp(l / 2))),
 }
-LOGVARS = {"logvar": lambda r: r, "logstd": lambda r: 2 * r, "std": lambda r: 2 * torch.log(r), "variance": torch.log}
+LOGVARS = {
+    "logvar": lambda r: r,
+    "logstd": lambda r: 2 * r,
+    "std": lambda r: 2 * torch.log(r),
+    "variance": torch.log,
+    "softplus": lambda r: 2 * torch.log(torch.logaddexp(r, torch.zeros_like(r))),
+}
 
 
 class Case(NamedTuple):
@@ -40,6 +47,7 @@ class Case(NamedTuple):
     kl_estimator: str = "analytic"
     kl_reduction: str = "sum"
     scale: str = "logvar"
+    std_floor: float = 0.0
     clamp: tuple[float, float] | None = None
     packed_dim: int | None = None
     layout: str = "contiguous"
@@ -57,7 +65,7 @@ class Case(NamedTuple):
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("num_samples", "kl_estimator", "kl_reduction", "scale", "batch_dims")
+        names = ("num_samples", "kl_estimator", "kl_reduction", "scale", "std_floor", "batch_dims")
         given = {name: getattr(self, name) for name in names if getattr(self, name) != self._field_defaults[name]}
         return given if self.clamp is None else given | {"logvar_clamp": self.clamp}
 
@@ -97,10 +105,15 @@ class Case(NamedTuple):
             return vk.reparameterize_kl_packed(tensors["moments"], dim=self.packed_dim, **given, **settings)
         return vk.reparameterize_kl(tensors["mu"], tensors["raw"], **given, **settings)
 
+    def logvar(self, raw: Tensor) -> Tensor:
+        """Before it is clamped."""
+        logvar = LOGVARS[self.scale](raw)
+        return 2 * torch.log(torch.exp(logvar / 2) + self.std_floor) if self.std_floor else logvar
+
     def people(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What people write with torch.distributions, in the dtypes of the tensors."""
         mu, raw = tensors["moments"].chunk(2, self.packed_dim) if "moments" in tensors else _pair(tensors)
-        logvar = LOGVARS[self.scale](raw)
+        logvar = self.logvar(raw)
         if self.clamp is not None:
             low, high = self.clamp
             # Tensor.clamp has the derivative 1 or 0 at a bound, as the version of torch has it.
@@ -153,7 +166,7 @@ def magnitudes(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The scale on which rounding errors are counted: of each result the sum of its terms' absolute values."""
     t = {name: x.detach().double() for name, x in tensors.items()}
     mu, raw = t["moments"].chunk(2, case.packed_dim) if "moments" in t else _pair(t)
-    l = LOGVARS[case.scale](raw)
+    l, base = case.logvar(raw), torch.exp(LOGVARS[case.scale](raw) / 2)
     inside = torch.ones_like(l)
     if case.clamp is not None:
         inside = ((l >= case.clamp[0]) & (l <= case.clamp[1])).double()
@@ -186,8 +199,8 @@ def magnitudes(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elements = (u**2 + torch.expm1(d) - d) / 2
         by_mu, by_l = by_mu + gkl * (u * w).abs(), gkl * expm1.abs() / 2
         by_m, by_v = gkl * (u * w).abs(), gkl * (expm1.abs() + u**2) / 2
-    dstd, dl = {"logvar": (s / 2, 1), "logstd": (s, 2), "std": (1, 2 / s), "variance": (0.5 / s, 1 / s**2)}[case.scale]
-    by_raw = inside * (by_std * dstd + by_l * dl)
+    dstd = {"logvar": base / 2, "logstd": base, "std": 1, "variance": 0.5 / base, "softplus": torch.sigmoid(raw)}
+    by_raw = inside * (by_std + by_l * 2 / s) * dstd[case.scale]
     kl = elements if case.kl_reduction == "none" or elements.dim() == keep else elements.flatten(keep).sum(-1)
     found = {"z": mu.abs() + s * eps.abs(), "kl": kl, "grad eps": by_eps}
     for name, terms in (("prior_mu", by_m), ("prior_logvar", by_v)):
@@ -217,10 +230,10 @@ def check(case: Case, backend: str) -> None:
     tensors = case.make()
     got = results(case, case.call, tensors)
     want = results(case, case.people, widened(tensors))
-    if backend != "eager" and case.scale in ("logvar", "logstd"):
+    if backend != "eager" and case.scale in ("logvar", "logstd") and not case.std_floor:
         with vk.use_backend("eager"):
             yardstick = results(case, case.call, case.make())
-    else:  # of a standard deviation eager takes the logarithm in float64, beyond what people have
+    else:  # of other standard deviations eager takes the logarithm in float64, beyond what people have
         arithmetic = F64 if F64 in case.dtypes[:4] else F32
         yardstick = results(
             case, case.people, {k: t.detach().to(arithmetic).requires_grad_() for k, t in tensors.items()}
@@ -253,6 +266,12 @@ CASES += [
     for prior in ((None, None), PRIORS[0])
     for estimator in ("analytic", *SAMPLED)
     for dtype in ((F32, BF16) if estimator == "analytic" else (F32,))
+]
+CASES += [
+    Case(scale=scale, std_floor=0.125, clamp=clamp, prior=PRIORS[0], kl_estimator=estimator)
+    for scale in SPREADS
+    for clamp in (None, (-1.0, 0.25))
+    for estimator in ("analytic", *SAMPLED)
 ]
 CASES += [
     Case(prior=prior, kl_estimator=estimator, collapsed=True)
@@ -326,7 +345,7 @@ CASES += [
 
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0)], ids=str)
-@pytest.mark.parametrize("scale", SPREADS)
+@pytest.mark.parametrize("scale", [scale for scale in SPREADS if scale != "softplus"])  # that hits no bound
 @pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
 def test_at_a_bound_the_log_variance_has_its_gradient(
     backend: str, packed: bool, scale: str, bounds: tuple[float, float], dtype: torch.dtype
@@ -376,14 +395,23 @@ def test_empty(backend: str, case: Case) -> None:
         assert got[f"grad {name}"].shape == tensor.shape
 
 
+CASES += [
+    Case((2, 3, 4, 5), packed_dim=1, scale="softplus", std_floor=1e-4, num_samples=count, dtypes=(dtype,) * 5)
+    for count in (None, 2)
+    for dtype in (F32, BF16, F16)
+]
+
 # What gradcheck sees: every variant that changes a formula, in float64 and small.
 SMALL = [
-    Case((2, 3), prior=prior, kl_estimator=estimator, num_samples=count, scale=scale, clamp=clamp, dtypes=(F64,) * 5)
-    for prior, scale, clamp in (
-        ((None, None), "logstd", None),
-        ((None, None), "std", (-1.0, 0.5)),
-        (((2, 3), (3,)), "logvar", None),
-        (((), None), "variance", None),
+    Case((2, 3), 1, prior, count, estimator, scale=scale, std_floor=floor, clamp=clamp, dtypes=(F64,) * 5)
+    for prior, scale, floor, clamp in (
+        ((None, None), "logstd", 0.0, None),
+        ((None, None), "std", 0.0, (-1.0, 0.5)),
+        (((2, 3), (3,)), "logvar", 0.0, None),
+        (((), None), "variance", 0.0, None),
+        (((2, 3), (3,)), "variance", 0.1, None),
+        (((2, 3), (3,)), "softplus", 0.0, None),
+        ((None, None), "softplus", 0.1, (-1.0, 0.5)),
     )
     for estimator in ("analytic", "monte_carlo")
     for count in (None, 2)
@@ -500,6 +528,7 @@ COMPILED = [
     Case(prior=PRIORS[1], kl_estimator="path", num_samples=2),
     Case(kl_reduction="none", scale="std", clamp=(-1.0, 1.0)),
     Case((2, 3, 4, 5), packed_dim=1, layout="channels_last", dtypes=(BF16,) * 5),
+    Case((2, 3, 4, 5), packed_dim=1, scale="softplus", std_floor=1e-4, num_samples=2, kl_estimator="path"),
 ]
 
 

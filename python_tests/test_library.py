@@ -170,14 +170,16 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
         ops.likelihood_forward(*inputs, bins, family, None, 256.0, 1, None)
     with pytest.raises(RuntimeError, match=message):
         ops.likelihood_forward(*inputs, None, family, None, None, 1, None)
-    with pytest.raises(RuntimeError, match="family must be between 0 and 7, got 8"):
-        ops.likelihood_forward(*inputs, None, 8, None, 256.0, 1, None)
+    most = len(INDEX) - 1
+    with pytest.raises(RuntimeError, match=f"family must be between 0 and {most}, got {most + 1}"):
+        ops.likelihood_forward(*inputs, None, most + 1, None, 256.0, 1, None)
 
 
 def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
     """Where the public functions, which know better, were not asked."""
     ops, z, seed = torch.ops.vae_kernels_cpp, torch.zeros(2, 3), torch.tensor([1])
     for message, options, *inputs in (
+        ("scale must be between 0 and 4, got 5", LatentOptions(1, scale=5), z, z, None, None, seed),
         ("packed_dim is missing", LatentOptions(1), torch.zeros(2, 6), None, None, None, seed),
         ("num_samples must be at least 1, got 0", LatentOptions(1, num_samples=0), z, z, None, None, seed),
         ("logvar must have the shape of mu", LatentOptions(1), z, z[:1], None, None, seed),

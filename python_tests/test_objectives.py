@@ -176,6 +176,80 @@ def test_of_one_sample_the_weighted_bound_is_the_elbo(gradient: str) -> None:
     torch.testing.assert_close(bound, LOG_PX - KL)
 
 
+BATCHES = [(), (3,), (0,), (2, 3), (2, 0), (2, 1, 3)]
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("gradient", ["iwae", "dreg"])
+def test_the_weighted_bound_of_a_batch_of_any_shape(gradient: str, batch: tuple[int, ...]) -> None:
+    """By torch.logsumexp, in float64, under random upstream gradients; DReG has its own: weights to log_px, their squares
+    to the KL, and once more to z."""
+    torch.manual_seed(0)
+    log_px, kl = (torch.randn(4, *batch, dtype=F64, requires_grad=True) for _ in range(2))
+    z = torch.randn(4, *batch, 5, 2, dtype=F64, requires_grad=True)
+    upstream, of_z = torch.randn(batch, dtype=F64), z * 1
+    bound = vk.importance_weighted_elbo(log_px + of_z.sum((-1, -2)), kl, z=of_z, gradient=gradient)
+    log_w = log_px + z.sum((-1, -2)) - kl
+    want = torch.logsumexp(log_w, 0) - math.log(4)
+    torch.testing.assert_close(bound, want)
+    found = torch.autograd.grad(bound, (log_px, kl, z), upstream)
+    by_log_px, by_kl, by_z = torch.autograd.grad(want, (log_px, kl, z), upstream)
+    if gradient == "dreg":
+        weights = torch.exp(log_w - torch.logsumexp(log_w, 0)).detach()
+        by_kl, by_z = by_kl * weights, by_z * weights[..., None, None]
+    for got, expected in zip(found, (by_log_px, by_kl, by_z), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+# Whether the KL has samples too; those of its parts are averaged before.
+SAMPLED_OPTIONS = [
+    *((sampled, {"beta": 0.3, "dataset_size": 50}) for sampled in (False, True)),
+    *((sampled, {"capacity": 0.7, "capacity_per": per}) for sampled in (False, True) for per in ("sample", "batch")),
+    *(
+        (False, {"free_bits": free_bits, "free_bits_per": per})
+        for free_bits, per in ((0.6, "dimension"), (1.4, "group"))
+    ),
+]
+
+
+@pytest.mark.parametrize("batch", [(2, 3), (2, 0), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(("sampled", "options"), SAMPLED_OPTIONS, ids=str)
+def test_the_elbo_of_a_batch_of_any_shape(sampled: bool, options: dict, batch: tuple[int, ...]) -> None:
+    """Is that of the same samples in a row, and so are its gradients."""
+    torch.manual_seed(0)
+    samples, parts = (4,) if sampled else (), (2, 2) if "free_bits" in options else ()
+    log_px = torch.randn(4, *batch, dtype=F64, requires_grad=True)
+    kl = torch.rand(*samples, *batch, *parts, dtype=F64, requires_grad=True)
+    row = kl.flatten(len(samples), len(samples) + len(batch) - 1)
+    for reduction in ("none", "sum", "mean"):
+        value = vk.elbo(log_px, kl, reduction=reduction, **options)
+        want = vk.elbo(log_px.flatten(1), row, reduction=reduction, **options)
+        want = want.reshape(batch) if reduction == "none" else want
+        torch.testing.assert_close(value, want, equal_nan=True)
+        upstream = torch.randn_like(value)
+        gradients = (torch.autograd.grad(v, (log_px, kl), upstream, retain_graph=True) for v in (value, want))
+        for got, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 3), (2, 0), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_score_function_of_a_batch_of_any_shape(sampled: bool, batch: tuple[int, ...]) -> None:
+    """f and the gradient f ∂log q, each averaged over the samples."""
+    torch.manual_seed(0)
+    log_px, log_q = (torch.randn(4, *batch, dtype=F64, requires_grad=True) for _ in range(2))
+    kl = torch.randn(*((4,) if sampled else ()), *batch, dtype=F64, requires_grad=True)
+    baseline, upstream = torch.randn(batch, dtype=F64), torch.randn(batch, dtype=F64)
+    value = vk.score_function_elbo(log_px, kl, log_q, baseline=baseline, beta=0.5, reduction="none")
+    f = log_px - 0.5 * kl
+    torch.testing.assert_close(value, f.mean(0))
+    found = torch.autograd.grad(value, (log_px, kl, log_q), upstream)
+    of_kl = upstream.expand(4, *batch) / 4 if sampled else upstream
+    want = (upstream.expand(4, *batch) / 4, -0.5 * of_kl, upstream * (f - baseline) / 4)
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_gradcheck_of_the_weighted_bound() -> None:
     torch.manual_seed(0)
     terms = [torch.randn(4, 3, dtype=F64, requires_grad=True) for _ in range(2)]
@@ -356,9 +430,14 @@ def test_bits_per_dimension() -> None:
     ("call", "message"),
     [
         (lambda: vk.elbo(LOG_PX, KL[:2]), r"kl must have the shape \(3,\) or that of log_px, \(3,\), got \(2,\)"),
+        (
+            lambda: vk.elbo(PARTS[None], KL),
+            r"kl must have the shape \(2, 3\) or that of log_px, \(1, 2, 3\), got \(3,\)",
+        ),
         (lambda: vk.elbo(LOG_PX, PARTS), r"kl must have the shape .* got \(2, 3\)"),
-        (lambda: vk.elbo(LOG_PX[0], KL[0]), r"log_px must have the shape \(B,\) or \(L, B\), got \(\)"),
+        (lambda: vk.elbo(LOG_PX[0], KL[0]), r"log_px must have the shape \(B,\) or \(L, \*batch\), got \(\)"),
         (lambda: vk.elbo(LOG_PX, KL, free_bits=1.0), r"kl must have the shape \(3, \*latent\), with kl_reduction"),
+        (lambda: vk.elbo(PARTS[None], PARTS, free_bits=1.0), r"kl must have the shape \(2, 3, \*latent\), with kl_red"),
         (lambda: vk.elbo(LOG_PX, PARTS, free_bits=1.0, free_bits_per="group"), r"\(3,\) or \(3, J, ...\).* \(2, 3\)"),
         (lambda: vk.elbo(LOG_PX, KL, free_bits=-1.0, free_bits_per="group"), "free_bits must not be negative, got -1"),
         (lambda: vk.elbo(LOG_PX, KL, free_bits_per="x"), "free_bits_per must be one of dimension, group, got 'x'"),
@@ -369,13 +448,14 @@ def test_bits_per_dimension() -> None:
             "at most one of free_bits and capacity",
         ),
         (lambda: vk.elbo(LOG_PX, KL, dataset_size=0, reduction="sum"), "dataset_size must be at least 1, got 0"),
-        (lambda: vk.importance_weighted_elbo(LOG_PX, KL), r"log_px must have the shape \(K, B\).* got \(3,\)"),
+        (lambda: vk.importance_weighted_elbo(KL[0], KL[0]), r"log_px must have the shape \(K, \*batch\).* got \(\)"),
+        (lambda: vk.importance_weighted_elbo(KL[:0], KL[:0]), r"K of at least 1, got \(0,\)"),
         (lambda: vk.importance_weighted_elbo(PARTS, PARTS[0]), r"kl must have the shape of log_px, \(2, 3\).* \(3,\)"),
         (lambda: vk.importance_weighted_elbo(PARTS, PARTS, gradient="x"), "gradient must be one of iwae, dreg"),
         (lambda: vk.importance_weighted_elbo(PARTS, PARTS, gradient="dreg"), '"dreg" needs z'),
         (
             lambda: vk.importance_weighted_elbo(PARTS, PARTS, gradient="dreg", z=PARTS[0]),
-            r"z must have the shape \(K, B, ...\) = \(2, 3, .*\), got \(3,\)",
+            r"z must have the shape \(K, \*batch, ...\) = \(2, 3, .*\), got \(3,\)",
         ),
         (
             lambda: vk.score_function_elbo(LOG_PX, KL, KL[:2]),

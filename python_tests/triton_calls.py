@@ -89,6 +89,9 @@ LATENT: dict[str, Callable[[Make], None]] = {
     "noise given": lambda make: latent_step(make, make(5, 37), make(5, 37), None, None, make(5, 37)),
     "packed, clamped": lambda make: latent_step(make, make(5, 38), packed_dim=1, low=-30.0, high=20.0),
     "packed, channels last": lambda make: latent_step(make, channels_last(make, 2, 8, 4, 4, dtype=F16), packed_dim=1),
+    "packed, with a floor": lambda make: latent_step(
+        make, make(5, 38), packed_dim=1, scale=Scale.softplus, std_floor=1e-4
+    ),
     "a seed for each": lambda make: latent_step(
         make, make(5, 37), make(5, 37), None, None, make(5, dtype=I64), num_samples=3, kl_estimator=KlEstimator.path
     ),

@@ -114,7 +114,9 @@ SAMPLES += [
     test_latent.Case((2, 5000), num_samples=2, kl_estimator="monte_carlo", prior=((5000,), ())),
     test_latent.Case((600, 9), prior=((9,), (1,)), scale="std", clamp=(-1.0, 0.5)),
     test_latent.Case((2, 3, 4, 5), num_samples=2, kl_reduction="none", layout="channels_last"),
-    test_latent.Case((2, 4, 4, 5), packed_dim=1, num_samples=2, layout="channels_last"),
+    test_latent.Case(
+        (2, 4, 4, 5), packed_dim=1, num_samples=2, layout="channels_last", scale="softplus", std_floor=0.1
+    ),
 ]
 
 
@@ -244,7 +246,7 @@ def likelihood_options(family: str, number: float | None = None, reduction: int 
     return LikelihoodOptions(INDEX[family], number, None, 1, reduction)
 
 
-CLAMPED = LatentOptions(1, packed_dim=1, num_samples=2, low=-30.0, kl_estimator=1, kl_reduction=1)
+CLAMPED = LatentOptions(1, packed_dim=1, num_samples=2, std_floor=0.1, low=-30.0, kl_estimator=1, kl_reduction=1)
 OP_SAMPLES = {
     "likelihood_forward": [
         (torch.randn(3, 7), torch.rand(3, 7), None, None, *likelihood_options("bernoulli")),

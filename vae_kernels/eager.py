@@ -50,40 +50,71 @@ def exp_minus_1_minus(l: Tensor) -> Tensor:
     return torch.where(small, series * inside * inside, torch.expm1(l) - l)
 
 
-def std_and_logvar(raw: Tensor, scale: int | None, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
+def std_and_logvar(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]:
     """Standard deviation and log-variance from what was passed. Where a bound takes the log-variance, neither has a
     derivative."""
-    logvar = _FROM_RAW[scale or 0](raw)[1]
-    clamps = [(outside, symbols.tensor(bound, logvar)) for outside, bound in _outside(logvar, low, high)]
+    logvar = _unclamped(raw, options)[1]
+    clamps = [(outside, symbols.tensor(bound, logvar)) for outside, bound in _outside(logvar, options)]
     for outside, _ in clamps:
         raw = torch.where(outside, 1, raw)  # a derivative that is not finite there would not vanish
-    std, logvar = _FROM_RAW[scale or 0](raw)
+    std, logvar = _unclamped(raw, options)
     for outside, bound in clamps:
         std, logvar = torch.where(outside, torch.exp(bound / 2).to(std.dtype), std), torch.where(outside, bound, logvar)
     return std, logvar
 
 
-def clamped(raw: Tensor, scale: int | None, low: float | None, high: float | None) -> Tensor:
-    """`raw` with its log-variance between the bounds, in the dtype of the arithmetic."""
+def settled(raw: Tensor, options: LatentOptions) -> tuple[Tensor, LatentOptions]:
+    """Floor and bounds applied, for compiled code in which they change: `raw` with its log-variance between the bounds, or
+    where `_TO_RAW` does not lead back, the log-variance itself, in the dtype of the arithmetic; and the options left."""
     raw = raw.to(compute_dtype(raw))
-    logvar = _FROM_RAW[scale or 0](raw)[1]
-    for outside, bound in _outside(logvar, low, high):
-        raw = torch.where(outside, _TO_RAW[scale or 0](symbols.tensor(bound, logvar)).to(raw.dtype), raw)
-    return raw
+    if options.std_floor is not None or options.scale == Scale.softplus:
+        logvar = std_and_logvar(raw, options)[1].to(raw.dtype)
+        return logvar, options._replace(scale=None, std_floor=None, low=None, high=None)
+    logvar = _unclamped(raw, options)[1]
+    for outside, bound in _outside(logvar, options):
+        raw = torch.where(outside, _TO_RAW[options.scale or 0](symbols.tensor(bound, logvar)).to(raw.dtype), raw)
+    return raw, options._replace(low=None, high=None)
 
 
-def _outside(logvar: Tensor, low: float | None, high: float | None) -> list[tuple[Tensor, float]]:
+def _outside(logvar: Tensor, options: LatentOptions) -> list[tuple[Tensor, float]]:
     """Where a bound takes the log-variance, for each bound."""
+    low, high = options.low, options.high
     below = [] if low is None else [(logvar < low, low)]
     return below if high is None else [*below, (logvar > high, high)]
 
 
-# For `std` and `variance` the logarithm is float64, because float32 rounding would spoil exp(logvar).
+def _unclamped(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]:
+    """Standard deviation and log-variance, the floor added to the former; both float64 where the way there is not one
+    exponential or root."""
+    from_raw = _FROM_RAW[options.scale or 0]
+    if options.std_floor is None:
+        return from_raw(raw)
+    wide = _wide(raw)
+    std = from_raw(wide)[0]
+    floored = std + symbols.tensor(options.std_floor, raw).to(std.dtype)
+    more = floored > std  # where it adds nothing, the sum may be 0 or infinite, and its logarithm too
+    unfloored = from_raw(torch.where(more, 1, wide))[1]
+    return floored, torch.where(more, 2 * torch.log(torch.where(more, floored, 1)), unfloored)
+
+
+def _softplus(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """`ln(1 + eʳ)` and the logarithm of its square, which is `2r − eʳ + 5/12 e²ʳ` to all digits where r < −20."""
+    wide = _wide(raw)
+    positive, far = wide > 0, wide < -20
+    # `where`, not `abs`: see `bernoulli`.
+    std = F.softplus(torch.where(positive, -wide, wide)) + torch.where(positive, wide, 0)
+    u = torch.exp(torch.where(far, wide, -20))
+    logvar = torch.where(far, 2 * wide - u * (1 - 5 / 12 * u), 2 * torch.log(torch.where(far, 1, std)))
+    return std, logvar
+
+
+# Other logarithms than what was passed are float64, because float32 rounding would spoil exp(logvar).
 _FROM_RAW = {
     Scale.logvar: lambda raw: (torch.exp(0.5 * raw), raw),
     Scale.logstd: lambda raw: (torch.exp(raw), 2 * raw),
     Scale.std: lambda raw: (raw, 2 * torch.log(_wide(raw))),
     Scale.variance: lambda raw: (torch.sqrt(raw), torch.log(_wide(raw))),
+    Scale.softplus: _softplus,
 }
 
 
@@ -107,7 +138,7 @@ def reparameterize_kl(
     """`z = mu + std·eps` and the KL divergence to the prior."""
     dtype = compute_dtype(*(t for t in (mu, logvar, prior_mu, prior_logvar) if t is not None))
     m, e = mu.to(dtype), eps.to(dtype)
-    std, l = std_and_logvar(logvar.to(dtype), options.scale, options.low, options.high)
+    std, l = std_and_logvar(logvar.to(dtype), options)
     z = m + std * e
     prior = [None if t is None else t.to(dtype) for t in (prior_mu, prior_logvar)]
     batch_dims = options.batch_dims
@@ -116,12 +147,21 @@ def reparameterize_kl(
     else:
         batch_dims += options.num_samples is not None
         if options.path:
-            # eps as (z − mu) / std at fixed mu and std: q's parameters count through z alone, a z that no hook sees.
-            path, m, std, l = m + std * e, m.detach(), std.detach(), l.detach()
-            e = e.detach() + (path - path.detach()) / std
+            e, m, std, l = _path_eps(m, std, l, e), m.detach(), std.detach(), l.detach()
         elements = sampled_kl(m, std, l, e, *prior)
     kl = sum_columns(elements, batch_dims) if options.summed else elements
     return z.to(mu.dtype), kl.to(dtype)
+
+
+def _path_eps(mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """eps as (z − mu) / std at fixed mu and std: q's parameters count through z alone, a z that no hook sees. Where std
+    underflows, its derivatives come from its logarithm."""
+    least = torch.finfo(std.dtype).tiny
+    lost = std.detach() < least
+    path = mu + torch.where(lost, 0, std * eps)
+    through_z = (path - path.detach()) / std.detach().clamp(min=least * torch.finfo(std.dtype).eps)
+    by_log = eps * _one(torch.where(lost, 0.5 * logvar, 0)).to(eps.dtype)
+    return torch.where(lost, by_log, eps.detach()) + through_z
 
 
 def analytic_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:

@@ -16,14 +16,14 @@ class LatentModel(Protocol):
     """A model with a standard normal prior and a diagonal Gaussian posterior, as `vae_kernels.models.VAE` is one."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`mu` and `logvar` of `q(z|x)`, each `(B, *latent)`."""
+        """`mu` and `logvar` of `q(z|x)`, each `(*batch, *latent)`."""
 
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """`log p(x|z)` for z of shape `(K, B, *latent)`, `(K, B)`."""
+        """`log p(x|z)` for z of shape `(K, *batch, *latent)`, `(K, *batch)`."""
 
 
 class LogMarginalLikelihood(NamedTuple):
-    """An estimate of log p(x) for each x, `(B,)`, in nats."""
+    """An estimate of log p(x) for each x, of the batch's shape, in nats."""
 
     value: Tensor
     """`ln 1/N Σ w`: a lower bound of log p(x) in the mean, and as `num_samples` grows, log p(x) itself."""
@@ -41,6 +41,7 @@ def log_marginal_likelihood(
     chunk: int,
     proposal: str = "posterior",
     generator: torch.Generator | None = None,
+    batch_dims: int = 1,
 ) -> LogMarginalLikelihood:
     """log p(x) by importance sampling, in bounded memory.
 
@@ -49,18 +50,19 @@ def log_marginal_likelihood(
 
     Args:
         model: what has `encode(x)` and `log_px(x, z)` as `LatentModel` says, with the prior N(0, 1).
-        x: `(B, ...)`, as the model wants it.
+        x: `(*batch, ...)`, as the model wants it.
         num_samples: N, samples of z for each x.
-        chunk: how many of them are decoded at once: memory is that of `chunk · B` decoder outputs, whatever N.
+        chunk: how many of them are decoded at once: memory is that of so many decoder outputs for each x, whatever N.
         proposal: where z is drawn from. `"posterior"`: the encoder's q(z|x). `"prior"`: plain Monte Carlo from p(z),
             the baseline, which needs about `exp(KL)` samples.
         generator: where the noise's seeds are drawn from, one for each chunk; on the device of `mu`. Default: torch's.
+        batch_dims: how many leading dims of the posterior's `mu` are the batch's.
 
     Returns:
-        `LogMarginalLikelihood(value, standard_error)`, each `(B,)`, without gradient.
+        `LogMarginalLikelihood(value, standard_error)`, each of the batch's shape, without gradient.
 
     Raises:
-        ValueError: `num_samples` or `chunk` is below 1, or `proposal` is unknown.
+        ValueError: `num_samples` or `chunk` is below 1, `proposal` is unknown, or `batch_dims` does not fit.
 
     Sources: Rezende et al. 2014, "Stochastic Backpropagation and Approximate Inference in Deep Generative Models",
     appendix E; Burda et al. 2016, "Importance Weighted Autoencoders", section 5 (N = 5000). The standard error is the
@@ -90,7 +92,7 @@ def log_marginal_likelihood(
             logvar,
             num_samples=min(chunk, num_samples - start),
             kl_estimator="monte_carlo",
-            batch_dims=1,
+            batch_dims=batch_dims,
             generator=generator,
         )
         log_weights = model.log_px(x, z) - kl

@@ -26,6 +26,7 @@ def reparameterize_kl(
     kl_estimator: str = "analytic",
     kl_reduction: str = "sum",
     scale: str = "logvar",
+    std_floor: float = 0.0,
     logvar_clamp: Sequence[float] | None = None,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -49,10 +50,14 @@ def reparameterize_kl(
             `"monte_carlo"` with its full gradient, `"path"` with the gradient of q's parameters through z alone, which
             vanishes where q is the posterior ("sticking the landing"). The prior's parameters keep their gradient.
         kl_reduction: `"sum"` per sample, or `"none"`: the KL of every element, for free bits and statistics.
-        scale: what the second argument holds: `"logvar"`, `"logstd"` (log standard deviation), `"std"` or `"variance"`.
-            Gradients are those of what was passed.
-        logvar_clamp: `(lo, hi)` between which the log-variance is clamped before anything else. Its derivative is 1 from
-            lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at a bound 1 up to torch 2.13, 0 from 2.14.)
+        scale: what the second argument holds: `"logvar"`, `"logstd"` (log standard deviation), `"std"`, `"variance"` or
+            `"softplus"`, any number r of which the standard deviation is `ln(1 + eʳ)`. Gradients are those of what was
+            passed.
+        std_floor: a number, at least 0, that is added to the standard deviation, whatever `scale` is: 1e-4 beside
+            `"softplus"` in Stable Audio's autoencoder.
+        logvar_clamp: `(lo, hi)` between which the log-variance, that of the standard deviation with its floor, is clamped
+            before anything else. Its derivative is 1 from lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at
+            a bound 1 up to torch 2.13, 0 from 2.14.)
         seed: fixes the noise: an int in [0, 2⁶³) or an int64 tensor of one element on the device of `mu`. The same seed
             gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
             elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
@@ -68,7 +73,8 @@ def reparameterize_kl(
         one also behind the leading dim; with `kl_reduction="none"` of the shape of `mu` or `z`.
 
         Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may be
-        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With the analytic KL
+        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With `"softplus"` it may be any
+        number: where its exponential underflows it is the log standard deviation itself. With the analytic KL
         `prior_logvar` may be any number where the means are equal or differ by more than 1e-15, with the others it is to be
         above −177 too.
 
@@ -79,11 +85,13 @@ def reparameterize_kl(
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices, `batch_dims` or names do not fit, or more than one of seed, generator, eps is given.
+        ValueError: shapes, devices, `batch_dims` or names do not fit, a number is out of range, or more than one of seed,
+            generator, eps is given.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,
-    "Sticking the Landing", for `"path"`.
+    Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,
+    "Sticking the Landing", for `"path"`; diffusers, `OobleckDiagonalGaussianDistribution`, for a softplus with a floor,
+    whose `kl` is twice this one.
 
     >>> import torch, vae_kernels as vk
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
@@ -99,7 +107,7 @@ def reparameterize_kl(
     checks.same_shape("logvar", logvar, "mu", mu)
     checks.same_device("logvar", logvar, "mu", mu)
     batch_dims = checks.batch_dims(batch_dims, "mu", mu)
-    options = _options(batch_dims, None, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    options = _options(batch_dims, None, num_samples, scale, std_floor, logvar_clamp, kl_estimator, kl_reduction)
     return _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options)
 
 
@@ -113,6 +121,7 @@ def reparameterize_kl_packed(
     kl_estimator: str = "analytic",
     kl_reduction: str = "sum",
     scale: str = "logvar",
+    std_floor: float = 0.0,
     logvar_clamp: Sequence[float] | None = None,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -149,17 +158,17 @@ def reparameterize_kl_packed(
     checks.tensor("moments", moments, checks.FLOATS)
     batch_dims = checks.batch_dims(batch_dims, "moments", moments)
     dim = _packed_dim(moments, dim, batch_dims)
-    options = _options(batch_dims, dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction)
+    options = _options(batch_dims, dim, num_samples, scale, std_floor, logvar_clamp, kl_estimator, kl_reduction)
     return _latent_step(moments, None, prior_mu, prior_logvar, seed, generator, eps, options)
 
 
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options: LatentOptions):
     """The latent step of mu and logvar, or of both moments in `mu` and None."""
-    low, high = options.low, options.high
-    if (low is not None and symbols.changes(low)) or (high is not None and symbols.changes(high)):
+    floor, low, high = options.std_floor, options.low, options.high
+    numbers = () if floor is None and low is None and high is None else (floor, low, high)
+    if any(number is not None and symbols.changes(number) for number in numbers):
         mu, logvar = (mu, logvar) if logvar is not None else mu.chunk(2, options.packed_dim)
-        logvar = eager.clamped(logvar, options.scale, low, high)
-        options = options._replace(low=None, high=None)
+        logvar, options = eager.settled(logvar, options)
     if eps is not None or prior_mu is not None or prior_logvar is not None or seed is not None or generator is not None:
         like = _mean(mu, logvar, options)
         _check_noise(seed, generator, eps, like, options)
@@ -288,17 +297,29 @@ def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
     return positive
 
 
-def _options(batch_dims, packed_dim, num_samples, scale, logvar_clamp, kl_estimator, kl_reduction) -> LatentOptions:
+def _options(
+    batch_dims, packed_dim, num_samples, scale, std_floor, logvar_clamp, kl_estimator, kl_reduction
+) -> LatentOptions:
     """What the caller chose, checked."""
     if num_samples is not None:
         num_samples = checks.integer("num_samples", num_samples, "an int or None")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     scale = checks.choice("scale", scale, SCALES)
+    std_floor = _check_floor(std_floor)
     low, high = (None, None) if logvar_clamp is None else _check_clamp(logvar_clamp)
     estimator = checks.choice("kl_estimator", kl_estimator, ESTIMATORS)
     reduction = checks.choice("kl_reduction", kl_reduction, REDUCTIONS)
-    return LatentOptions(batch_dims, packed_dim, num_samples, scale, low, high, estimator, reduction)
+    return LatentOptions(batch_dims, packed_dim, num_samples, scale, std_floor, low, high, estimator, reduction)
+
+
+def _check_floor(std_floor: float) -> float | None:
+    """None for 0."""
+    if not checks.is_number(std_floor):
+        raise TypeError(f"std_floor must be a number, got {type(std_floor).__name__}")
+    if not 0 <= std_floor < math.inf:
+        raise ValueError(f"std_floor must be at least 0 and finite, got {std_floor}")
+    return float(std_floor) if std_floor else None
 
 
 def _check_clamp(logvar_clamp: Sequence[float]) -> tuple[float | None, float | None]:
@@ -356,4 +377,5 @@ def _check_values(mu, logvar, prior_mu, prior_logvar, eps, options: LatentOption
             checks.no_nan(name, value, batch_dims if value.dim() == mu.dim() else 0)
     if scale in (Scale.std, Scale.variance):
         name, spread = ("moments", mu.chunk(2, options.packed_dim)[1]) if logvar is None else ("logvar", logvar)
-        checks.all_samples(name, spread, batch_dims, spread > 0, f"positive, being a {scale.name}")
+        allowed = checks.POSITIVE if options.std_floor is None else checks.NOT_NEGATIVE
+        checks.all_samples(name, spread, batch_dims, allowed.good(spread), f"{allowed.need}, being a {scale.name}")

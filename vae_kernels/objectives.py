@@ -44,29 +44,30 @@ def elbo(
     With the analytic KL this is estimator B of Kingma & Welling, with a Monte-Carlo one estimator A.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, B)` with L samples of z for each x, which are averaged.
-        kl: `(B,)`, or `(L, B)` beside such a `log_px` where it is estimated by Monte Carlo. With `free_bits` its parts:
-            see there.
+        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
+            dim the first counts samples. `log_px[None]` is one sample of a batch of several dims.
+        kl: of the batch's shape, or of that of such a `log_px` where it is estimated by Monte Carlo. With `free_bits` its
+            parts: see there.
         beta: weight of R, a number or a tensor of one element: beta-VAE, or a step of a schedule (`linear_schedule`,
             `cyclical_schedule`). With `capacity` it is Burgess' gamma.
         free_bits: λ, in nats: what each part of the KL may cost, averaged over the batch, before it is held against the
             bound. A part whose mean is below λ counts as λ and has gradient 0; one at or above λ has its own gradient.
-        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(B, *latent)`, as the
-            latent step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(B, J, ...)` has J groups (channels,
-            levels of a hierarchy), dims behind J being summed; one of `(B,)` is a single group. Several samples of such
-            a `kl` are to be averaged before.
+        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(*batch, *latent)`, as the
+            latent step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(*batch, J, ...)` has J groups
+            (channels, levels of a hierarchy), dims behind J being summed; one of the batch's shape is a single group.
+            Several samples of such a `kl` are to be averaged before.
         capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the
             gradient at the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
         capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
-        dataset_size: N. Each sample's bound is scaled by N/B, whatever the reduction: `reduction="sum"` then estimates the
-            bound of the whole data set.
+        dataset_size: N. Each sample's bound is scaled by N/B, B being the elements of the batch, whatever the reduction:
+            `reduction="sum"` then estimates the bound of the whole data set.
         reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch,
             `"none"` gives values whose mean it is.
         process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
             parts of all; the reduction is over this process's part.
 
     Returns:
-        A number, or `(B,)` with `reduction="none"`.
+        A number, or the batch's shape with `reduction="none"`.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
@@ -93,15 +94,16 @@ def elbo(
     _one_of("reduction", reduction, REDUCTIONS)
     _check_terms(log_px, kl, free_bits, free_bits_per)
     beta = _one_number("beta", beta)
-    scale = _minibatch_scale(log_px.shape[-1], dataset_size)
+    batch = _batch(log_px)
+    scale = _minibatch_scale(batch.numel(), dataset_size)
     if free_bits is not None and capacity is not None:
         raise ValueError("give at most one of free_bits and capacity")
     if free_bits is not None:
-        kl = _free_bits(kl, free_bits, free_bits_per, process_group)
-    kl = _over_samples(kl)
+        kl = _free_bits(kl, batch, free_bits, free_bits_per, process_group)
+    kl = _over_samples(kl, batch)
     if capacity is not None:
         kl = _capacity(kl, _one_number("capacity", capacity), capacity_per, process_group)
-    value = _over_samples(log_px) - beta * kl
+    value = _over_samples(log_px, batch) - beta * kl
     return _reduce(value if scale == 1 else scale * value, reduction)
 
 
@@ -121,11 +123,11 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
     Necessarily Better") and rises as √K with "dreg".
 
     Args:
-        log_px: `log p(x|z)` of K samples of z, `(K, B)`.
-        kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, B)`: the latent step's with `num_samples=K` and
+        log_px: `log p(x|z)` of K samples of z, `(K, *batch)`, of a batch of any shape.
+        kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, *batch)`: the latent step's with `num_samples=K` and
             `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder
             et al.); with K > 1 it is biased, and "dreg" is right.
-        z: the samples themselves, `(K, B, ...)`, for "dreg" only: the very tensor that the latent step gave and from
+        z: the samples themselves, `(K, *batch, ...)`, for "dreg" only: the very tensor that the latent step gave and from
             which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must
             not serve another loss in the same backward pass, nor a second call.
         gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does
@@ -134,7 +136,7 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
             Doubly-Reparameterized Gradient Estimators", says what they need).
 
     Returns:
-        `(B,)`.
+        The bound, of the batch's shape.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
@@ -153,8 +155,8 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
     _one_of("gradient", gradient, GRADIENTS)
     checks.tensor("log_px", log_px, checks.FLOATS)
     _term("kl", kl, log_px)
-    if log_px.dim() != 2 or not len(log_px):
-        raise ValueError(f"log_px must have the shape (K, B) with K of at least 1, got {tuple(log_px.shape)}")
+    if log_px.dim() == 0 or not len(log_px):
+        raise ValueError(f"log_px must have the shape (K, *batch) with K of at least 1, got {tuple(log_px.shape)}")
     if kl.shape != log_px.shape:
         raise ValueError(
             f"kl must have the shape of log_px, {tuple(log_px.shape)} (one for each sample, by "
@@ -184,8 +186,9 @@ def score_function_elbo(
     value the second term is zero.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, B)` with L samples of z for each x, which are averaged.
-        kl: the analytic KL, `(B,)`, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
+        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
+            dim the first counts samples.
+        kl: the analytic KL, of the batch's shape, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
         log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For
             a Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
         baseline: any number, or tensor that broadcasts to `log_px`, that does not depend on the z that it is held
@@ -194,7 +197,7 @@ def score_function_elbo(
         reduction: `"mean"` or `"sum"` over the batch, or `"none"`.
 
     Returns:
-        A number, or `(B,)` with `reduction="none"`.
+        A number, or the batch's shape with `reduction="none"`.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
@@ -220,7 +223,7 @@ def score_function_elbo(
     advantage = value.detach()
     if baseline is not None:
         advantage = advantage - _constant("baseline", baseline, value.shape)
-    return _reduce(_over_samples(value + advantage * (log_q - log_q.detach())), reduction)
+    return _reduce(_over_samples(value + advantage * (log_q - log_q.detach()), _batch(log_px)), reduction)
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -248,31 +251,32 @@ def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Ten
     if z is None:
         raise ValueError('gradient="dreg" needs z, the samples that log_px was computed from, got None')
     _term("z", z, log_px)
-    if z.shape[:2] != log_px.shape:
-        raise ValueError(f"z must have the shape (K, B, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
+    if z.shape[: log_px.dim()] != log_px.shape:
+        raise ValueError(f"z must have the shape (K, *batch, ...) = {(*log_px.shape, ...)}, got {tuple(z.shape)}")
     if kl_estimator_of(kl) == "monte_carlo":
         raise ValueError('kl must be given by kl_estimator="path" for gradient="dreg", got one by "monte_carlo"')
     weights = torch.softmax((log_px - kl).detach(), 0)
     if z.requires_grad:
-        per_sample = weights.reshape(weights.shape + (1,) * (z.dim() - 2))
+        per_sample = weights.reshape(weights.shape + (1,) * (z.dim() - weights.dim()))
         z.register_hook(lambda grad: grad * per_sample.to(grad.dtype))
     return _DoublyReparameterized.apply(log_px, kl, weights)
 
 
-def _free_bits(kl: Tensor, free_bits: float, per: str, process_group) -> Tensor:
+def _free_bits(kl: Tensor, batch: torch.Size, free_bits: float, per: str, process_group) -> Tensor:
     """Per sample Σⱼ of KLⱼ, or of λ where the batch's mean of KLⱼ is below λ: over the batch its mean is Σⱼ max(λ, mean
     KLⱼ), and its gradient that one's."""
-    parts = kl.unsqueeze(1) if kl.dim() == 1 else kl
+    parts = kl.flatten(0, len(batch) - 1)
+    parts = parts.unsqueeze(1) if parts.dim() == 1 else parts
     if parts.dim() > 2:
         parts = parts.flatten(1) if per == "dimension" else parts.flatten(2).sum(2)
     below = _batch_mean(parts, process_group) < free_bits
-    return torch.where(below, symbols.tensor(free_bits, parts), parts).sum(1)
+    return torch.where(below, symbols.tensor(free_bits, parts), parts).sum(1).reshape(batch)
 
 
 def _capacity(kl: Tensor, capacity: float | Tensor, per: str, process_group) -> Tensor:
     if per == "sample":
         return (kl - capacity).abs()
-    return torch.sign(_batch_mean(kl, process_group) - capacity) * (kl - capacity)
+    return torch.sign(_batch_mean(kl.flatten(), process_group) - capacity) * (kl - capacity)
 
 
 @torch.no_grad()
@@ -284,8 +288,13 @@ def _batch_mean(kl: Tensor, process_group) -> Tensor:
     return (sums[:-1] / sums[-1]).reshape(kl.shape[1:])
 
 
-def _over_samples(terms: Tensor) -> Tensor:
-    return terms.mean(0) if terms.dim() == 2 else terms
+def _batch(log_px: Tensor) -> torch.Size:
+    """The shape of the batch: of more than one dim the first counts samples."""
+    return log_px.shape[1:] if log_px.dim() > 1 else log_px.shape
+
+
+def _over_samples(terms: Tensor, batch: torch.Size) -> Tensor:
+    return terms.mean(0) if terms.dim() > len(batch) else terms
 
 
 def _reduce(value: Tensor, reduction: str) -> Tensor:
@@ -332,18 +341,21 @@ def _term(name: str, value: object, log_px: Tensor) -> None:
 def _check_terms(log_px: Tensor, kl: Tensor, free_bits: float | None, free_bits_per: str) -> None:
     checks.tensor("log_px", log_px, checks.FLOATS)
     _term("kl", kl, log_px)
-    if log_px.dim() not in (1, 2):
-        raise ValueError(f"log_px must have the shape (B,) or (L, B), got {tuple(log_px.shape)}")
-    batch = log_px.shape[-1]
+    if log_px.dim() == 0:
+        raise ValueError("log_px must have the shape (B,) or (L, *batch), got ()")
+    batch = _batch(log_px)
     if free_bits is None:
-        if kl.shape not in (log_px.shape, log_px.shape[-1:]):
+        if kl.shape not in (log_px.shape, batch):
             raise ValueError(
-                f"kl must have the shape ({batch},) or that of log_px, {tuple(log_px.shape)}, got {tuple(kl.shape)}"
+                f"kl must have the shape {tuple(batch)} or that of log_px, {tuple(log_px.shape)}, got {tuple(kl.shape)}"
             )
         return
     if free_bits < 0:
         raise ValueError(f"free_bits must not be negative, got {free_bits}")
-    least = 2 if free_bits_per == "dimension" else 1
-    if kl.dim() < least or kl.shape[0] != batch:
-        need = f'({batch}, *latent), with kl_reduction="none"' if least == 2 else f"({batch},) or ({batch}, J, ...)"
+    per_dimension = free_bits_per == "dimension"
+    if kl.dim() < len(batch) + per_dimension or kl.shape[: len(batch)] != batch:
+        sizes = ", ".join(map(str, batch))
+        need = (
+            f'({sizes}, *latent), with kl_reduction="none"' if per_dimension else f"{tuple(batch)} or ({sizes}, J, ...)"
+        )
         raise ValueError(f"kl must have the shape {need} for free bits per {free_bits_per}, got {tuple(kl.shape)}")

@@ -8,7 +8,7 @@ from .settings import LatentOptions, LikelihoodOptions
 
 _LATENT = (
     "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor noise, int batch_dims, int? packed_dim,"
-    " int? num_samples, int? scale, float? low, float? high, int? kl_estimator, int? kl_reduction"
+    " int? num_samples, int? scale, float? std_floor, float? low, float? high, int? kl_estimator, int? kl_reduction"
 )
 _LIKELIHOOD = (
     "Tensor first, Tensor x, Tensor? parameter0, Tensor? parameter1, int family, float? number0, float? number1,"

@@ -4,7 +4,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 # The members are as csrc/latent.h has them.
-Scale = IntEnum("Scale", ["logvar", "logstd", "std", "variance"], start=0)
+Scale = IntEnum("Scale", ["logvar", "logstd", "std", "variance", "softplus"], start=0)
 KlEstimator = IntEnum("KlEstimator", ["analytic", "monte_carlo", "path"], start=0)
 Reduction = IntEnum("Reduction", ["sum", "none"], start=0)
 
@@ -24,6 +24,7 @@ class LatentOptions(NamedTuple):
     packed_dim: int | None = None  # along which mu and what is passed for the spread lie in one tensor
     num_samples: int | None = None  # None: one z, without a dim of its own
     scale: int | None = None  # a Scale
+    std_floor: float | None = None  # what is added to the standard deviation
     low: float | None = None  # the log-variance is at least this
     high: float | None = None  # and at most this
     kl_estimator: int | None = None  # a KlEstimator

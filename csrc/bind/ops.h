@@ -66,8 +66,8 @@ class LatentCall {
 
   LatentCall(LatentInputs& a, const Tensor& mu, const OptionalTensor& logvar, const OptionalTensor& prior_mu,
              const OptionalTensor& prior_logvar, const Tensor& noise, int64_t batch_dims, OptionalInt packed_dim,
-             OptionalInt num_samples, OptionalInt scale, OptionalDouble low, OptionalDouble high,
-             OptionalInt kl_estimator, OptionalInt kl_reduction)
+             OptionalInt num_samples, OptionalInt scale, OptionalDouble std_floor, OptionalDouble low,
+             OptionalDouble high, OptionalInt kl_estimator, OptionalInt kl_reduction)
       : packed(!logvar),
         mean(packed ? half(mu, given(packed_dim, "packed_dim"), 0) : mu),
         raw(packed ? half(mu, given(packed_dim, "packed_dim"), 1) : *logvar),
@@ -76,8 +76,9 @@ class LatentCall {
         z_rows(num_samples ? rows.samples(*num_samples) : rows),
         moments_(mu),
         packed_dim_(packed_dim.value_or(0)) {
-    a.scale = enumerator(scale, Scale::kVariance, "scale");
+    a.scale = enumerator(scale, Scale::kSoftplus, "scale");
     a.estimator = enumerator(kl_estimator, KlEstimator::kPath, "kl_estimator");
+    a.std_floor = std_floor.value_or(0);
     a.low = low.value_or(-INFINITY), a.high = high.value_or(INFINITY);
     a.mu = floating(rows.argument(mean));
     a.raw = floating(rows.argument(raw));
@@ -214,13 +215,13 @@ struct Ops {
   static std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const OptionalTensor& logvar,
                                                    const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
                                                    const Tensor& noise, int64_t batch_dims, OptionalInt packed_dim,
-                                                   OptionalInt num_samples, OptionalInt scale, OptionalDouble low,
-                                                   OptionalDouble high, OptionalInt kl_estimator,
+                                                   OptionalInt num_samples, OptionalInt scale, OptionalDouble std_floor,
+                                                   OptionalDouble low, OptionalDouble high, OptionalInt kl_estimator,
                                                    OptionalInt kl_reduction) {
     const Device device(mu);
     LatentForward a{};
-    LatentCall call(a, mu, logvar, prior_mu, prior_logvar, noise, batch_dims, packed_dim, num_samples, scale, low, high,
-                    kl_estimator, kl_reduction);
+    LatentCall call(a, mu, logvar, prior_mu, prior_logvar, noise, batch_dims, packed_dim, num_samples, scale, std_floor,
+                    low, high, kl_estimator, kl_reduction);
     const std::tuple<Tensor, Tensor> results = call.results(a);
     device.run(a);
     call.finish();
@@ -230,12 +231,12 @@ struct Ops {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_backward(
       const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu, const OptionalTensor& logvar,
       const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar, const Tensor& noise, int64_t batch_dims,
-      OptionalInt packed_dim, OptionalInt num_samples, OptionalInt scale, OptionalDouble low, OptionalDouble high,
-      OptionalInt kl_estimator, OptionalInt kl_reduction, int64_t needs) {
+      OptionalInt packed_dim, OptionalInt num_samples, OptionalInt scale, OptionalDouble std_floor, OptionalDouble low,
+      OptionalDouble high, OptionalInt kl_estimator, OptionalInt kl_reduction, int64_t needs) {
     const Device device(mu);
     LatentBackward a{};
-    LatentCall call(a, mu, logvar, prior_mu, prior_logvar, noise, batch_dims, packed_dim, num_samples, scale, low, high,
-                    kl_estimator, kl_reduction);
+    LatentCall call(a, mu, logvar, prior_mu, prior_logvar, noise, batch_dims, packed_dim, num_samples, scale, std_floor,
+                    low, high, kl_estimator, kl_reduction);
     call.set_upstream(a, grad_z, grad_kl);
     Tensor of_prior_mu = no_tensor(), of_prior_logvar = no_tensor(), of_noise = no_tensor();
     auto [of_mu, of_raw] = call.gradients(a, needs);

@@ -49,7 +49,7 @@ VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t s
 enum class Form { kBare, kClamped, kPrior };
 
 bool is_plain(const LatentInputs& a) {
-  return a.samples == 1 && a.scale == Scale::kLogvar && a.estimator == KlEstimator::kAnalytic &&
+  return a.samples == 1 && a.scale == Scale::kLogvar && !a.floored() && a.estimator == KlEstimator::kAnalytic &&
          !(a.prior() && a.clamped());
 }
 
@@ -80,8 +80,9 @@ struct PlainInputs {
   VK_INLINE T mean(int k) const { return widen<T>(mu[k]); }
   VK_INLINE Spread<T> spread(int k, const Clamp<T>& clamp) const {
     const T l = widen<T>(raw[k]);
-    if constexpr (kForm == Form::kClamped) return vk::spread<Scale::kLogvar>(l, clamp);
-    return vk::spread<Scale::kLogvar>(l);
+    const Spread<T> s = vk::spread<Scale::kLogvar>(l);
+    if constexpr (kForm == Form::kClamped) return clamped(s, clamp);
+    return s;
   }
   VK_INLINE Relative<T> relative(int k, const Spread<T>& s) const {
     if constexpr (kForm == Form::kPrior) return vk::relative(mean(k), s.l, s.std, widen<T>(m[k]), widen<T>(v[k]));
@@ -235,21 +236,30 @@ struct Moments {
   template <class Isa>
   VK_INLINE void task(int64_t) const {
     Moments& self = const_cast<Moments&>(*this);
-    switch (a->scale) {
-      case Scale::kLogvar: return self.fill<Scale::kLogvar>();
-      case Scale::kLogstd: return self.fill<Scale::kLogstd>();
-      case Scale::kStd: return self.fill<Scale::kStd>();
-      case Scale::kVariance: return self.fill<Scale::kVariance>();
-    }
+    a->floored() ? self.fill<true>() : self.fill<false>();
   }
 
  private:
-  template <Scale kScale>
+  template <bool kFloored>
   VK_INLINE void fill() {
+    switch (a->scale) {
+      case Scale::kLogvar: return fill<Scale::kLogvar, kFloored>();
+      case Scale::kLogstd: return fill<Scale::kLogstd, kFloored>();
+      case Scale::kStd: return fill<Scale::kStd, kFloored>();
+      case Scale::kVariance: return fill<Scale::kVariance, kFloored>();
+      case Scale::kSoftplus: return fill<Scale::kSoftplus, kFloored>();
+    }
+  }
+
+  template <Scale kScale, bool kFloored>
+  VK_INLINE void fill() {
+    const T floor = T(a->std_floor);
     const Clamp<T> clamp(a->low, a->high);
 #pragma GCC ivdep
     for (int k = 0; k < n; ++k) {
-      const Spread<T> s = spread<kScale>(raw[k], clamp);
+      Spread<T> s = spread<kScale>(raw[k]);
+      if constexpr (kFloored) s = raised(s, floor);
+      s = clamped(s, clamp);
       l[k] = s.l, std[k] = s.std, dl[k] = s.dl, dstd[k] = s.dstd;
     }
     if (!a->prior()) {
@@ -339,28 +349,27 @@ struct Backward {
         for (int64_t sample = 0; sample < a.samples; ++sample) add_sample<Isa>(tile, sample, q, sums);
       }
       T grad_kl_buffer[kPart], mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart + kLanes], v_buffer[kPart + kLanes];
-      const bool path = a.estimator == KlEstimator::kPath;
       const T* grad_kl = sums.kl;
       if constexpr (kKl && !kSampled) grad_kl = load(a.grad_kl, tile, grad_kl_buffer);
       T* grad_mu = target(a.grad_mu, tile, mu_buffer);
       T* grad_raw = target(a.grad_raw, tile, raw_buffer);
       T* grad_m = prior_mu.target(tile, m_buffer);
       T* grad_v = prior_logvar.target(tile, v_buffer);
+      const auto loop = [&](auto path) __attribute__((always_inline)) {
 #pragma GCC ivdep
-      for (int k = 0; k < n; ++k) {
-        Upstream<T> up{T(0), T(0), T(0), T(0), T(0)};
-        if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
-        if constexpr (kKl) up.kl = grad_kl[k];
-        if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
-        const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.relative(k), q.std[k], up, path);
-        T raw = T(0);
-        if constexpr (kZ) raw = q.dstd[k] * g.std;
-        if constexpr (kKl) raw = path ? raw : fused(q.dl[k], g.l, raw);
-        grad_mu[k] = g.mu;
-        grad_raw[k] = raw;
-        grad_m[k] = g.prior_mu;
-        grad_v[k] = g.prior_logvar;
-      }
+        for (int k = 0; k < n; ++k) {
+          Upstream<T> up{T(0), T(0), T(0), T(0), T(0)};
+          if constexpr (kZ) up.z = sums.z[k], up.z_eps = sums.z_eps[k];
+          if constexpr (kKl) up.kl = grad_kl[k];
+          if constexpr (kSampled) up.kl_eps = sums.kl_eps[k], up.kl_eps2 = sums.kl_eps2[k];
+          const LatentGradient<T> g = latent_gradient<kZ, kKl, kSampled>(q.relative(k), q.std[k], up, path);
+          grad_mu[k] = g.mu;
+          grad_raw[k] = gradient_of_raw<kZ, kKl, kSampled>(q.relative(k), q.dl[k], q.dstd[k], g, up.kl, path);
+          grad_m[k] = g.prior_mu;
+          grad_v[k] = g.prior_logvar;
+        }
+      };
+      kSampled&& a.estimator == KlEstimator::kPath ? loop(std::true_type()) : loop(std::false_type());
       if (a.grad_mu.data) store(a.grad_mu, tile, grad_mu, mu_buffer);
       if (a.grad_raw.data) store(a.grad_raw, tile, grad_raw, raw_buffer);
       prior_mu.template write<Isa>(tile, task, grad_m, m_buffer);

@@ -10,7 +10,7 @@ namespace {
 
 // The commonest calls: one z of one seed, the analytic KL, a log-variance.
 bool is_plain(const LatentInputs& a) {
-  return a.seeds && !a.own_seeds && a.samples == 1 && !a.sampled() && a.scale == Scale::kLogvar;
+  return a.seeds && !a.own_seeds && a.samples == 1 && !a.sampled() && a.scale == Scale::kLogvar && !a.floored();
 }
 
 // Whether the noise is that of half types: forward and backward agree on it. A sampled KL depends on the noise itself.
@@ -86,8 +86,9 @@ struct Plain {
   // Of element k, in an arithmetic of the caller's.
   template <class C>
   __device__ __forceinline__ Spread<C> spread_of(const Moments& q, int k) const {
-    if constexpr (kClamped) return spread<Scale::kLogvar>(C(q.logvar[k]), Clamp<C>(clamp));
-    return spread<Scale::kLogvar>(C(q.logvar[k]));
+    const Spread<C> s = spread<Scale::kLogvar>(C(q.logvar[k]));
+    if constexpr (kClamped) return clamped(s, Clamp<C>(clamp));
+    return s;
   }
   template <class C>
   __device__ __forceinline__ static Relative<C> relative_to_prior(const Moments& q, int k, const Spread<C>& s) {
@@ -201,6 +202,7 @@ struct General {
   bool own_seeds, coarse_noise, prior, sampled, path;
   Operand mu, raw, prior_mu, prior_logvar, eps;
   Scale scale;
+  T std_floor;
   Clamp<T> clamp;
 
   explicit General(const LatentInputs& a)
@@ -219,6 +221,7 @@ struct General {
         prior_logvar(a.prior_logvar, cols, kWidth),
         eps(a.eps, cols, kWidth),
         scale(a.scale),
+        std_floor(T(a.std_floor)),
         clamp(a.low, a.high) {}
 
   // The same packs of another row.
@@ -259,7 +262,9 @@ struct General {
   template <Scale kScale>
   __device__ __forceinline__ void take_spread(Moments& q) const {
     for_each<kLoop, kWidth>([&](int k) {
-      const Spread<T> s = spread<kScale>(pick(q.l, k), clamp);
+      Spread<T> s = spread<kScale>(pick(q.l, k));
+      if (std_floor > T(0)) s = raised(s, std_floor);
+      s = clamped(s, clamp);
       put(q.l, k, s.l), put(q.std, k, s.std), put(q.dl, k, s.dl), put(q.dstd, k, s.dstd);
     });
   }
@@ -274,6 +279,7 @@ struct General {
       case Scale::kLogstd: return take_spread<Scale::kLogstd>(q);
       case Scale::kStd: return take_spread<Scale::kStd>(q);
       case Scale::kVariance: return take_spread<Scale::kVariance>(q);
+      case Scale::kSoftplus: return take_spread<Scale::kSoftplus>(q);
     }
   }
 
@@ -384,10 +390,12 @@ struct Backward : General<Arithmetic> {
     return latent_gradient<false, true, false>(q, std, up);
   }
 
-  // By what was passed for the spread.
-  __device__ __forceinline__ T by_raw(const LatentGradient<T>& g, T dl, T dstd) const {
-    const T by_std = grad_z.data || this->sampled ? dstd * g.std : T(0);
-    return grad_kl.data && !this->path ? fused(dl, g.l, by_std) : by_std;
+  // By what was passed for the spread: the same cases.
+  __device__ __forceinline__ T by_raw(const Relative<T>& q, T dl, T dstd, const LatentGradient<T>& g, T kl) const {
+    if (!grad_kl.data) return gradient_of_raw<true, false, false>(q, dl, dstd, g, kl, false);
+    if (this->sampled) return gradient_of_raw<true, true, true>(q, dl, dstd, g, kl, this->path);
+    if (grad_z.data) return gradient_of_raw<true, true, false>(q, dl, dstd, g, kl, false);
+    return gradient_of_raw<false, true, false>(q, dl, dstd, g, kl, false);
   }
 
   template <class Add>
@@ -404,8 +412,9 @@ struct Backward : General<Arithmetic> {
         for_each<kLoop, kWidth>([&](int k) {
           const Upstream<T> up{pick(sums.z, k), pick(sums.z_eps, k), pick(sums.kl, k), pick(sums.kl_eps, k),
                                pick(sums.kl_eps2, k)};
-          const LatentGradient<T> g = gradient(this->relative_to_prior(q, k), pick(q.std, k), up);
-          put(to_mu, k, g.mu), put(to_raw, k, by_raw(g, pick(q.dl, k), pick(q.dstd, k)));
+          const Relative<T> r = this->relative_to_prior(q, k);
+          const LatentGradient<T> g = gradient(r, pick(q.std, k), up);
+          put(to_mu, k, g.mu), put(to_raw, k, by_raw(r, pick(q.dl, k), pick(q.dstd, k), g, up.kl));
           put(to_m, k, g.prior_mu), put(to_v, k, g.prior_logvar);
         });
         this->store(grad_mu, packs, pack, n, to_mu);

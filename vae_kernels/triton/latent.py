@@ -60,8 +60,9 @@ def latent_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     if z.numel() == 0:
         return z, kl.zero_()
     inputs = _inputs(given, *tensors)
+    given = _without_lost_floor(given, inputs)
     plan = planned(("latent_forward", _key(tensors, given)), lambda: _plan_forward(inputs, given, z, kl))
-    plan(*inputs, _clamp(given), z, kl)
+    plan(*inputs, *_numbers(given), z, kl)
     return z, kl
 
 
@@ -71,20 +72,28 @@ def _key(tensors: tuple[Tensor | None, ...], given: LatentOptions) -> Hashable:
     of_noise = signature(noise) if noise.is_floating_point() else noise.numel()
     return (
         *(mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar), of_noise),
-        *given._replace(low=None, high=_is_clamped(given)),
+        *given._replace(std_floor=given.std_floor is not None, low=None, high=_is_clamped(given)),
     )
+
+
+def _without_lost_floor(given: LatentOptions, inputs: Inputs) -> LatentOptions:
+    """Without a floor that is 0 in the arithmetic's type."""
+    if given.std_floor is None or float32_parts(given.std_floor)[0] or inputs.dtype == torch.float64:
+        return given
+    return given._replace(std_floor=None)
 
 
 def _is_clamped(given: LatentOptions) -> bool:
     return given.low is not None or given.high is not None
 
 
-def _clamp(given: LatentOptions) -> tuple[tuple[float, ...], ...]:
-    """Both bounds, as the kernels take numbers, or nothing."""
+def _numbers(given: LatentOptions) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """The floor and both bounds, as the kernels take numbers; nothing in the place of those that are not there."""
+    floor = () if given.std_floor is None else (float32_parts(given.std_floor),)
     if not _is_clamped(given):
-        return ()
+        return floor, ()
     low, high = (-math.inf if given.low is None else given.low), (math.inf if given.high is None else given.high)
-    return float32_parts(low), float32_parts(high)
+    return floor, (float32_parts(low), float32_parts(high))
 
 
 def _plan_forward(inputs: Inputs, given: LatentOptions, z: Tensor, kl: Tensor) -> Callable[..., None]:
@@ -182,7 +191,8 @@ def _layout(
 
 
 def _tile(form: Layout, inputs: Inputs, given: LatentOptions, tensors: list[Tensor]) -> Tile:
-    plain = inputs.prior_mu is None and inputs.prior_logvar is None and not given.sampled and not given.scale
+    usual = not given.sampled and not given.scale and given.std_floor is None
+    plain = usual and inputs.prior_mu is None and inputs.prior_logvar is None
     return tile(form.rows, form.cols * form.vec, inputs.dtype, tensors, HELD_PLAIN if plain else HELD_OTHERS)
 
 
@@ -212,9 +222,10 @@ def latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, *arguments: A
     if tensors[1] is None and grads[0] is not None:
         grads[:2] = grads[0].chunk(2, given.packed_dim)
     inputs = _inputs(given, *tensors)
+    given = _without_lost_floor(given, inputs)
     key = ("latent_backward", signature(grad_z), by_kl and signature(grad_kl), needs, _key(tensors, given))
     plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
-    plan(grad_z, grad_kl, *inputs, _clamp(given), grads)
+    plan(grad_z, grad_kl, *inputs, *_numbers(given), grads)
     return found
 
 
@@ -335,8 +346,8 @@ def _from_dense(tensor: Tensor, like: Tensor, given: LatentOptions, order: list[
 
 
 def _forward_through_copies(given: LatentOptions, order: list[int], *arguments: Any) -> None:
-    *tensors, clamp, z, kl = arguments
-    given = _clamped(given, clamp)
+    *tensors, floor, clamp, z, kl = arguments
+    given = _with_numbers(given, floor, clamp)
     dense_z, dense_kl = latent_forward(*_dense_inputs(*tensors, given, order), *given)
     _from_dense(dense_z, z, given, order, samples=True)
     if given.summed:
@@ -345,14 +356,17 @@ def _forward_through_copies(given: LatentOptions, order: list[int], *arguments: 
         _from_dense(dense_kl, kl, given, order, given.sampled)
 
 
-def _clamped(given: LatentOptions, clamp: tuple[tuple[float, ...], ...]) -> LatentOptions:
-    """With the bounds of this call; the plan's were of another."""
-    return given._replace(**dict(zip(("low", "high"), (sum(reversed(parts)) for parts in clamp), strict=False)))
+def _with_numbers(given: LatentOptions, *numbers: tuple[tuple[float, ...], ...]) -> LatentOptions:
+    """With the floor and the bounds of this call; the plan's were of another."""
+    floor, clamp = ([sum(reversed(parts)) for parts in number] for number in numbers)
+    return given._replace(
+        **dict(zip(("std_floor",), floor, strict=False)), **dict(zip(("low", "high"), clamp, strict=False))
+    )
 
 
 def _backward_through_copies(given: LatentOptions, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
-    *tensors, clamp, grads = arguments
-    given = _clamped(given, clamp)
+    *tensors, floor, clamp, grads = arguments
+    given = _with_numbers(given, floor, clamp)
     inputs = _dense_inputs(*tensors, given, order)
     grad_z = _dense(grad_z, given, order)
     if grad_kl is not None:

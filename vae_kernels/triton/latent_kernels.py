@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from .gamma import log
-from .math import excess_from, exp, expm1_from, std_and_excess, std_and_expm1
+from .math import (
+    excess_from,
+    exp,
+    exp_minus_abs,
+    expm1_from,
+    log1p_unit,
+    sigmoid,
+    softplus,
+    std_and_excess,
+    std_and_expm1,
+)
 from .parameters import load_parameter, number, store_partial
 from .philox import normals
 from .tile import (
@@ -25,7 +35,32 @@ from .tile import (
 
 
 @triton.jit
-def _log_variance(raw, clamp, SCALE: tl.constexpr):
+def _std(raw, SCALE: tl.constexpr):
+    """std from what was passed, without floor and clamp."""
+    if SCALE == "logvar":
+        return exp(raw * 0.5)
+    elif SCALE == "logstd":
+        return exp(raw)
+    elif SCALE == "std":
+        return raw
+    elif SCALE == "variance":
+        return tl.sqrt(raw) if raw.dtype == tl.float64 else tl.sqrt_rn(raw)
+    else:
+        return softplus(raw, exp_minus_abs(raw))
+
+
+@triton.jit
+def _of_softplus(raw):
+    """log std and its derivative: ln(1 + e^raw) is e^raw times a factor near 1 where raw is negative, and no logarithm of
+    it underflows."""
+    u = exp_minus_abs(raw)
+    factor = tl.where(u > 0.0, log1p_unit(u) / tl.where(u > 0.0, u, 1.0), 1.0)
+    rest = tl.where(raw > 0.0, softplus(raw, u), factor)
+    return log(rest) + tl.where(raw > 0.0, 0.0, raw), 1.0 / ((1.0 + u) * rest)
+
+
+@triton.jit
+def _log_variance(raw, floor, clamp, SCALE: tl.constexpr):
     """l from what was passed, and where the clamp took it."""
     if SCALE == "logvar":
         l = raw
@@ -33,8 +68,15 @@ def _log_variance(raw, clamp, SCALE: tl.constexpr):
         l = 2.0 * raw
     elif SCALE == "std":
         l = 2.0 * log(raw)
-    else:
+    elif SCALE == "variance":
         l = log(raw)
+    else:
+        l = 2.0 * _of_softplus(raw)[0]
+    if len(floor) > 0:
+        # Where the floor adds nothing the logarithm stays what it was: the sum may be infinite.
+        base = _std(raw, SCALE)
+        std = base + number(floor[0], raw.dtype)
+        l = tl.where(std > base, 2.0 * log(std), l)
     outside = l < l
     if len(clamp) > 0:
         low, high = number(clamp[0], raw.dtype), number(clamp[1], raw.dtype)
@@ -54,10 +96,17 @@ def _times_w(x, v):
 
 
 @triton.jit
-def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
+def _is_far(expm1, r):
+    """Whether e^d is too large for the type, but r, its root, is not."""
+    return (expm1 == float("inf")) & (r < float("inf"))
+
+
+@triton.jit
+def _posterior(mu, raw, m, v, floor, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
     """std, and q as seen from the prior: u, r, d, and `e^d − 1 − d` if EXCESS, else `e^d − 1`; m and v may be None.
     And where a clamp took away what depends on raw."""
-    l, outside = _log_variance(raw, clamp, SCALE)
+    l, outside = _log_variance(raw, floor, clamp, SCALE)
+    EXPONENTIAL: tl.constexpr = (SCALE == "logvar" or SCALE == "logstd") and len(floor) == 0
     u = mu
     if m is not None:
         u = mu - m
@@ -65,7 +114,7 @@ def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
     if v is not None:
         d = l - v
     u = _times_w(u, v)
-    if SCALE == "logvar" or SCALE == "logstd":
+    if EXPONENTIAL:
         if EXCESS:
             half, rest = std_and_excess(d)
         else:
@@ -74,30 +123,48 @@ def _posterior(mu, raw, m, v, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
         if v is not None:
             std = exp(l * 0.5)
     else:
-        std = raw
-        if SCALE == "variance":
-            std = tl.sqrt(raw) if raw.dtype == tl.float64 else tl.sqrt_rn(raw)
+        std = _std(raw, SCALE)
+        if len(floor) > 0:
+            std += number(floor[0], raw.dtype)
         if len(clamp) > 0:
             std = tl.where(outside, exp(l * 0.5), std)
     r = _times_w(std, v)
-    if SCALE == "std" or SCALE == "variance":
+    if not EXPONENTIAL:
         # l has been rounded: e^d is not taken from it.
         rest = excess_from(d, r * r) if EXCESS else expm1_from(d, r * r)
     return std, u, r, d, rest, outside
 
 
 @triton.jit
-def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, CLAMPED: tl.constexpr):
+def _times_slope(x, raw, std, SCALE: tl.constexpr):
+    """x times the derivative of std, twice that of a log-variance and a variance."""
+    if SCALE == "std":
+        return x
+    elif SCALE == "variance":
+        return x / std
+    elif SCALE == "softplus":
+        return sigmoid(raw, exp_minus_abs(raw)) * x
+    else:
+        return std * x
+
+
+@triton.jit
+def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, FLOORED: tl.constexpr, CLAMPED: tl.constexpr):
     """The gradient of what was passed from those of std and l, either of which may be None."""
+    base = std
+    if FLOORED:
+        base = _std(raw, SCALE)
     of_std = by_std
     if by_std is not None:
-        if SCALE == "variance":
-            of_std = by_std / std
-        elif SCALE != "std":
-            of_std = std * by_std
+        of_std = _times_slope(by_std, raw, base, SCALE)
     of_l = twice_by_l
-    if twice_by_l is not None and (SCALE == "std" or SCALE == "variance"):
-        of_l = twice_by_l / raw
+    if twice_by_l is not None:
+        if FLOORED:
+            of_l = _times_slope(twice_by_l, raw, base, SCALE) / std
+        elif SCALE == "std" or SCALE == "variance":
+            of_l = twice_by_l / raw
+        elif SCALE == "softplus":
+            of_l = twice_by_l * _of_softplus(raw)[1]
     if of_std is None:
         grad = of_l
     elif of_l is None:
@@ -135,7 +202,7 @@ def _noise(
     ]
 )  # fmt: skip
 def latent_forward_kernel(
-    mu, raw, prior_mu, prior_logvar, seed, eps, clamp, z, kl,
+    mu, raw, prior_mu, prior_logvar, seed, eps, floor, clamp, z, kl,
     mu_strides, raw_strides, prior_strides, eps_strides, z_strides, eps_step, z_step,
     rows, cols, inner_rows, inner_cols, chunks, chunks_per_program,
     SCALE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, SAMPLES: tl.constexpr, OWN_SEEDS: tl.constexpr,
@@ -146,6 +213,7 @@ def latent_forward_kernel(
     kl [chunks, rows]. The KL is an estimate if SAMPLED, of each of the SAMPLES z; several of them are summed chunk by
     chunk into kl [chunks, SAMPLES, rows]. Not SUMMED: its elements, laid out as those of z."""
     DTYPE: tl.constexpr = kl.dtype.element_ty
+    FAR: tl.constexpr = SCALE == "softplus" or len(floor) > 0
     ONE_BY_ONE: tl.constexpr = SAMPLED and SAMPLES > 1
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     z_step, eps_step = widened(z_step, WIDE), widened(eps_step, WIDE)
@@ -168,7 +236,7 @@ def latent_forward_kernel(
             m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         if prior_logvar is not None:
             v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        std, u, ratio, d, rest, _ = _posterior(x, s, m, v, clamp, SCALE, not SAMPLED)
+        std, u, ratio, d, rest, _ = _posterior(x, s, m, v, floor, clamp, SCALE, not SAMPLED)
         at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
         for k in range(SAMPLES):
             e = _noise(
@@ -177,7 +245,10 @@ def latent_forward_kernel(
             )  # fmt: skip
             store(z + (k * (z_step * VEC) + at), x + std * e, mask)
             if SAMPLED:
-                element = 0.5 * (u * (u + 2.0 * ratio * e) + (rest * (e * e) - d))
+                square = rest * (e * e)
+                if FAR:
+                    square = tl.where(_is_far(rest, ratio), (ratio * e) * (ratio * e), square)
+                element = 0.5 * (u * (u + 2.0 * ratio * e) + (square - d))
                 if not SUMMED:
                     store(kl + (k * (z_step * VEC) + at), element, mask)
                 elif ONE_BY_ONE:
@@ -190,7 +261,11 @@ def latent_forward_kernel(
             if SUMMED:
                 # Masked elements are zeros, and so are their terms, if nothing else comes in.
                 PLAIN: tl.constexpr = (
-                    SCALE == "logvar" and prior_mu is None and prior_logvar is None and len(clamp) == 0
+                    SCALE == "logvar"
+                    and prior_mu is None
+                    and prior_logvar is None
+                    and len(floor) == 0
+                    and len(clamp) == 0
                 )
                 sums = tl.sum(element, 1) if PLAIN else _sum_columns(element, mask)
                 total, lost = _add(total, lost, sums, kl, chunk, row, rows, SPLIT)
@@ -220,8 +295,8 @@ def _add(total, lost, term, kl, chunk, row, rows, SPLIT: tl.constexpr):
 def _upstream(
     grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, grad_eps_strides,
     grad_z_step, grad_kl_step, eps_step, grad_eps_step,
-    k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, rest,
-    NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, OWN_SEEDS: tl.constexpr,
+    k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, rest, ratio,
+    FAR: tl.constexpr, NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, OWN_SEEDS: tl.constexpr,
     VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of sample k: the gradient of z, alone and times eps; and if SAMPLED that of its KL, alone, times eps and eps².
@@ -246,12 +321,16 @@ def _upstream(
         ge = g * e
         sums = sums + (g, ge, ge * e)
     if grad_eps is not None:
+        if SAMPLED:
+            by_e = rest * e
+            if FAR:
+                by_e = tl.where(_is_far(rest, ratio), (ratio * e) * ratio, by_e)
         if grad_z is None:
-            grad = g * (by_z + rest * e)
+            grad = g * (by_z + by_e)
         else:
             grad = gz * std
             if SAMPLED:
-                grad += g * (by_z + rest * e)
+                grad += g * (by_z + by_e)
         at = k * (grad_eps_step * VEC) + offsets(r, c, grad_eps_strides, inner_rows, inner_cols, VEC)
         store(grad_eps + at, grad, mask)
     return sums
@@ -278,7 +357,7 @@ def _grad_kl(
     ]
 )  # fmt: skip
 def latent_backward_kernel(
-    grad_z, grad_kl, mu, raw, prior_mu, prior_logvar, seed, eps, clamp,
+    grad_z, grad_kl, mu, raw, prior_mu, prior_logvar, seed, eps, floor, clamp,
     grad_mu, grad_raw, grad_prior_mu, grad_prior_logvar, grad_eps,
     grad_z_strides, grad_kl_strides, mu_strides, raw_strides, prior_strides, eps_strides, out_strides, full_strides,
     grad_z_step, grad_kl_step, eps_step, grad_eps_step,
@@ -306,6 +385,7 @@ def latent_backward_kernel(
     else:
         first = group * blocks_per_program
         blocks = tl.minimum(blocks_per_program, row_blocks - first)
+    FAR: tl.constexpr = SCALE == "softplus" or len(floor) > 0
     NOISE: tl.constexpr = SAMPLED or (grad_z is not None and grad_raw is not None)
     for block in range(blocks):
         row = (first + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -324,15 +404,15 @@ def latent_backward_kernel(
                 m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         if prior_logvar is not None:
             v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        std, u, ratio, _, expm1, outside = _posterior(x, s, m, v, clamp, SCALE, False)
+        std, u, ratio, _, expm1, outside = _posterior(x, s, m, v, floor, clamp, SCALE, False)
         by_z = u * ratio
         sums = ()
         if grad_z is not None or SAMPLED:
             sums = _upstream(
                 grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, full_strides,
                 grad_z_step, grad_kl_step, eps_step, grad_eps_step,
-                0, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1,
-                NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+                0, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
+                FAR, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
             )  # fmt: skip
             if SAMPLES > 1:
                 for k in range(1, SAMPLES):
@@ -340,8 +420,8 @@ def latent_backward_kernel(
                         grad_z, grad_kl, seed, eps, grad_eps,
                         grad_z_strides, grad_kl_strides, eps_strides, full_strides,
                         grad_z_step, grad_kl_step, eps_step, grad_eps_step,
-                        k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1,
-                        NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+                        k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
+                        FAR, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
                     )  # fmt: skip
                     more = ()
                     for i in tl.static_range(len(sums)):
@@ -361,11 +441,23 @@ def latent_backward_kernel(
             of_eps = rw
             if PATH:
                 # rw − 1/std
-                of_eps = expm1 / std
+                if FAR:
+                    lift = tl.where(std < 7.888609052210118e-31, 1.2676506002282294e30, 1.0)  # 2^-100 and 2^100
+                    lifted = expm1 / (std * lift)
+                    of_eps = tl.where(_is_far(expm1, ratio), rw, lifted * lift)
+                else:
+                    of_eps = expm1 / std
             else:
                 twice_by_l = -g
             kl_by_mu = uw * g + of_eps * ge
             kl_by_std = uw * ge + of_eps * gee
+            if PATH and FAR:
+                # Where 1/std is infinite, the spread has its part by l, and mu by a quotient that is lifted until it is
+                # multiplied.
+                infinite = ~(tl.abs(of_eps) < float("inf"))
+                kl_by_mu = tl.where(infinite, uw * g + tl.where(ge == 0.0, 0.0, lifted * (ge * lift)), kl_by_mu)
+                kl_by_std = tl.where(infinite, uw * ge, kl_by_std)
+                twice_by_l = tl.where(infinite, expm1 * gee, 0.0)
             by_mu = kl_by_mu if by_mu is None else by_mu + kl_by_mu
             by_std = kl_by_std if by_std is None else by_std + kl_by_std
             by_prior = (-(uw * g + rw * ge), 0.5 * (g - (u * (u * g + 2.0 * ratio * ge) + ratio * ratio * gee)))
@@ -388,14 +480,20 @@ def latent_backward_kernel(
             gu = g * u
             kl_by_mu = _times_w(gu, v)
             twice_by_l = g * expm1
+            if FAR:
+                far = _is_far(expm1, ratio)
+                kl_by_std = tl.where(far, g * _times_w(ratio, v), 0.0)
+                by_std = kl_by_std if by_std is None else by_std + kl_by_std
+                twice_by_l = tl.where(far, 0.0, twice_by_l)
             by_mu = kl_by_mu if by_mu is None else kl_by_mu + by_mu
             by_prior = (-kl_by_mu, -(g * (0.5 * expm1) + (0.5 * gu) * u))
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)
         if grad_mu is not None:
             store(grad_mu + at, by_mu, mask)
         if grad_raw is not None:
+            FLOORED: tl.constexpr = len(floor) > 0
             CLAMPED: tl.constexpr = len(clamp) > 0
-            store(grad_raw + at, _to_raw(by_std, twice_by_l, s, std, outside, SCALE, CLAMPED), mask)
+            store(grad_raw + at, _to_raw(by_std, twice_by_l, s, std, outside, SCALE, FLOORED, CLAMPED), mask)
         outs = (grad_prior_mu, grad_prior_logvar)
         more = ()
         for i in tl.static_range(2):

@@ -27,7 +27,7 @@ from .gamma import (
 )
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import dense, from_dense, layout
-from .math import exp, exp_minus_abs, log1p_unit, polynomial, times_exp
+from .math import exp, exp_minus_abs, log1p_unit, polynomial, sigmoid, softplus, times_exp
 from .parameters import SumOfPartials, float32_parts, load_parameter, number, store_partial
 from .tile import (
     HELD,
@@ -80,18 +80,6 @@ def gaussian_grad(mean, x, logvar):
     y = times_exp(x - mean, half)
     weighted = times_exp(y, half)
     return weighted, -weighted, (0.5 * y) * y - 0.5
-
-
-@triton.jit
-def _sigmoid(y, u):
-    """1 / (1 + e^-y), `u` being e^-|y|."""
-    return tl.where(y > 0, 1.0, u) / (1.0 + u)
-
-
-@triton.jit
-def _softplus(y, u):
-    """log(1 + e^y), `u` being e^-|y|."""
-    return tl.where(y > 0, y, 0.0) + log1p_unit(u)
 
 
 @triton.jit
@@ -282,7 +270,7 @@ def zero_inflated_negative_binomial_log_prob(mu, x, theta, zero_logits):
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     small = zero & (l > -1.0)
-    t = tl.where(small, _sigmoid(-z, unit_z) * expm1_negative(l), tl.where(zero, unit_b - unit_z, unit_z))
+    t = tl.where(small, sigmoid(-z, unit_z) * expm1_negative(l), tl.where(zero, unit_b - unit_z, unit_z))
     below = tl.where(zero & (l <= -1.0), 1.0 + unit_z, 1.0)
     log_p = log_ratio((below + t) / below, t / below)[0]
     of_zero = tl.where(small, log_p, log_p + tl.where(b > 0, l, tl.where(z > 0, 0.0, z)))
@@ -298,9 +286,9 @@ def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
     b = l - z
     unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
     undefined = tl.where(z == z, 0.0, float("nan"))
-    weight = tl.where(zero, _sigmoid(b, unit_b), 1.0) + undefined
-    dropped = _sigmoid(-z, unit_z) * _sigmoid(-b, unit_b) * -expm1_negative(l)
-    to_logits = tl.where(zero, dropped, -_sigmoid(z, unit_z)) + undefined
+    weight = tl.where(zero, sigmoid(b, unit_b), 1.0) + undefined
+    dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -expm1_negative(l)
+    to_logits = tl.where(zero, dropped, -sigmoid(z, unit_z)) + undefined
     return weight * to_mu, tl.where(zero, 0.0, weight * to_x), weight * to_theta, to_logits
 
 
@@ -396,7 +384,7 @@ def _bin(mean, x, log_scale, bins):
 def discretized_logistic_log_prob(mean, x, log_scale, bins):
     """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s, without what an open end lacks."""
     half, p, q, width, first, last = _bin(mean, x, log_scale, bins)
-    upper, lower = -_softplus(-p, exp_minus_abs(p)), -_softplus(q, exp_minus_abs(q))
+    upper, lower = -softplus(-p, exp_minus_abs(p)), -softplus(q, exp_minus_abs(q))
     inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
     # The logarithm of a tiny width is known from that of s.
     inside = tl.where(width < 1e-30, log(2.0 * half + x * 0.0) - log_scale, inside)
@@ -406,8 +394,8 @@ def discretized_logistic_log_prob(mean, x, log_scale, bins):
 @triton.jit
 def discretized_logistic_grad(mean, x, log_scale, bins):
     _, p, q, width, first, last = _bin(mean, x, log_scale, bins)
-    upper = tl.where(last, 0.0, _sigmoid(-p, exp_minus_abs(p)))
-    lower = tl.where(first, 0.0, _sigmoid(q, exp_minus_abs(q)))
+    upper = tl.where(last, 0.0, sigmoid(-p, exp_minus_abs(p)))
+    lower = tl.where(first, 0.0, sigmoid(q, exp_minus_abs(q)))
     # Where e^-|y| is 0 it must not be multiplied by infinity; an open end has no part in it.
     END: tl.constexpr = 746.0 if x.dtype == tl.float64 else 104.0
     p, q = tl.where(last, 0.0, tl.where(p > END, END, p)), tl.where(first, 0.0, tl.where(q < -END, -END, q))

@@ -109,6 +109,18 @@ def log1p_unit(u):
 
 
 @triton.jit
+def sigmoid(y, u):
+    """1 / (1 + e^-y), `u` being e^-|y|."""
+    return tl.where(y > 0, 1.0, u) / (1.0 + u)
+
+
+@triton.jit
+def softplus(y, u):
+    """log(1 + e^y), `u` being e^-|y|."""
+    return tl.where(y > 0, y, 0.0) + log1p_unit(u)
+
+
+@triton.jit
 def minus_2_log(u):
     """-2 log u for a float32 u in [2^-33, 1], error below 2 ulp."""
     bits = u.to(tl.int32, bitcast=True)
