@@ -15,9 +15,10 @@ def scvi() -> Patch:
         vk.patch.scvi()                # from here on
         with vk.patch.scvi(): ...      # within the block
 
-    `log_prob` of `scvi.distributions.NegativeBinomial`, `ZeroInflatedNegativeBinomial` and `Poisson` is computed by
-    `negative_binomial_log_likelihood`, `zero_inflated_negative_binomial_log_likelihood` and `poisson_rate_log_likelihood`:
-    the published formulas, without the rounding errors of their intermediate results; in the published shapes and dtypes,
+    `log_prob` of `scvi.distributions.NegativeBinomial`, `ZeroInflatedNegativeBinomial`, `NegativeBinomialMixture` (of one
+    dispersion) and `Poisson` is computed by `negative_binomial_log_likelihood`,
+    `zero_inflated_negative_binomial_log_likelihood`, `negative_binomial_mixture_log_likelihood` and
+    `poisson_rate_log_likelihood`: the published formulas, without the rounding errors of their intermediate results; in the published shapes and dtypes,
     with the published warnings.
     What has no kernel stays with the published code: integer and NumPy counts, devices without kernels, an `_eps` of one's
     own. docs/scvi.md says what changes and what does not.

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from ..likelihood import (
     negative_binomial_log_likelihood,
+    negative_binomial_mixture_log_likelihood,
     poisson_rate_log_likelihood,
     zero_inflated_negative_binomial_log_likelihood,
 )
@@ -51,6 +52,11 @@ _CLASSES = {
         lambda d: True,
         beside=(torch.float32,),  # of the published masks
     ),
+    "NegativeBinomialMixture": _Class(
+        negative_binomial_mixture_log_likelihood,
+        lambda d: (d.mu1, d.mu2, d.theta1, d.mixture_logits) if d.theta2 is None else None,
+        lambda d: True,
+    ),
     "Poisson": _Class(
         poisson_rate_log_likelihood,
         lambda d: (d.rate,),
@@ -78,6 +84,8 @@ def load() -> tuple[str, Target]:
                 source.ZeroInflatedNegativeBinomial.log_prob,
                 ("7d2dc3f9dd4b10f9",),
             ),
+            Known("NegativeBinomialMixture.log_prob", source.NegativeBinomialMixture.log_prob, ("0d19d1e1e680523a",)),
+            Known("log_mixture_nb", source.log_mixture_nb, ("b08dc54702fda405",)),
             # Inherited from torch.
             Known("Poisson.log_prob", source.Poisson.log_prob, (digest(torch.distributions.Poisson.log_prob),)),
             Known("log_zinb_positive", source.log_zinb_positive, ("b71560ca3a415154",)),
