@@ -159,6 +159,23 @@ def zero_inflated_negative_binomial(v: Arrays, grad: Arrays) -> tuple[Terms, Ter
     return outputs, gradients
 
 
+def negative_binomial_mixture(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    shared = {"x": v["x"], "theta": v["theta"]}
+    log_p1, slopes1 = _negative_binomial(shared | {"mu": v["mu1"]})
+    log_p2, slopes2 = _negative_binomial(shared | {"mu": v["mu2"]})
+    first, second = _sigmoid(v["mixture_logits"]), _sigmoid(-v["mixture_logits"])
+    p1, p2 = first * _exp(log_p1), second * _exp(log_p2)
+    weight1, weight2 = (grad["log_px"] * p / (p1 + p2) for p in (p1, p2))
+    of1, of2 = _scaled(slopes1, weight1), _scaled(slopes2, weight2)
+    return {"log_px": [_log(p1 + p2)]}, {
+        "mu1": of1["mu"],
+        "x": of1["x"] + of2["x"],
+        "mu2": of2["mu"],
+        "theta": of1["theta"] + of2["theta"],
+        "mixture_logits": [(weight1 * second, -weight2 * first)],
+    }
+
+
 def poisson_rate(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     r, x, g = v["rate"], v["x"], grad["log_px"]
     outputs = {"log_px": [(x * _log(r), -r, -_log_gamma(x + 1))]}

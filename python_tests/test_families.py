@@ -236,6 +236,50 @@ def test_poisson(backend: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(log_px.sum(), x)[0].item(), -0.5e-15, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("theta_shape", [(), (7,), (5, 7)], ids=str)
+def test_mixture_of_negative_binomials(backend: str, theta_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Against mpmath, value and gradients, summed and not, of parameters of several shapes."""
+    shapes = {"mu1": (5, 7), "x": (5, 7), "mu2": (7,), "theta": theta_shape, "mixture_logits": (5, 1)}
+    given = {
+        name: torch.randn(shape, dtype=F64)
+        if name == "mixture_logits"
+        else torch.exp(2 * torch.randn(shape, dtype=F64))
+        for name, shape in shapes.items()
+    }
+    given["x"] = torch.poisson(given["x"])
+    given = {name: v.to(dtype).to(DEVICE).requires_grad_() for name, v in given.items()}
+    for reduction in ("none", "sum"):
+        log_px = vk.negative_binomial_mixture_log_likelihood(*given.values(), reduction=reduction)
+        upstream = torch.randn_like(log_px)
+        gradients = torch.autograd.grad(log_px, list(given.values()), upstream)
+        with mpmath.workdps(reference.DIGITS):
+            values = {name: np.broadcast_to(reference.exact(v), (5, 7)) for name, v in given.items()}
+            full = upstream if reduction == "none" else upstream[:, None].expand(5, 7)
+            outputs, slopes = reference.negative_binomial_mixture(values, {"log_px": reference.exact(full)})
+            (elements,) = outputs["log_px"]
+            want = elements if reduction == "none" else elements.sum(1)
+            found = {"log_px": (log_px, want, abs(elements).sum())}
+            for (name, tensor), gradient in zip(given.items(), gradients, strict=True):
+                parts = [part for term in slopes[name] for part in (term if isinstance(term, tuple) else (term,))]
+                total = torch.tensor(sum(parts).astype(np.float64)).sum_to_size(tensor.shape)
+                found[name] = gradient, total.numpy(), sum(abs(part).sum() for part in parts)
+        for name, (got, want, size) in found.items():
+            error = abs(got.detach().cpu().double().numpy() - np.asarray(want).astype(np.float64))
+            assert error.max() <= 16 * torch.finfo(dtype).eps * float(size), name
+
+
+def test_what_a_mixture_of_negative_binomials_refuses() -> None:
+    mu = torch.ones(2, 3)
+    call = partial(vk.negative_binomial_mixture_log_likelihood, mu, mu)
+    with pytest.raises(TypeError, match=r"mu2 must be a number or a torch\.Tensor, got str"):
+        call("1", 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"mixture_logits .*\(2, 3\), got \(4,\)"):
+        call(1.0, 1.0, torch.ones(4))
+    with pytest.raises(ValueError, match="reduction must be one of sum, none"):
+        call(1.0, 1.0, 0.0, reduction="mean")
+
+
 def test_below_1e_8_a_count_is_zero(backend: str) -> None:
     """As in scvi-tools, whose formula is written out here: value and gradients do not depend on such an x."""
     for count in (-0.5, 0.0, 9e-9):
