@@ -160,11 +160,10 @@ struct Packs {
 
 constexpr int kBlockQuads = 256;
 
-template <class S, int kPackWidth = 16 / sizeof(S)>
+template <class S>
 struct Vectors {
   using T = float;
-  using Results = Vectors<T, kPackWidth>;  // tensors of the arithmetic's type in packs of the same width
-  static constexpr int kWidth = kPackWidth, kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
+  static constexpr int kWidth = 16 / sizeof(S), kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
   static constexpr bool kAny = false;  // any layout, any mixture of tensors
   static constexpr bool kHalf = sizeof(S) == 2;
   static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // of a thread, at most
@@ -193,7 +192,7 @@ struct Vectors {
   __device__ __forceinline__ static S* at(Run run, int pack) {
 #ifdef __CUDA_ARCH__
     uint64_t address = uint64_t(run);
-    asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(address) : "r"(pack), "n"(kWidth * sizeof(S)));
+    asm("mad.wide.u32 %0, %1, 16, %0;" : "+l"(address) : "r"(pack));
     return reinterpret_cast<S*>(address);
 #else
     return run + uint32_t(pack) * kWidth;
@@ -204,7 +203,6 @@ struct Vectors {
 template <class Arithmetic, int kPackWidth>
 struct Elements {
   using T = Arithmetic;
-  using Results = Elements;
   static constexpr int kWidth = kPackWidth, kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
   static constexpr bool kAny = true;
   static constexpr int kRegisters = is_float<Arithmetic> ? 128 : 255;

@@ -92,17 +92,16 @@ template <class Family, class Access, bool kSingle = false>
 struct Forward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kQuads, Traits<Family, Access>::kCount;
-  using Results = typename Access::Results;
   static constexpr bool kSums = true;
   Arguments<Family, Access, kSingle> arguments;
-  Operand elements;
+  Operand elements;  // where they are wanted; kernels for any tensors serve them
 
   explicit Forward(const LikelihoodForward& a) : arguments(a), elements(a.elements, a.cols, kWidth) {}
-  bool served() const { return arguments.served() && (!elements.data || Results::serves(elements, arguments.cols)); }
+  bool served() const { return arguments.served() && (Access::kAny || !elements.data); }
 
   __device__ __forceinline__ void operator()(const Packs& packs, T (&sums)[kQuads]) const {
     const auto run = arguments.run(packs);
-    const auto elements_run = Results::run(elements, packs);
+    const auto elements_run = Access::run(elements, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
       T values[kCount][kWidth];
@@ -115,7 +114,9 @@ struct Forward : Traits<Family, Access> {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) values[0][k] = k < n ? values[0][k] : T(0);
       add_quads(values[0], sums);
-      if (elements.data) Results::store(elements, elements_run, pack, n, values[0]);
+      if constexpr (Access::kAny) {
+        if (elements.data) Access::store(elements, elements_run, pack, n, values[0]);
+      }
     }
   }
 };
@@ -125,7 +126,6 @@ template <class Family, class Access, bool kSingle = false>
 struct Backward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
-  using Results = typename Access::Results;
   Arguments<Family, Access, kSingle> arguments;
   Operand grad;
   bool grad_of_elements;  // which are not all the same along a row
@@ -147,7 +147,7 @@ struct Backward : Traits<Family, Access> {
   }
 
   bool served() const {
-    bool all = arguments.served() && (!grad_of_elements || Results::serves(grad, arguments.cols));
+    bool all = arguments.served() && (Access::kAny || !grad_of_elements);
     for (int j = 0; j < kCount; ++j) {
       all &= !gradients[j].data || (!(kSingle && j >= 2) && Access::serves(gradients[j], arguments.cols));
     }
@@ -160,7 +160,7 @@ struct Backward : Traits<Family, Access> {
     typename Access::Run gradient_run[kCount];
 #pragma unroll
     for (int j = 0; j < kCount; ++j) gradient_run[j] = Access::run(gradients[j], packs);
-    const auto grad_run = Results::run(grad, packs);
+    const auto grad_run = Access::run(grad, packs);
     const T of_row = grad_of_elements ? T(0) : load_element<T>(grad, grad.row_offset(packs.row));
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, arguments.cols);
@@ -168,7 +168,9 @@ struct Backward : Traits<Family, Access> {
       arguments.load(run, pack, n, values);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) upstream[k] = of_row;
-      if (grad_of_elements) Results::load(grad, grad_run, pack, n, upstream);
+      if constexpr (Access::kAny) {
+        if (grad_of_elements) Access::load(grad, grad_run, pack, n, upstream);
+      }
       for_each<Backward::kLoop, kWidth>([&](int k) {
         T v[kCount], g[kCount];
         arguments.pick(values, k, v);
