@@ -60,6 +60,9 @@ BEYOND = {("negative_binomial forward", "float32", "gfx942"): 257}
 # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
 SPILLING = {
     ("latent, one prior for all, backward", "float32", "sm_100"),
+    ("latent, softplus, floor, backward", "bfloat16", "sm_90"),
+    ("latent, softplus, floor, backward", "float16", "sm_90"),
+    ("latent, softplus, floor, backward", "float64", "sm_100"),
     ("latent, samples, prior, monte carlo, forward", "float32", "sm_90"),
     ("latent, samples, prior, monte carlo, forward", "bfloat16", "sm_80"),
     ("latent, samples, prior, monte carlo, forward", "float16", "sm_80"),

@@ -73,10 +73,9 @@ def _log_variance(raw, floor, clamp, SCALE: tl.constexpr):
     else:
         l = 2.0 * _of_softplus(raw)[0]
     if len(floor) > 0:
-        # Where the floor adds nothing the logarithm stays what it was: the sum may be infinite.
-        base = _std(raw, SCALE)
-        std = base + number(floor[0], raw.dtype)
-        l = tl.where(std > base, 2.0 * log(std), l)
+        # Where an exponential is infinite the logarithm stays what it was.
+        std = _std(raw, SCALE) + number(floor[0], raw.dtype)
+        l = 2.0 * log(std) if SCALE == "softplus" else tl.where(std == float("inf"), l, 2.0 * log(std))
     outside = l < l
     if len(clamp) > 0:
         low, high = number(clamp[0], raw.dtype), number(clamp[1], raw.dtype)
@@ -245,10 +244,11 @@ def latent_forward_kernel(
             )  # fmt: skip
             store(z + (k * (z_step * VEC) + at), x + std * e, mask)
             if SAMPLED:
-                square = rest * (e * e)
                 if FAR:
-                    square = tl.where(_is_far(rest, ratio), (ratio * e) * (ratio * e), square)
-                element = 0.5 * (u * (u + 2.0 * ratio * e) + (square - d))
+                    square = tl.where(_is_far(rest, ratio), (ratio * e) * (ratio * e), rest * (e * e))
+                    element = 0.5 * (u * (u + 2.0 * ratio * e) + (square - d))
+                else:
+                    element = 0.5 * (u * (u + 2.0 * ratio * e) + (rest * (e * e) - d))
                 if not SUMMED:
                     store(kl + (k * (z_step * VEC) + at), element, mask)
                 elif ONE_BY_ONE:
