@@ -143,8 +143,10 @@ DTYPES = {
 }
 
 
-# The published code answers where tensors without dims take part in a type promotion.
-CASES = [(s, d) for s in SHAPES for d in DTYPES if s != "one number" or len({*DTYPES[d].values()}) == 1]
+CASES = [
+    *((shapes, "float32") for shapes in SHAPES),
+    *(("dispersion per gene", dtypes) for dtypes in DTYPES if dtypes != "float32"),
+]
 
 
 @kinds
@@ -164,10 +166,10 @@ def test_elements_and_gradients_are_the_published_ones(kind: Kind, shapes: str, 
 @kinds
 def test_extreme_values(kind: Kind) -> None:
     """What is true is a number in float32: so is ours, and by the error rule no further from it than the published one."""
-    mu = torch.tensor([0, 1e-30, 1e-8, 1e-3, 1, 1e3, 1e8])
-    theta = torch.tensor([1e-10, 1e-3, 1, 1e3, 1e8, 1e10])
+    mu = torch.tensor([0, 1e-30, 1e-8, 1, 1e8])
+    theta = torch.tensor([1e-10, 1e-3, 1, 1e4, 1e10])
     x = torch.tensor([0, 1, 5, 1e3, 1e6])
-    logits = torch.tensor([-90, -1, 0, 20, 90.0])
+    logits = torch.tensor([-90, 0, 90.0])
     grid = torch.meshgrid(mu, theta, logits, x, indexing="ij")
     named = dict(zip(("mu", "theta", "zi_logits", "x"), (t.reshape(-1, 5) for t in grid), strict=True))
     named |= {
