@@ -434,20 +434,23 @@ SHAPES = (
     ((), 0),
 )
 
+# The kernels of both Poissons differ by a line: shapes and layouts are those of one.
+_OPS = [op for op in OPS if op != "poisson_rate"]
+
 # Tails, few and many rows, every number of batch dims.
 SHAPED = [
     sample(op, shape, dtypes=dtype, batch_dims=batch_dims)
-    for op in OPS
+    for op in _OPS
     for shape, batch_dims in SHAPES
     for dtype in (F32, BF16)
 ]
 
 EMPTY = [
     sample(op, shape, dtypes=dtype, batch_dims=batch_dims, reduction=reduction)
-    for op in OPS
+    for op in _OPS
     for shape, batch_dims in (((0, 4), 1), ((4, 0), 1), ((0, 0), 1), ((0,), 0), ((2, 0, 3), 2), ((3, 0, 2), 1))
     for dtype in (F64, F32, BF16)
-    for reduction in (("sum",) if op == "latent" else ("sum", "none"))
+    for reduction in (("sum", "none") if op == "gaussian" else ("sum",))
 ]
 
 _ANY_LAYOUT = (
@@ -457,7 +460,7 @@ _4D_LAYOUTS = ("transposed", "channels_last", "chunk_of_channels", "boxed")
 
 LAID_OUT = [
     sample(op, shape, dtypes=dtype, layouts=layout, batch_dims=batch_dims)
-    for op in OPS
+    for op in _OPS
     for dtype in (F64, F32, BF16)
     for shape, batch_dims, layouts in (
         ((5, 35), 1, _ANY_LAYOUT),
@@ -468,7 +471,7 @@ LAID_OUT = [
     for layout in layouts
 ] + [
     sample(op, (2, 3, 4, 5), layouts=(first, *(second,) * (len(OPS[op].arguments) - 1)))
-    for op in OPS
+    for op in _OPS
     for first, second in (
         ("contiguous", "channels_last"),
         ("channels_last", "contiguous"),
@@ -521,8 +524,8 @@ BROADCAST += [
 _elements = partial(sample, reduction="none")
 ELEMENTS = [
     _elements(op, shape, dtypes=dtype, layouts=layout, batch_dims=batch_dims, parameter=parameter)
-    for op in ("bernoulli", "gaussian", "zero_inflated_negative_binomial")
-    for dtype in (F64, F32, BF16)
+    for op in ("gaussian", "zero_inflated_negative_binomial")
+    for dtype in (F32, BF16)
     for shape, layout, batch_dims, parameter in (
         ((5, 37), "contiguous", 1, None),
         ((8, 64), "contiguous", 1, (64,)),
