@@ -28,7 +28,16 @@ CASES = [
         sample("gaussian", (3, 4, 2, 5), dtypes=(BF16, F32, F32), parameter=p)
         for p in ((), (5,), (4, 1, 1), (3, 1, 1, 1))
     ),
-    *(sample("gaussian", (3, 4, 2, 5), layouts="channels_last", parameter=p, reduction="none") for p in ((), (5,))),
+    *(
+        sample(
+            "gaussian",
+            (3, 4, 2, 5),
+            layouts=("channels_last", "channels_last", "contiguous"),
+            parameter=p,
+            reduction="none",
+        )
+        for p in ((), (5,))
+    ),
 ]
 
 
