@@ -250,6 +250,29 @@ def test_the_score_function_of_a_batch_of_any_shape(sampled: bool, batch: tuple[
         torch.testing.assert_close(got, expected)
 
 
+class Shifted:
+    """z and x differ by a unit Gaussian; the posterior's means are x itself."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.zeros_like(x)
+
+    def log_px(self, x: Tensor, z: Tensor) -> Tensor:
+        return -0.5 * ((x - z) ** 2).sum(-1)
+
+
+def test_log_px_of_a_batch_of_several_dims() -> None:
+    """Is that of the same x in a row: their noise is the same."""
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    found, want = (
+        vk.log_marginal_likelihood(
+            Shifted(), t, num_samples=7, chunk=4, generator=torch.Generator().manual_seed(1), batch_dims=t.dim() - 1
+        )
+        for t in (x, x.flatten(0, 1))
+    )
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got, expected.view(2, 3))
+
+
 def test_gradcheck_of_the_weighted_bound() -> None:
     torch.manual_seed(0)
     terms = [torch.randn(4, 3, dtype=F64, requires_grad=True) for _ in range(2)]
