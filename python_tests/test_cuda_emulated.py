@@ -35,8 +35,6 @@ SELECTED = [
     "test_categorical.py::test_opcheck",
     "test_extremes.py::test_arguments_go_as_far_as_their_type",
     "test_extremes.py::test_a_prior_of_any_variance",
-    "test_extremes.py::test_a_softplus_of_any_number",
-    "test_extremes.py::test_a_floor_that_is_lost",
     "test_families.py::test_a_number_before_a_tensor",
     "test_gradients.py::test_strided_upstream",
     "test_gradients.py::test_expanded_upstream",
@@ -73,7 +71,8 @@ def test_passes(library: Path) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "cuda and not (go_as_far and float64)",  # whose formulas are those of the CPU kernels, to the bit
+        # Formulas of float64 are those of the CPU kernels, to the bit; the Poissons' differ by a line.
+        "cuda and not (go_as_far and float64) and not poisson_rate",
     ]
     result = subprocess.run(
         [*command, *(f"{TESTS}/{name}" for name in SELECTED)],
