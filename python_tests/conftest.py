@@ -2,11 +2,10 @@
 
 import zlib
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 import torch
-from samples import DEVICE
+from samples import BACKENDS, DEVICE, KERNELS
 
 import vae_kernels as vk
 from vae_kernels import report
@@ -39,10 +38,6 @@ if DEVICE != "cpu":
         "test_without_float64.py",
     ]
 
-# Not so much as its conftest where the packages are missing: two modules of one name.
-if find_spec("scvi") is None:
-    collect_ignore = [*globals().get("collect_ignore", []), "integrations"]
-
 # Files of minutes come first, so that no worker is left with one of them at the end.
 LONG = [
     "test_cuda_emulated.py",
@@ -55,9 +50,6 @@ LONG = [
     "test_triton_codegen.py",
     "test_accuracy.py",
 ]
-
-BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
-KERNELS = [name for name in BACKENDS if name != "eager"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,6 +17,9 @@ from torch import Tensor
 import vae_kernels as vk
 
 DEVICE = os.environ.get("VAE_KERNELS_TEST_DEVICE", "cpu")
+# Those that serve it here.
+BACKENDS = [name for name, state in vk.backends()[DEVICE].items() if state == "available"]
+KERNELS = [name for name in BACKENDS if name != "eager"]
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 U8, BOOL, I64 = torch.uint8, torch.bool, torch.int64

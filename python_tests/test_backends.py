@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKENDS
 from fresh_process import python
-from samples import BROADCAST, DEVICE, ELEMENTS, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
+from samples import BACKENDS, BROADCAST, DEVICE, ELEMENTS, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -7,8 +7,7 @@ from threading import Barrier, Event
 
 import pytest
 import torch
-from conftest import BACKENDS
-from samples import DEVICE
+from samples import BACKENDS, DEVICE
 from torch import Tensor
 
 import vae_kernels as vk

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import KERNELS
 from functorch.compile import aot_function
-from samples import DEVICE, OPS, sample
+from samples import DEVICE, KERNELS, OPS, sample
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad

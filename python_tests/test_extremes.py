@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import BF16, DEVICE, F16, F32, F64, OPS
+from samples import BACKENDS, BF16, DEVICE, F16, F32, F64, OPS
 from torch import Tensor
 
 import vae_kernels as vk

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KERNELS
-from samples import BF16, DEVICE, F16, F32
+from samples import BF16, DEVICE, F16, F32, KERNELS
 from torch import Tensor
 
 import vae_kernels as vk

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKENDS
 from fresh_process import python
+from samples import BACKENDS
 
 import vae_kernels as vk
 from vae_kernels.families import INDEX

@@ -81,13 +81,11 @@ def _check(logits: Tensor, x: Tensor, batch_dims: int, reduction: str) -> tuple[
     checks.same_device("x", x, "logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have at least one class in their last dim, got the shape {tuple(logits.shape)}")
-    reduction = checks.choice("reduction", reduction, REDUCTIONS)
-    if reduction is not None and logits.dim() == 1:
-        batch_dims = 0
-    batch_dims = checks.batch_dims(batch_dims, "logits", logits, others=1)
+    summed = checks.choice("reduction", reduction, REDUCTIONS) is None
+    batch_dims = checks.batch_dims(batch_dims, "logits", logits, others=1, summed=summed)
     x = checks.target(x, logits.shape[:-1], "logits without the classes", batch_dims)
     if checks.values_checked():
         checks.no_nan("logits", logits, batch_dims)
         last = logits.shape[-1] - 1
         checks.in_range("x", x, batch_dims, checks.Range(f"in [0, {last}]", lambda v: (v >= 0) & (v <= last)))
-    return x, batch_dims if reduction is None else logits.dim() - 1
+    return x, batch_dims if summed else logits.dim() - 1

@@ -125,10 +125,12 @@ def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor)
         )
 
 
-def batch_dims(value: int, name: str, reference: Tensor, others: int = 0) -> int:
-    """0 ≤ batch_dims ≤ dims of the tensor, but for its last `others`."""
+def batch_dims(value: int, name: str, reference: Tensor, others: int = 0, summed: bool = True) -> int:
+    """0 ≤ batch_dims ≤ dims of the tensor, but for its last `others`; of one number that is not summed, none."""
     value = integer("batch_dims", value)
     most = reference.dim() - others
+    if most == 0 and not summed:
+        return 0
     if not 0 <= value <= most:
         before = " before that of the classes" if others else ""
         raise ValueError(

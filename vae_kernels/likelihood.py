@@ -420,7 +420,7 @@ def negative_binomial_mixture_log_likelihood(
 
     Counts with a background: proteins in totalVI. A drop-in for the `log_prob` of scvi-tools'
     `NegativeBinomialMixture(mu1=, mu2=, theta1=, mixture_logits=)` summed over proteins. Each component is one kernel;
-    PyTorch mixes them, so that three tensors of the size of `mu1` are kept for the backward pass.
+    PyTorch mixes them, so that five tensors of the size of `mu1` are kept for the backward pass.
 
     Args:
         mu1: the mean of the first component, not negative; float64, float32, bfloat16 or float16, any shape and strides.
@@ -450,29 +450,31 @@ def negative_binomial_mixture_log_likelihood(
     tensor([-4.1589, -4.1589])
     """
     checks.tensor("mu1", mu1, checks.FLOATS)
-    mu2, logits = (
-        _expanded(name, value, "mu1", mu1) for name, value in (("mu2", mu2), ("mixture_logits", mixture_logits))
-    )
+    dtype = _dtype_of((mu1, x, mu2, theta, mixture_logits))
+    full = []
+    for name, value in (("mu2", mu2), ("mixture_logits", mixture_logits)):
+        _check_parameter(name, value, "mu1", mu1)
+        value = value if isinstance(value, Tensor) else symbols.tensor(value, mu1, dtype)
+        full.append(value.expand(mu1.shape))
+    mu2, logits = full[0], full[1].to(dtype)
     summed = checks.choice("reduction", reduction, REDUCTIONS) is None
-    batch_dims = checks.batch_dims(batch_dims, "mu1", mu1) if summed or mu1.dim() else 0
+    batch_dims = checks.batch_dims(batch_dims, "mu1", mu1, summed=summed)
     first, second = (
         negative_binomial_log_likelihood(mu, x, theta, batch_dims=batch_dims, reduction="none") for mu in (mu1, mu2)
     )
-    logits = logits.to(eager.compute_dtype(first, logits))
     elements = torch.logaddexp(first + F.logsigmoid(logits), second + F.logsigmoid(-logits))
     return eager.sum_columns(elements, batch_dims) if summed else elements
 
 
-def _expanded(name: str, parameter: Tensor | float, full_name: str, full: Tensor) -> Tensor:
-    """A parameter in full shape."""
-    if not isinstance(parameter, Tensor):
-        if not checks.is_number(parameter):
-            raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
-        return symbols.tensor(parameter, full, eager.compute_dtype(full)).expand(full.shape)
-    checks.tensor(name, parameter, checks.FLOATS)
-    checks.same_device(name, parameter, full_name, full)
-    check_broadcast(name, parameter, full_name, full)
-    return parameter.expand(full.shape)
+def _check_parameter(name: str, parameter: object, full_name: str, full: Tensor) -> None:
+    """A number, or a tensor that broadcasts to `full`."""
+    if isinstance(parameter, Tensor):
+        checks.tensor(name, parameter, checks.FLOATS)
+        checks.same_device(name, parameter, full_name, full)
+        if parameter.shape != full.shape:
+            check_broadcast(name, parameter, full_name, full)
+    elif not checks.is_number(parameter):
+        raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
 
 
 def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_dims: int, reduction: str) -> Tensor:
@@ -539,9 +541,7 @@ def _check(
     checks.tensor("x", x, checks.TARGETS)
     checks.same_device("x", x, names[0], first)
     reduction = checks.choice("reduction", reduction, REDUCTIONS)
-    if reduction is not None and first.dim() == 0:
-        batch_dims = 0
-    batch_dims = checks.batch_dims(batch_dims, names[0], first)
+    batch_dims = checks.batch_dims(batch_dims, names[0], first, summed=reduction is None)
     if x.requires_grad and x.shape != first.shape:
         x = x.to(_dtype_of(arguments))
     x = checks.target(x, first.shape, names[0], batch_dims)
@@ -549,14 +549,9 @@ def _check(
         batch_dims -= 1  # nothing is summed, and kernels are fast along columns
     tensors, numbers = [None, None], [None, None]
     for i, (name, parameter) in enumerate(zip(names[2:], parameters, strict=True)):
+        _check_parameter(name, parameter, names[0], first)
         if isinstance(parameter, Tensor):
-            checks.tensor(name, parameter, checks.FLOATS)
-            checks.same_device(name, parameter, names[0], first)
-            if parameter.shape != first.shape:
-                check_broadcast(name, parameter, names[0], first)
             tensors[i] = parameter
-        elif not checks.is_number(parameter):
-            raise TypeError(f"{name} must be a number or a torch.Tensor, got {type(parameter).__name__}")
         elif name not in FAMILIES[family].numbers and (symbols.changes(parameter) or not math.isfinite(parameter)):
             # No exported program can hold a number that is not finite.
             tensors[i] = symbols.tensor(parameter, first, _dtype_of(arguments))
