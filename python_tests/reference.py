@@ -179,7 +179,7 @@ def negative_binomial_mixture(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
 def poisson_rate(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     r, x, g = v["rate"], v["x"], grad["log_px"]
     outputs = {"log_px": [(x * _log(r), -r, -_log_gamma(x + 1))]}
-    return outputs, {"rate": [(g * x / r, -g)], "x": [g * _log(r), -g * _digamma(x + 1)]}
+    return outputs, {"rate": [(g * x / r, -g)], "x": [g * _log(r), *_slope_of_log_factorial(x, g)]}
 
 
 def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
@@ -187,7 +187,12 @@ def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     # Of more digits than l has, or of none where it overflows in every type.
     r = _function(lambda l: mpmath.exp(l) if l < _FAR else mpmath.inf)(l)
     outputs = {"log_px": [(x * l, -r, -_log_gamma(x + 1))]}
-    return outputs, {"log_rate": [g * x, -g * r], "x": [g * l, -g * _digamma(x + 1)]}
+    return outputs, {"log_rate": [g * x, -g * r], "x": [g * l, *_slope_of_log_factorial(x, g)]}
+
+
+def _slope_of_log_factorial(x: np.ndarray, g: np.ndarray) -> list[np.ndarray]:
+    """`−ψ(x+1)` in the terms of its recurrence: around its zero at x = 0.46 every digamma loses digits, torch's too."""
+    return [-g * _digamma(x + 2), g / (x + 1)]
 
 
 def _scaled(slopes: dict[str, tuple[np.ndarray, ...]], weight: np.ndarray) -> Terms:

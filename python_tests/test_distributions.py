@@ -1,4 +1,6 @@
-"""torch.distributions in float64 as the second, independent source: values by its formulas, gradients by autograd."""
+"""torch.distributions in float64 as the second, independent source: values by its formulas, gradients by autograd.
+
+For the narrower types: of float64 results it is no judge, having errors of its own of as many ulp (test_accuracy.py is)."""
 
 import math
 from typing import NamedTuple
@@ -125,15 +127,18 @@ def check_error_rule(backend: str, sample: Sample) -> None:
         assert mine <= allowed, f"{name}: {mine:.4g} ulp off, {allowed:.4g} allowed"
 
 
-@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.values == "random" and s.op in DISTRIBUTIONS], ids=str)
+JUDGED = [s for s in SAMPLES if s.values == "random" and s.op in DISTRIBUTIONS and torch.float64 not in s.dtypes]
+
+
+@pytest.mark.parametrize("sample", JUDGED, ids=str)
 def test_error_rule(backend: str, sample: Sample) -> None:
     check_error_rule(backend, sample)
 
 
 @strategies.composite
 def any_sample(draw: strategies.DrawFn) -> Sample:
-    """Any shape of up to five dims, any layout and dtype of each argument, any broadcasting of the parameter. But for
-    float64 and for families whose terms cancel: in a single element, float64 is no judge of them."""
+    """Any shape of up to five dims, any layout and narrower dtype of each argument, any broadcasting of the parameter. But
+    for families whose terms cancel: in a single element, float64 is no judge of them."""
     op = OPS[name := draw(strategies.sampled_from(("bernoulli", "gaussian", "latent")))]
     shape = tuple(draw(strategies.lists(strategies.sampled_from((1, 2, 3, 5, 0, 4, 33, 130)), max_size=5)))
     assume(math.prod(shape) <= 50_000)
