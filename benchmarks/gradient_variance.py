@@ -29,8 +29,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_kernels import bernoulli_log_likelihood, data, reparameterize_kl
+from vae_kernels import bernoulli_log_likelihood, reparameterize_kl
 from vae_kernels.models import MLPVAE
+from vae_kernels.training import data
 
 FOLDER = Path(__file__).resolve().parent / "results" / "gradient_variance"
 BATCH = 64

@@ -26,7 +26,7 @@ from triton.runtime import driver
 
 from vae_kernels import ops
 from vae_kernels.families import FAMILIES, INDEX
-from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
+from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
 
 from .machine_code import CARDS, Code, main_loops, predicted, read_amd, read_nvidia
 

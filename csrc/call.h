@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "latent.h"
-#include "rows.h"
+#include "formulas/latent.h"
+#include "view.h"
 
 namespace vk {
 

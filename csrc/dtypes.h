@@ -1,7 +1,7 @@
 // The element types of tensors: to and from the type of arithmetic, and from a tag to a C++ type.
 #pragma once
 
-#include "rows.h"
+#include "view.h"
 
 namespace vk {
 

@@ -2,7 +2,7 @@
 // Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 #pragma once
 
-#include "math.h"
+#include "elementary.h"
 
 namespace vk {
 

@@ -8,7 +8,7 @@ import torch
 from samples import BACKENDS, DEVICE, KERNELS
 
 import vae_kernels as vk
-from vae_kernels import report
+from vae_kernels.training import report
 
 # They show how the kernels are built, what compilers and interpreters make of them, what Python alone or the CPU does.
 if DEVICE != "cpu":

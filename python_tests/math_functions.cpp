@@ -1,7 +1,7 @@
-// The functions of csrc/math.h over arrays, for a table of their errors.
-#include "../csrc/math.h"
+// The functions of csrc/elementary.h and csrc/gamma.h over arrays, for a table of their errors.
+#include "../csrc/gamma.h"
 
-// ln Gamma from its pieces, by the formula that math.h gives for it.
+// ln Gamma from its pieces, by the formula that gamma.h gives for it.
 template <class T>
 T log_gamma(T a) {
   const vk::GammaTerms<T> terms(a);

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vae_kernels import data
+from vae_kernels.training import data
 
 RNG = np.random.default_rng(0)
 

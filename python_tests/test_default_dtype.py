@@ -9,8 +9,9 @@ from samples import BF16, DEVICE, F16, F32, F64, I64, OPS, U8
 from torch import Tensor, nn
 
 import vae_kernels as vk
-from vae_kernels import checkpoint, train
+from vae_kernels import train
 from vae_kernels.models import LIKELIHOODS, MODELS
+from vae_kernels.training import checkpoint
 
 pytestmark = pytest.mark.around
 

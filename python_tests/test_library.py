@@ -16,7 +16,7 @@ from samples import BACKENDS
 
 import vae_kernels as vk
 from vae_kernels.families import INDEX
-from vae_kernels.settings import LatentOptions
+from vae_kernels.options import LatentOptions
 
 LIBRARY = Path(vk.__file__).with_name("_cpp.so")
 

@@ -1,4 +1,4 @@
-"""The functions of csrc/math.h against mpmath: the errors that their comments state, over the ranges they name."""
+"""The functions of csrc/elementary.h and csrc/gamma.h against mpmath: the errors that their comments state, over the ranges they name."""
 
 import ctypes
 import math

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from vae_kernels import checkpoint, data, options, report, train
-from vae_kernels.loss import OBJECTIVES, Loss
+from vae_kernels import train
 from vae_kernels.models import MLPVAE
+from vae_kernels.training import checkpoint, data, report
+from vae_kernels.training.history import HISTORY
+from vae_kernels.training.objective import OBJECTIVES, Loss
+from vae_kernels.training.settings import parse
+from vae_kernels.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DISTRIBUTED = pytest.mark.skipif(
@@ -60,7 +64,7 @@ def torchrun(processes: int, *arguments: str) -> str:
 
 
 def history(out: Path) -> np.ndarray:
-    return np.loadtxt(out / train.HISTORY, delimiter=",", skiprows=1)
+    return np.loadtxt(out / HISTORY, delimiter=",", skiprows=1)
 
 
 @DISTRIBUTED
@@ -73,7 +77,7 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
         2, "-m", "vae_kernels.train", *SETTINGS, "--out", str(shared), "--epochs", "2", "--evaluate", "20"
     )
     assert printed.count("held-out ELBO") == 1  # one of them speaks
-    trainer = train.Trainer(options.parse(["--out", str(shared), "--resume"])[0], data.digits())
+    trainer = Trainer(parse(["--out", str(shared), "--resume"])[0], data.digits())
     trainer.restore()
     figures = json.loads((shared / report.EVALUATION).read_text())
     assert figures == pytest.approx(report.evaluate(trainer, 20), rel=1e-12)

@@ -12,9 +12,13 @@ from fresh_process import python
 from PIL import Image
 
 import vae_kernels as vk
-from vae_kernels import checkpoint, data, extras, options, pictures, report, sweep, train
+from vae_kernels import extras, sweep, train
 from vae_kernels.models import MLPVAE, ConvVAE
 from vae_kernels.noise import normal_like
+from vae_kernels.training import checkpoint, data, pictures, report
+from vae_kernels.training.history import HISTORY, Row
+from vae_kernels.training.settings import parse
+from vae_kernels.training.trainer import Trainer
 
 TINY = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "300", "--device", "cpu"]
 # What torch.testing.assert_close grants float32, of which the history's means are made.
@@ -27,7 +31,7 @@ KERNELS = [name for name, state in vk.backends()["cpu"].items() if name != "eage
 def run(out, *arguments):
     """The exit status, and the history as text."""
     status = train.main([*TINY, "--out", str(out), *arguments])
-    return status, (out / train.HISTORY).read_text()
+    return status, (out / HISTORY).read_text()
 
 
 def terms(history):
@@ -53,7 +57,7 @@ def test_a_run_leaves_history_checkpoint_and_pictures(tmp_path, capsys):
         assert str(path) in printed
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("L")).std() > 10  # not blank
-    assert history.splitlines()[0].split(",") == list(train.Row._fields)
+    assert history.splitlines()[0].split(",") == list(Row._fields)
     table = terms(history)
     assert table[:, 0].tolist() == [1, 2, 3]
     np.testing.assert_allclose(table[:, 1], table[:, 2] - table[:, 3], **FLOAT32)
@@ -78,7 +82,7 @@ def test_the_history_is_the_elbo_of_the_model(tmp_path):
         kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
         return [term.mean().item() for term in (log_px - kl, log_px, kl)]
 
-    trainer = train.Trainer(options.parse([*TINY, "--batch-size", "2000"])[0], source)
+    trainer = Trainer(parse([*TINY, "--batch-size", "2000"])[0], source)
     expected = [*elbo(source.train[trainer.order], trainer.seeds), *elbo(source.held_out, torch.tensor([0]))]
     np.testing.assert_allclose(terms(history)[0, 1:], expected, **FLOAT32)
 
@@ -106,7 +110,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path, capsys,
     """Ctrl-C after some steps of five an epoch: within the first, at the end of one, within a later one."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _, expected = run(whole, "--epochs", "3")
-    done, train_step = [], train.Trainer.train_step
+    done, train_step = [], Trainer.train_step
 
     def interrupting(trainer):
         train_step(trainer)
@@ -115,7 +119,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path, capsys,
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_step", interrupting)
+        patch.setattr(Trainer, "train_step", interrupting)
         status, history = run(parts, "--epochs", "3")
     assert status == 130 and len(done) == steps and len(terms(history)) == steps // 5
     assert "--resume" in capsys.readouterr().out
@@ -217,7 +221,7 @@ DAMAGES = {
     "without training": (checkpoint.SETTINGS, _without("training")),
     "of another version": (checkpoint.SETTINGS, lambda content: content.replace(b'"lr"', b'"learning_rate"')),
     "a word for a number": (checkpoint.SETTINGS, lambda content: content.replace(b'"epochs": 1', b'"epochs": "many"')),
-    "history": (train.HISTORY, lambda content: content[:-5] + b"\nx,y"),
+    "history": (HISTORY, lambda content: content[:-5] + b"\nx,y"),
 }
 
 
@@ -253,7 +257,7 @@ def test_kernels_train_as_eager_does(tmp_path, backend):
     def held_out(name, *arguments):
         status = train.main(["--device", "cpu", "--epochs", "20", "--out", str(tmp_path / name), *arguments])
         assert status == 0
-        return terms((tmp_path / name / train.HISTORY).read_text())[:, 4]
+        return terms((tmp_path / name / HISTORY).read_text())[:, 4]
 
     expected = held_out("eager", "--backend", "eager")
     np.testing.assert_allclose(held_out("kernel", "--backend", backend), expected, rtol=0, atol=1e-3)
@@ -308,7 +312,7 @@ SMALL = ["--device", "cpu", "--hidden", "64", "--latent-dim", "10", "--lr", "0.0
 def evaluated(out, *arguments):
     """The figures of a run at its end, log p(x) with 200 samples, and its KL."""
     assert train.main([*SMALL, "--out", str(out), "--evaluate", "200", *arguments]) == 0
-    kl = terms((out / train.HISTORY).read_text())[-1, 6]
+    kl = terms((out / HISTORY).read_text())[-1, 6]
     return json.loads((out / report.EVALUATION).read_text()) | {"kl": kl}
 
 
@@ -351,7 +355,7 @@ def test_every_objective_learns(tmp_path, of_the_elbo, arguments):
 
 def test_free_bits_are_used(tmp_path, of_the_elbo):
     """Each dimension may cost λ for nothing: all come near that, where without they cost less together."""
-    trainer = train.Trainer(options.parse([*SMALL, "--free-bits", "0.4"])[0], data.digits())
+    trainer = Trainer(parse([*SMALL, "--free-bits", "0.4"])[0], data.digits())
     for _ in range(20 * trainer.steps):
         trainer.train_step()
         if trainer.step == trainer.steps:
@@ -397,7 +401,7 @@ def test_sweep_draws_rate_and_distortion(tmp_path):
     beta, rate, distortion = np.array([[float(field) for field in line.split(",")] for line in lines[1:]]).T
     assert beta.tolist() == [0.25, 1, 4]
     assert (np.diff(rate) < 0).all() and (np.diff(distortion) > 0).all()
-    assert terms((tmp_path / "beta-4" / train.HISTORY).read_text())[-1, 6] == pytest.approx(rate[2])
+    assert terms((tmp_path / "beta-4" / HISTORY).read_text())[-1, 6] == pytest.approx(rate[2])
     with Image.open(tmp_path / "rate_distortion.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 

@@ -37,7 +37,7 @@ from triton_calls import (  # noqa: E402
 
 from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, compiled, rows_of  # noqa: E402
 from vae_kernels.families import INDEX  # noqa: E402
-from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
+from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
 from vae_kernels.triton import latent, latent_kernels, launch, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_kernels.families import FAMILIES, INDEX
-from vae_kernels.settings import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
+from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction, Scale
 from vae_kernels.triton import OPS
 
 # `make(5, 37)` or `make((5, 37))`, and perhaps a dtype.

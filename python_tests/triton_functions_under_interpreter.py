@@ -60,12 +60,12 @@ def _expm1(x):
 
 @triton.jit
 def _log_next_to_1(f):
-    return gamma.log_ratio(1.0 + f, f)[0]
+    return math.log_ratio(1.0 + f, f)[0]
 
 
 @triton.jit
 def _log_beyond(f):
-    return gamma.log_ratio(1.0 + f, f)[1]
+    return math.log_ratio(1.0 + f, f)[1]
 
 
 @triton.jit
@@ -84,8 +84,8 @@ def _slope_difference(a):
 def _log_gamma(a):
     terms = gamma.gamma_terms(a, a.dtype)
     z = terms[1]
-    stirling = (z - 0.5) * gamma.log(z) - z + 0.9189385332046727
-    return stirling + gamma.lgamma_tail(terms[2]) - gamma.log(terms[3])
+    stirling = (z - 0.5) * math.log(z) - z + 0.9189385332046727
+    return stirling + gamma.lgamma_tail(terms[2]) - math.log(terms[3])
 
 
 @triton.jit

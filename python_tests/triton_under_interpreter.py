@@ -20,7 +20,7 @@ import vae_kernels as vk
 from benchmarks import smoke
 from vae_kernels import noise
 from vae_kernels.families import INDEX
-from vae_kernels.settings import LatentOptions, LikelihoodOptions
+from vae_kernels.options import LatentOptions, LikelihoodOptions
 from vae_kernels.triton import OPS as KERNELS
 from vae_kernels.triton import launch, layout, philox, tile
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import checks, eager, transforms
 from .backends import backend_of
-from .settings import REDUCTIONS
+from .options import REDUCTIONS
 
 
 def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1, reduction: str = "sum") -> Tensor:

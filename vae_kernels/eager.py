@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import symbols
+from .options import LatentOptions, Scale
 from .rows import compute_dtype, row_shape
-from .settings import LatentOptions, Scale
 
 
 def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:

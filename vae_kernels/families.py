@@ -12,7 +12,7 @@ class Family(NamedTuple):
     """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
     which values `check_values` lets pass, and which arguments are numbers, never tensors.
 
-    Kernels know the family by its place in `FAMILIES`, which is that of its struct in csrc/likelihood.h.
+    Kernels know the family by its place in `FAMILIES`, which is that of its struct in csrc/formulas/likelihood.h.
     """
 
     arguments: tuple[str, ...]

@@ -9,8 +9,8 @@ from torch import Tensor
 from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .noise import SEED_LIMIT, draw_seed, normal_like
+from .options import ESTIMATORS, REDUCTIONS, SCALES, KlEstimator, LatentOptions, Scale
 from .rows import check_broadcast, empty_samples, expand_other, sum_other
-from .settings import ESTIMATORS, REDUCTIONS, SCALES, KlEstimator, LatentOptions, Scale
 
 # Where the eager kl's node keeps its options.
 _OPTIONS = "vae_kernels.options"

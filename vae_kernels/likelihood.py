@@ -10,8 +10,8 @@ from torch import Tensor
 from . import checks, eager, symbols, transforms
 from .backends import backend_of
 from .families import FAMILIES, INDEX
+from .options import REDUCTIONS, LikelihoodOptions
 from .rows import check_broadcast, expand_other, sum_other
-from .settings import REDUCTIONS, LikelihoodOptions
 
 _FAMILIES = tuple(FAMILIES.values())
 

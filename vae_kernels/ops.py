@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from .options import LatentOptions, LikelihoodOptions
 from .rows import compute_dtype, empty_samples
-from .settings import LatentOptions, LikelihoodOptions
 
 _LATENT = (
     "Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor noise, int batch_dims, int? packed_dim,"

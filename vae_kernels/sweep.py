@@ -10,7 +10,8 @@ import csv
 import sys
 from pathlib import Path
 
-from . import pictures, train
+from . import train
+from .training import history, pictures
 
 CURVE = "rate_distortion"
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = options.out / f"beta-{beta:g}"
         if status := train.main([*of_training, "--beta", str(beta), "--out", str(folder)]):
             return status
-        last = train.read_history(folder)[-1]
+        last = history.read(folder)[-1]
         curve.append((beta, last.held_out_kl, -last.held_out_log_px))
     _write(options.out, curve)
     return 0

@@ -8,8 +8,6 @@ of one, batch by batch, and come to the same weights up to rounding.
 """
 
 import contextlib
-import csv
-import math
 import shlex
 import signal
 import sys
@@ -17,145 +15,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from . import checkpoint, data, processes, report
 from .backends import current_backend, use_backend
 from .extras import require
-from .loss import Loss
-from .models import MODELS, VAE, Elbo
-from .noise import SEED_LIMIT
-from .options import BETA_SCHEDULES, Settings, parse
-from .schedules import linear_schedule
-
-HISTORY = "history.csv"
-
-_EVALUATION_BATCH = 500
-
-
-class Row(NamedTuple):
-    """A line of the history: means per picture in nats. Training's are taken while the weights change."""
-
-    epoch: int
-    train_elbo: float
-    train_log_px: float
-    train_kl: float
-    held_out_elbo: float
-    held_out_log_px: float
-    held_out_kl: float
-
-
-class Trainer:
-    """A model, its optimizer, and how far they are.
-
-    Order and noise of an epoch are drawn when it begins, and the generator's state before that is kept: from it and the
-    number of steps done, a run is resumed in the middle of an epoch.
-    """
-
-    def __init__(self, settings: Settings, source: data.Pictures) -> None:
-        self.settings = settings
-        self.device = processes.own_device(torch.device(settings.device))
-        self.dtype = torch.float64 if settings.dtype == "float64" else torch.float32
-        self.data = source.to(self.device)
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.model = _build_model(settings, tuple(source.train.shape[1:]), self.generator)
-        self.model.to(self.device, self.dtype)
-        # Fused: 3.2 against 4.1 ms for a whole step on the digits, two cores.
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=fused)
-        self.loss = processes.distributed(_build_loss(settings, self.model))
-        if settings.compile:
-            self.loss = torch.compile(self.loss)
-        self.steps = -(-len(source.train) // settings.batch_size)
-        self.epoch = self.step = 0
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self.epoch_state = self.generator.get_state()
-        self.order = torch.randperm(len(self.data.train), generator=self.generator).to(self.device)
-        self.seeds = torch.randint(0, SEED_LIMIT, self.order.shape, generator=self.generator).to(self.device)
-        self.sums = torch.zeros(self.steps, 4, dtype=self.dtype, device=self.device)
-
-    def train_step(self) -> None:
-        """One step of Adam on the objective, averaged over the batch."""
-        start = self.step * self.settings.batch_size
-        batch = slice(start, start + self.settings.batch_size)
-        own, seeds = processes.part(self.order[batch]), processes.part(self.seeds[batch])
-        # Over the average size of a part: the processes' gradients are averaged, not summed.
-        size = len(self.order[batch]) / processes.count()
-        with self._autocast():
-            x = self.data.pixels(self.data.train[own], self.dtype)
-            loss, terms = self.loss(x, seeds, size, *self._weights())
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.sums[self.step] = _sums(terms)
-        self.step += 1
-
-    def _weights(self) -> tuple[Tensor, Tensor | None]:
-        """Beta and capacity of this step."""
-        s, done, steps = self.settings, self.epoch * self.steps + self.step, self.settings.epochs * self.steps
-        beta = s.beta * BETA_SCHEDULES[s.beta_schedule](done, steps)
-        capacity = None if s.capacity is None else self._scalar(linear_schedule(done, steps, stop=s.capacity))
-        return self._scalar(beta), capacity
-
-    def _scalar(self, value: float) -> Tensor:
-        return torch.full((), value, dtype=self.dtype, device=self.device)
-
-    def running(self) -> list[float]:
-        """This epoch's mean ELBO, log-likelihood and KL so far, in this process."""
-        return _means(self.sums)
-
-    @torch.no_grad()
-    def evaluate(self) -> list[float]:
-        """Mean ELBO, log-likelihood and KL of the held-out pictures, with the same noise every time."""
-        batches = self.data.held_out.split(_EVALUATION_BATCH)
-        sums = torch.zeros(len(batches), 4, dtype=torch.float64)
-        for index in range(processes.rank(), len(batches), processes.count()):
-            with self._autocast():
-                sums[index] = _sums(self.model.elbo(self.data.pixels(batches[index], self.dtype), seed=index))
-        return _means(processes.total(sums))
-
-    def end_epoch(self) -> Row:
-        """Evaluate, and go on to the next epoch."""
-        self.epoch += 1
-        row = Row(self.epoch, *_means(processes.total(self.sums)), *self.evaluate())
-        if not math.isfinite(row.train_elbo):
-            raise FloatingPointError(
-                f"the ELBO became {row.train_elbo} in epoch {self.epoch}: try a lower --lr than {self.settings.lr}"
-            )
-        self.step = 0
-        self._begin_epoch()
-        return row
-
-    def save(self) -> None:
-        sums = processes.total(self.sums)
-        if processes.rank():
-            return
-        progress = {
-            "epoch": torch.tensor(self.epoch),
-            "step": torch.tensor(self.step),
-            "generator": self.epoch_state,
-            "sums": sums,
-        }
-        checkpoint.save(Path(self.settings.out), self.model, self.optimizer, progress)
-
-    def restore(self) -> None:
-        """Go on where `save` was called, in the middle of an epoch too."""
-        folder = Path(self.settings.out)
-        with checkpoint.reading(folder / checkpoint.TENSORS):
-            progress = checkpoint.load(folder, self.model, self.optimizer)
-            self.generator.set_state(progress["generator"])
-            self._begin_epoch()
-            self.epoch, self.step = int(progress["epoch"]), int(progress["step"])
-            if not processes.rank():
-                self.sums.copy_(progress["sums"])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
+from .training import checkpoint, data, history, processes, report
+from .training.history import Row
+from .training.settings import Settings, parse
+from .training.trainer import Trainer
 
 
 class Interrupt:
@@ -185,7 +53,7 @@ def train(trainer: Trainer, rows: list[Row]) -> bool:
             if trainer.step == trainer.steps:
                 rows.append(trainer.end_epoch())
                 if not processes.rank():
-                    _write_history(folder, rows)
+                    history.write(folder, rows)
                 trainer.save()
         trainer.save()
     return trainer.epoch >= epochs
@@ -217,11 +85,11 @@ def _prepare(settings: Settings, resume: bool) -> tuple[Trainer, list[Row]]:
     trainer, rows = Trainer(settings, source), []
     if resume:
         trainer.restore()
-        rows = read_history(folder)[: trainer.epoch]
+        rows = history.read(folder)[: trainer.epoch]
     if not processes.rank():
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_settings(folder, trainer.model.settings, asdict(settings))
-        _write_history(folder, rows)
+        history.write(folder, rows)
     return trainer, rows
 
 
@@ -232,7 +100,7 @@ def _refuse_to_overwrite(folder: Path) -> None:
     content = checkpoint.load_settings(folder)
     with checkpoint.reading(folder / checkpoint.SETTINGS):
         epochs = int(content["training"]["epochs"])
-    done = len(read_history(folder))
+    done = len(history.read(folder))
     if done < epochs:
         raise ValueError(
             f"{folder} holds a run that stopped after {done} of {epochs} epochs: continue it with --resume, choose "
@@ -265,45 +133,6 @@ def _run(trainer: Trainer, rows: list[Row]) -> int:
     return 0
 
 
-def _build_model(settings: Settings, input_shape: tuple[int, ...], generator: torch.Generator) -> VAE:
-    """Weights are drawn on the CPU, so that they are the same on every device."""
-    sizes = {} if settings.hidden is None else {"hidden": settings.hidden}
-    seed = torch.randint(0, SEED_LIMIT, (), generator=generator).item()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MODELS[settings.model](
-            input_shape,
-            latent_dim=settings.latent_dim,
-            likelihood=settings.likelihood,
-            logvar=settings.logvar,
-            **sizes,
-        )
-
-
-def _build_loss(settings: Settings, model: VAE) -> Loss:
-    return Loss(
-        model,
-        settings.objective,
-        settings.num_samples,
-        settings.free_bits,
-        settings.free_bits_per,
-        settings.capacity_per,
-        processes.group(),
-    )
-
-
-def read_history(folder: Path) -> list[Row]:
-    with checkpoint.reading(folder / HISTORY), (folder / HISTORY).open(newline="") as file:
-        return [Row(int(epoch), *map(float, terms)) for epoch, *terms in list(csv.reader(file))[1:]]
-
-
-def _write_history(folder: Path, rows: list[Row]) -> None:
-    with (folder / HISTORY).open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows((row.epoch, *(f"{term:.6f}" for term in row[1:])) for row in rows)
-
-
 @contextlib.contextmanager
 def _repeatable() -> Iterator[None]:
     """cuDNN picks algorithms whose sums vary from run to run unless told not to; a model's weights are drawn in torch's
@@ -332,17 +161,6 @@ def _progress_bar(trainer: Trainer):
 def _summary(trainer: Trainer, rows: list[Row]) -> str:
     text = f"epoch {trainer.epoch + 1}, ELBO {trainer.running()[0]:.2f}"
     return f"{text}, held out {rows[-1].held_out_elbo:.2f}" if rows else text
-
-
-def _sums(terms: Elbo) -> Tensor:
-    """The three terms' sums over the pictures, and how many pictures there were."""
-    sums = [term.detach().sum() for term in terms]
-    return torch.stack([*sums, torch.full_like(sums[0], len(terms.elbo))])
-
-
-def _means(sums: Tensor) -> list[float]:
-    *terms, pictures = sums.cpu().double().sum(0).tolist()
-    return [term / max(pictures, 1) for term in terms]
 
 
 if __name__ == "__main__":

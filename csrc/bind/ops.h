@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "../dtypes.h"
-#include "../likelihood.h"
+#include "../formulas/likelihood.h"
 #include "glibc.h"
 #include "torch_views.h"
 

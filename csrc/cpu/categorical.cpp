@@ -1,4 +1,4 @@
-#include "../categorical.h"
+#include "../formulas/categorical.h"
 
 #include "kernels.h"
 #include "tiles.h"

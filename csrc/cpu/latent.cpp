@@ -1,4 +1,4 @@
-#include "../latent.h"
+#include "../formulas/latent.h"
 
 #include "gradients.h"
 #include "kernels.h"

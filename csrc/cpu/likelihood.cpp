@@ -1,4 +1,4 @@
-#include "../likelihood.h"
+#include "../formulas/likelihood.h"
 
 #include <utility>
 

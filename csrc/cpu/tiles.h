@@ -16,7 +16,7 @@
 
 #include "../dtypes.h"
 #include "../philox.h"
-#include "../rows.h"
+#include "../view.h"
 #include "isa.h"
 #include "kernels.h"
 #include "pages.h"

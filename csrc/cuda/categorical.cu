@@ -1,4 +1,4 @@
-#include "../categorical.h"
+#include "../formulas/categorical.h"
 #include "access.h"
 #include "sums.h"
 

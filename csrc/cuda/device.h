@@ -5,7 +5,7 @@
 #include <string>
 #include <tuple>
 
-#include "../math.h"
+#include "../elementary.h"
 #include "kernels.h"
 
 #ifdef __CUDACC__

@@ -1,4 +1,4 @@
-#include "../latent.h"
+#include "../formulas/latent.h"
 #include "coarse.h"
 #include "columns.h"
 #include "dispatch.h"

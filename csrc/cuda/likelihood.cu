@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "../likelihood.h"
+#include "../formulas/likelihood.h"
 #include "columns.h"
 #include "dispatch.h"
 #include "rows.h"

@@ -12,10 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rows import compute_dtype
-from .gamma import log_ratio
 from .launch import Launch, planned, signature
 from .layout import layout
-from .math import exp
+from .math import exp, log_ratio
 from .tile import (
     Tile,
     add_compensated,

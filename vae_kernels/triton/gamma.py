@@ -1,4 +1,4 @@
-"""Logarithms and what the gamma function is made of, with the arithmetic of `math.py`; csrc/math.h has the same for C++.
+"""What the gamma function is made of, with the arithmetic of `math.py`; csrc/gamma.h has the same for C++.
 
 Bounds are in units in the last place (ulp), in float32 as in float64.
 """
@@ -6,7 +6,7 @@ Bounds are in units in the last place (ulp), in float32 as in float64.
 import triton
 import triton.language as tl
 
-from .math import exp, polynomial
+from .math import polynomial
 
 # By how much `gamma_terms` shifts small arguments.
 STEPS_FLOAT64 = tl.constexpr(8)
@@ -14,96 +14,10 @@ STEPS_FLOAT32 = tl.constexpr(2)
 
 
 @triton.jit
-def _log_parts(r):
-    """r = 2^n m, m in [√½, √2): n and m; r positive and not denormal."""
-    if r.dtype == tl.float64:
-        bits = r.to(tl.int64, bitcast=True)
-        n = (bits + 0x00095F619980C433) >> 52
-        m = (bits - ((n - 1023) << 52)).to(tl.float64, bitcast=True)
-        return (n - 1023).to(tl.float64), m
-    else:
-        bits = r.to(tl.int32, bitcast=True)
-        n = (bits + 0x004AFB0D) >> 23
-        return (n - 127).to(tl.float32), (bits - ((n - 127) << 23)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def log_product(a, b, f):
-    """log(a b), also where the product underflows, and log(a b) − f with it, where f is a b − 1 and may be known better
-    than a b next to 1; error below 2 and 4 ulp."""
-    r = a * b
-    if r.dtype == tl.float64:
-        LIFT: tl.constexpr = 4.149515568880993e180
-        LIFTED: tl.constexpr = 1200.0
-        tiny = r < 2.2250738585072014e-308
-    else:
-        LIFT: tl.constexpr = 7.922816251426434e28
-        LIFTED: tl.constexpr = 192.0
-        tiny = r < 1.1754943508222875e-38
-    normal = tl.where(tiny, (a * LIFT) * (b * LIFT), r)
-    n, m = _log_parts(normal)
-    near = (n == 0.0) & (r > 0.5)
-    g = tl.where(near, f, m - 1.0)
-    s = g / (2.0 + g)
-    z = s * s
-    if r.dtype == tl.float64:
-        p = polynomial(z, (
-            0.666666666666667, 0.39999999999899505, 0.28571428625975487, 0.2222221113479508, 0.18182889125261723,
-            0.15331721600556042, 0.14616449685043406,
-        ))  # fmt: skip
-    else:
-        p = polynomial(z, (0.6666666655449709, 0.40000121839806124, 0.28550820815960665, 0.23330467216303835))
-    h = 0.5 * g * g
-    # log(1 + g) - g
-    tail = s * (z * p + h) - h
-    n = tl.where(tiny, n - LIFTED, n)
-    if r.dtype == tl.float64:
-        value = n * 6.93147180369123816490e-01 + (g + (n * 1.90821492927058770002e-10 + tail))
-    else:
-        value = n * 0.693359375 + (g + (n * -2.12194440e-4 + tail))
-    value = tl.where(r < float("inf"), value, r)
-    value = tl.where(normal > 0.0, value, tl.where(normal == 0.0, float("-inf"), float("nan")))
-    return value, tl.where(near, tail, value - f)
-
-
-@triton.jit
-def log_ratio(r, f):
-    """log r and log r − f, f = r − 1: likewise."""
-    return log_product(r, 1.0, f)
-
-
-@triton.jit
-def log(x):
-    """log x for every x, error below 2 ulp."""
-    return log_ratio(x, x - 1.0)[0]
-
-
-@triton.jit
-def expm1_negative(x):
-    """e^x − 1 for x <= 0; error below 4 ulp where x >= -1, 1 ulp of 1 below."""
-    inside = tl.maximum(x, -1.0)
-    if x.dtype == tl.float64:
-        # Its Taylor series; the first term left out is below 1e-18 of the sum.
-        excess = inside * inside * 0.5
-        term = excess
-        for n in tl.static_range(3, 20):
-            term = term * inside * (1.0 / n)
-            excess += term
-    else:
-        # (e^x - 1 - x) / x²
-        q = polynomial(inside, (
-            0.5, 0.166666641831398, 0.04166668653488159, 0.008333463221788406, 0.0013888550456613302,
-            0.00019819945737253875, 2.481590854586102e-05, 2.8835620469180867e-06, 2.790293365251273e-07,
-        ))  # fmt: skip
-        excess = q * (inside * inside)
-    return tl.where(x >= -1.0, x + excess, exp(x) - 1.0)
-
-
-@triton.jit
 def gamma_terms(a, DTYPE: tl.constexpr):
     """What log Γ(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or a + n for a < n: z − a, z,
     1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted, and what the
-    rounding of z took from it. See csrc/math.h."""
+    rounding of z took from it. See csrc/gamma.h."""
     STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
     ends = a * (a + (STEPS - 1))
     product = ends

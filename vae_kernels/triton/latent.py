@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import ops
+from ..options import LatentOptions, Scale
 from ..rows import column_dims, compute_dtype, sum_to_size
-from ..settings import LatentOptions, Scale
 from .latent_kernels import latent_backward_kernel, latent_forward_kernel
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import Layout, Strides, dense, from_dense, layout

@@ -7,12 +7,12 @@ q = N(mu, e^l), prior N(m, e^v); `u = (mu − m) w`, `w = e^(−v/2)`, `d = l �
 import triton
 import triton.language as tl
 
-from .gamma import log
 from .math import (
     excess_from,
     exp,
     exp_minus_abs,
     expm1_from,
+    log,
     log1p_unit,
     sigmoid,
     softplus,

@@ -10,24 +10,24 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import families, ops
+from ..options import LikelihoodOptions
 from ..rows import column_dims, compute_dtype, sum_to_size
-from ..settings import LikelihoodOptions
-from .gamma import (
-    STEPS_FLOAT32,
-    STEPS_FLOAT64,
-    digamma_tail,
-    expm1_negative,
-    gamma_tail,
-    gamma_terms,
-    log,
-    log_product,
-    log_ratio,
-    product_lifted,
-    slope_difference,
-)
+from .gamma import STEPS_FLOAT32, STEPS_FLOAT64, digamma_tail, gamma_tail, gamma_terms, product_lifted, slope_difference
 from .launch import Launch, SplitLaunch, planned, signature
 from .layout import dense, from_dense, layout
-from .math import exp, exp_minus_abs, log1p_unit, polynomial, sigmoid, softplus, times_exp
+from .math import (
+    exp,
+    exp_minus_abs,
+    expm1_negative,
+    log,
+    log1p_unit,
+    log_product,
+    log_ratio,
+    polynomial,
+    sigmoid,
+    softplus,
+    times_exp,
+)
 from .parameters import SumOfPartials, float32_parts, load_parameter, number, store_partial
 from .tile import (
     HELD,
@@ -173,7 +173,7 @@ def bernoulli_probs_grad(probs, x):
 
 @triton.jit
 def _negative_binomial_terms(mu, x, theta):
-    """What value and gradients share: see NegativeBinomialTerms in csrc/likelihood.h, which has the derivation. The three
+    """What value and gradients share: see NegativeBinomialTerms in csrc/formulas/likelihood.h, which has the derivation. The three
     gamma terms, 1/e, the factors that scale a large x down and up, log(c g / (t e)), that less its ratio's difference from
     1, e times the difference, and θ times the logarithm."""
     c = gamma_terms(x + theta, x.dtype)
@@ -294,7 +294,7 @@ def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
 
 @triton.jit
 def _poisson_terms(rate, logged, rest, x):
-    """See PoissonTerms in csrc/likelihood.h, which has the derivation: 0 for a large x, else 1; the gamma terms of x and that;
+    """See PoissonTerms in csrc/formulas/likelihood.h, which has the derivation: 0 for a large x, else 1; the gamma terms of x and that;
     and of a rate r with log r = log(logged) + rest, log(r/z) and its difference from r/z − 1."""
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     step = tl.where(x < STEPS, x * 0.0 + 1.0, x * 0.0)

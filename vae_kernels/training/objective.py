@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .latent import reparameterize_kl
-from .likelihood import gaussian_log_likelihood
-from .models import VAE, Elbo
-from .objectives import elbo, importance_weighted_elbo, score_function_elbo
+from ..latent import reparameterize_kl
+from ..likelihood import gaussian_log_likelihood
+from ..models import VAE, Elbo
+from ..objectives import elbo, importance_weighted_elbo, score_function_elbo
 
 
 class Objective(NamedTuple):

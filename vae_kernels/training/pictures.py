@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .extras import require
+from ..extras import require
+from .history import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .train import Row
 
 
 def draw_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
@@ -78,7 +77,7 @@ def draw_rate_distortion(path: Path, betas: list[float], rates: list[float], dis
     _save(figure, path)
 
 
-def draw_learning_curve(path: Path, rows: list["Row"]) -> None:
+def draw_learning_curve(path: Path, rows: list[Row]) -> None:
     """ELBO, log-likelihood and KL by epoch, in nats."""
     figure = _figure(12, 3.6)
     epochs = [row.epoch for row in rows]

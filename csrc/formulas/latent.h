@@ -3,11 +3,11 @@
 // u = (mu - m) e^(-v/2), d = l - v, r = std e^(-v/2). Kingma & Welling 2014, appendix B; Roeder et al. 2017.
 #pragma once
 
-#include "math.h"
+#include "../elementary.h"
 
 namespace vk {
 
-// As in vae_kernels/settings.py. What an encoder's second output is; how the KL is estimated; and what is summed.
+// As in vae_kernels/options.py. What an encoder's second output is; how the KL is estimated; and what is summed.
 enum class Scale { kLogvar, kLogstd, kStd, kVariance, kSoftplus };
 enum class KlEstimator { kAnalytic, kMonteCarlo, kPath };
 enum class Reduction { kSum, kNone };

@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "math.h"
+#include "../gamma.h"
 
 namespace vk {
 

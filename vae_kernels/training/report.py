@@ -4,18 +4,23 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..evaluation import (
+    active_units,
+    aggregate_posterior,
+    bits_per_dimension,
+    kl_per_dimension,
+    log_marginal_likelihood,
+)
+from ..latent import reparameterize_kl
+from ..models import VAE
 from . import pictures, processes
-from .evaluation import active_units, aggregate_posterior, bits_per_dimension, kl_per_dimension, log_marginal_likelihood
-from .latent import reparameterize_kl
-from .models import VAE
-
-if TYPE_CHECKING:
-    from .train import Row, Trainer
+from .history import Row
+from .trainer import Trainer
 
 EVALUATION = "evaluation.json"
 
@@ -32,7 +37,7 @@ class Latents(NamedTuple):
 
 
 @torch.no_grad()
-def latents(trainer: "Trainer") -> Latents:
+def latents(trainer: Trainer) -> Latents:
     source = trainer.data
     moments = [trainer.model.encode(source.pixels(batch, trainer.dtype)) for batch in source.held_out.split(_BATCH)]
     mu, logvar = (torch.cat(parts) for parts in zip(*moments, strict=True))
@@ -40,7 +45,7 @@ def latents(trainer: "Trainer") -> Latents:
     return Latents(mu, logvar, kl)
 
 
-def evaluate(trainer: "Trainer", num_samples: int) -> dict[str, float]:
+def evaluate(trainer: Trainer, num_samples: int) -> dict[str, float]:
     """Means over the held-out pictures, in nats per picture; the processes share the work.
 
     Bits per dimension are given where the likelihood is a density: pixels then are in steps of 1/`white`.
@@ -62,7 +67,7 @@ def evaluate(trainer: "Trainer", num_samples: int) -> dict[str, float]:
     return figures
 
 
-def _log_marginal(trainer: "Trainer", num_samples: int) -> tuple[float, float]:
+def _log_marginal(trainer: Trainer, num_samples: int) -> tuple[float, float]:
     """Mean and standard error; the noise of a picture depends on the picture's place alone."""
     source = trainer.data
     batches = source.held_out.split(_BATCH)
@@ -87,7 +92,7 @@ def write(folder: Path, figures: dict[str, float]) -> None:
     (folder / EVALUATION).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def draw(trainer: "Trainer", rows: list["Row"]) -> list[Path]:
+def draw(trainer: Trainer, rows: list[Row]) -> list[Path]:
     """Draw the run's pictures into its folder."""
     folder, model, source = Path(trainer.settings.out), trainer.model, trainer.data
     generator = torch.Generator(trainer.device).manual_seed(0)

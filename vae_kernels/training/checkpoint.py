@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .extras import require
-from .models import VAE, VAESettings
+from ..extras import require
+from ..models import VAE, VAESettings
 
 TENSORS, SETTINGS = "checkpoint.safetensors", "checkpoint.json"
 
 
 def save_settings(folder: Path, model: VAESettings, training: dict[str, Any]) -> None:
     """The JSON beside the tensors: what rebuilds the model, and what it is trained with."""
-    from . import __version__
+    from .. import __version__
 
     content = {
         "model": asdict(model),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .extras import require
+from ..extras import require
 
 SOURCES = ("digits", "mnist", "images")
 

@@ -2,7 +2,7 @@
 // logits and m the largest of them.
 #pragma once
 
-#include "math.h"
+#include "../elementary.h"
 
 namespace vk {
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "math.h"
+#include "elementary.h"
 
 namespace vk {
 

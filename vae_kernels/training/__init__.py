@@ -1,0 +1,1 @@
+"""What `python -m vae_kernels.train` is made of."""
