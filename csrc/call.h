@@ -1,5 +1,5 @@
-// What the kernels of every device take: one struct for each op. A view without data stands for a tensor that is not
-// there.
+// The arguments of the kernels on every device, one struct for each op. A view without data stands for a missing
+// tensor.
 #pragma once
 
 #include <vector>
@@ -9,22 +9,22 @@
 
 namespace vk {
 
-// A dim of the columns, and whether a sum keeps it.
+// One dim of the columns; `kept` is true if a sum keeps this dim.
 struct Axis {
   int64_t size;
   bool kept;
 };
 
-// Where a gradient goes: element by element, or, for a parameter that all rows share, summed over the rows and over the
-// axes of the columns that are not kept. A sum's view is contiguous memory in the order of the columns.
+// Where a gradient is written: element by element, or, for a parameter that all rows share, summed over the rows and
+// over the column dims that are not kept. A sum's view is contiguous memory in the order of the columns.
 struct Gradient {
-  View view;  // without data: not wanted
+  View view;  // no data: this gradient is not wanted
   bool summed = false;
-  std::vector<Axis> columns;  // of a sum, slowest first
+  std::vector<Axis> columns;  // dims of a sum's columns, slowest first
 
   bool is_sum() const { return summed && view.data; }
   View elements() const { return summed ? View{} : view; }
-  // How many sums there are.
+  // The number of sums.
   int64_t sums() const {
     int64_t count = 1;
     for (const Axis& axis : columns) count *= axis.kept ? axis.size : 1;
@@ -34,15 +34,15 @@ struct Gradient {
 
 struct LatentInputs {
   Type arithmetic;
-  int64_t rows, cols;  // of mu; z has `samples` times as many rows, samples first
+  int64_t rows, cols;  // the size of mu; z has `samples` times as many rows, the sample dim first
   int64_t samples;
-  const int64_t* seeds;  // on the device; null where eps is given: one, or one for each row
+  const int64_t* seeds;  // on the device: one, or one for each row; null if there is eps
   bool own_seeds;
-  View mu, raw, prior_mu, prior_logvar;  // raw: what `scale` says
-  View eps;                              // of z's rows
+  View mu, raw, prior_mu, prior_logvar;  // raw: the spread in the form that `scale` names
+  View eps;                              // with the rows of z
   Scale scale;
   double std_floor;  // added to the standard deviation
-  double low, high;  // between which the log-variance is clamped
+  double low, high;  // the log-variance is clamped to [low, high]
   KlEstimator estimator;
 
   bool sampled() const { return estimator != KlEstimator::kAnalytic; }
@@ -53,12 +53,12 @@ struct LatentInputs {
 
 struct LatentForward : LatentInputs {
   View z;
-  void* kl;          // (rows), or of an estimator (samples, rows), of the arithmetic's type; or
-  View kl_elements;  // each element's, not summed
+  void* kl;          // (rows), or (samples, rows) for a sampled KL, of the arithmetic's type; or
+  View kl_elements;  // the KL of each element, not summed
 };
 
 struct LatentBackward : LatentInputs {
-  View grad_z, grad_kl;  // of z's rows; grad_kl of the analytic KL, of mu's; one of them at least is there
+  View grad_z, grad_kl;  // with z's rows; grad_kl of the analytic KL has mu's; at least one has data
   View grad_mu, grad_raw, grad_eps;
   Gradient grad_prior_mu, grad_prior_logvar;
 };
@@ -70,22 +70,22 @@ struct LikelihoodInputs {
   Type arithmetic;
   int64_t rows, cols;
   View arguments[kMaxArguments];
-  double numbers[kMaxArguments];  // of the arguments that are not tensors
+  double numbers[kMaxArguments];  // values of the arguments that are not tensors
 };
 
 struct LikelihoodForward : LikelihoodInputs {
   void* log_prob;  // (rows), of the arithmetic's type; or
-  View elements;   // each element's, not summed, of that type too
+  View elements;   // the log-probability of each element, not summed, of the same type
 };
 
 struct LikelihoodBackward : LikelihoodInputs {
-  View grad;  // of a row; or
+  View grad;  // one value for each row, or for each element
   bool grad_of_elements;
   Gradient gradients[kMaxArguments];
 };
 
-// Logits as (positions, classes); `x` and `grad` as one value for each position. Where x is not in [0, classes), the
-// log-probability and the gradients of the position are NaN.
+// Logits are (positions, classes); `x` and `grad` have one value for each position. If x is not in [0, classes), the
+// log-probability and the gradients of that position are NaN.
 struct CategoricalInputs {
   Type arithmetic;
   int64_t positions, classes;
@@ -93,7 +93,7 @@ struct CategoricalInputs {
 };
 
 struct CategoricalForward : CategoricalInputs {
-  int64_t samples;  // positions of one sample lie side by side
+  int64_t samples;  // the positions of one sample follow one another
   void* log_prob;   // (samples), of the arithmetic's type
 };
 

@@ -1,4 +1,4 @@
-// The element types of tensors: to and from the type of arithmetic, and from a tag to a C++ type.
+// The element types of tensors: conversion to and from the type of arithmetic, and from a `Type` to a C++ type.
 #pragma once
 
 #include "view.h"
@@ -35,7 +35,8 @@ VK_INLINE T widen(Float16 value) {
 #endif
 }
 
-// Rounds to nearest even, once: a float64 is rounded to odd on the way.
+// A float64 as a float that is rounded to odd: rounding this float to a half type rounds the float64 once, to nearest
+// even.
 template <class T>
 VK_INLINE float single(T value) {
   if constexpr (is_float<T>) {
@@ -70,7 +71,7 @@ VK_INLINE void narrow(T value, Float16* to) {
   const uint32_t bits = bits_as<uint32_t>(single(value));
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Adding 1/2 leaves a subnormal half in the low bits, rounded by the adder.
+  // Adding 1/2 moves a subnormal half into the low bits, and the addition rounds it.
   const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
   uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;
@@ -103,7 +104,7 @@ constexpr int size_of(Type type) {
 
 constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
 
-// Calls f with a null pointer of the type's C++ type.
+// Calls f with a null pointer to the type's C++ type.
 template <class F>
 VK_INLINE void with_float_type(Type type, const F& f) {
   switch (type) {

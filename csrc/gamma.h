@@ -1,11 +1,14 @@
-// What ln Gamma and its derivative are made of, over float and double, by Stirling's series.
+// Terms of ln Gamma and its derivative psi, by Stirling's series.
 #pragma once
 
 #include "elementary.h"
 
 namespace vk {
 
-// ln Gamma(z) - ((z - 1/2) ln z - z + ln(2 pi)/2) and psi(z) - ln z, u = 1/z <= 1/kGammaSteps; below 1 ulp of 1.
+// ln Gamma(z) - ((z - 1/2) ln z - z + ln(2 pi)/2), u = 1/z.
+// Types: float, double.
+// Largest error: 1 ulp of 1.
+// Range: 0 < u <= 1/kGammaSteps.
 template <class T>
 VK_INLINE T lgamma_tail(T u) {
   T p;
@@ -18,6 +21,10 @@ VK_INLINE T lgamma_tail(T u) {
   }
   return u * p;
 }
+// psi(z) - ln z, u = 1/z.
+// Types: float, double.
+// Largest error: 1 ulp of 1.
+// Range: 0 < u <= 1/kGammaSteps.
 template <class T>
 VK_INLINE T digamma_tail(T u) {
   T p;
@@ -31,18 +38,22 @@ VK_INLINE T digamma_tail(T u) {
   return u * fused(-u, p, T(-0.5));
 }
 
-// What ln Gamma(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or at z = a +
-// n for a < n, n = kGammaSteps: ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product, psi(a) =
-// ln z + digamma_tail(1/z) - slope / product, product = a (a + 1) … (a + n - 1), slope its derivative, their quotient
-// within n + 1 ulp. The factors come in pairs from the ends, (a + k) (a + n - 1 - k) = a (a + n - 1) + k (n - 1 - k).
-// Differences of ln Gamma at large arguments cancel; who needs one combines these terms instead.
+// Terms of ln Gamma(a) and psi(a), by Stirling's series at z = a, or at z = a + n for a < n, n = kGammaSteps:
+//   ln Gamma(a) = (z - 1/2) ln z - z + ln(2 pi)/2 + lgamma_tail(1/z) - ln product,
+//   psi(a) = ln z + digamma_tail(1/z) - slope / product,
+// where product = a (a + 1) … (a + n - 1), and slope is its derivative. The factors are multiplied in pairs from both
+// ends: (a + k) (a + n - 1 - k) = a (a + n - 1) + k (n - 1 - k). Differences of ln Gamma at large arguments cancel:
+// combine these terms instead.
+// Types: float, double.
+// Largest error: n + 1 ulp for slope / product.
+// Range: a >= 0; NaN elsewhere.
 template <class T>
 constexpr int kGammaSteps = is_float<T> ? 2 : 8;
 
 template <class T>
 struct GammaTerms {
   T shift, z, inverse, product, slope;
-  T lost;  // by the rounding of z
+  T lost;  // the rounding error of z
 
   VK_INLINE explicit GammaTerms(T a) : slope(1) {
     constexpr int n = kGammaSteps<T>;
@@ -62,7 +73,7 @@ struct GammaTerms {
     inverse = a >= T(0) ? reciprocal(z) : T(NAN);
   }
 
-  // product e^n and z^n, or 1 and 1: their quotient is near 1.
+  // product e^n and z^n, or 1 and 1 for z = a: their quotient is near 1.
   VK_INLINE T product_lifted() const {
     return shift > T(0) ? product * (is_float<T> ? T(7.38905609893065) : T(2980.9579870417283)) : T(1);
   }
@@ -71,12 +82,14 @@ struct GammaTerms {
     const T p = is_float<T> ? square : square * square * (square * square);
     return shift > T(0) ? p : T(1);
   }
-  // lgamma_tail, with what the rest of ln Gamma(a) loses where z is rounded.
+  // lgamma_tail(1/z), plus what the other terms of ln Gamma(a) lose by the rounding of z.
   VK_INLINE T tail() const { return lgamma_tail(inverse) + lost * fused(T(-0.5), inverse, T(1)); }
 };
 
-// What the sums of 1 / (a + k) over the steps of a and of b differ by, the latter less the former; `difference` is a -
-// b. Nothing cancels: 5 ulp.
+// The sum of 1/(b + k) minus the sum of 1/(a + k), k = 0, …, kGammaSteps - 1; `difference` is a - b. Nothing cancels.
+// Types: float, double.
+// Largest error: 5 ulp, measured for b = 3/2.
+// Range: a, b > 0.
 template <class T>
 VK_INLINE T slope_difference(T a, T b, T difference) {
   T sum = T(0);

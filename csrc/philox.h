@@ -1,4 +1,4 @@
-// Philox4x32-10 and the four standard normals of one counter: the stream of cuRAND's Philox4_32_10 normal generator.
+// Philox4x32-10, and the four standard normals of one counter: the stream of cuRAND's Philox4_32_10 normal generator.
 // Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace vk {
 
-// One counter at a time. A type that holds several has the same two members.
+// One counter at a time. A type for several counters has the same two members.
 struct OneCounter {
   using Word = uint64_t;
   // product = the low half of a times the low half of b
@@ -15,11 +15,11 @@ struct OneCounter {
   }
 };
 
-// What is added to the key in each round.
+// Added to the key in each round.
 constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
 
-// Rounds from the given one to the tenth, on the words of a counter under the key `seed`, each word in the low half of
-// a Word, or of each lane of one. The high halves hold leftovers.
+// Rounds kFirst, …, 9 on the words of a counter under the key `seed`. Each word lies in the low half of a Word, or of
+// each lane of a Word; the high halves hold leftovers.
 template <class Counters, int kFirst, class Word = typename Counters::Word>
 VK_INLINE void philox_rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) {
   const Word multiplier0 = Word{} + 0xD2511F53u, multiplier1 = Word{} + 0xCD9E8D57u;
@@ -40,7 +40,7 @@ VK_INLINE void philox_rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& 
   }
 }
 
-// Four words of the counter (offset, subsequence).
+// The four words of the counter (offset, subsequence).
 template <class Counters, class Word = typename Counters::Word>
 VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence, Word (&words)[4]) {
   Word c0 = offset, c1 = offset >> 32, c2 = subsequence, c3 = subsequence >> 32;
@@ -48,7 +48,8 @@ VK_INLINE void philox(uint64_t seed, const Word& offset, const Word& subsequence
   words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// sqrt(-2 ln u) times sine and cosine of (w1 + 1/2) 2^-32 turns, u = w0 2^-32 + 2^-33 rounded to float; 4 ulp.
+// sqrt(-2 ln u) sin(t) and sqrt(-2 ln u) cos(t), t = (w1 + 1/2) 2^-32 turns, u = w0 2^-32 + 2^-33 rounded to float;
+// 4 ulp.
 VK_INLINE void box_muller(uint32_t w0, uint32_t w1, float& first, float& second) {
   const float u = fused(float(w0), 0x1p-32f, 0x1p-33f);
   const float radius = root_of_normal(minus_2_log_unit(u));
@@ -57,7 +58,7 @@ VK_INLINE void box_muller(uint32_t w0, uint32_t w1, float& first, float& second)
   second *= radius;
 }
 
-// Lanes 0 to 3 of one counter.
+// The four normals of one counter: lanes 0 to 3.
 VK_INLINE void normals(uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3, float (&lanes)[4]) {
   box_muller(w0, w1, lanes[0], lanes[1]);
   box_muller(w2, w3, lanes[2], lanes[3]);

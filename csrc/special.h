@@ -1,6 +1,5 @@
-// The special-function unit of a GPU. Bounds of the errors, from the PTX ISA: relative to the result, but of a
-// logarithm between 1/2 and 2, of sine and cosine absolute. Subnormal numbers count as 0. The host stands in for tests:
-// there every result is as far off as it may be, to either side.
+// The special-function unit of a GPU. On the host, stand-ins for tests give results that are as far off as they may be,
+// to either side.
 #pragma once
 
 #include <math.h>
@@ -13,7 +12,7 @@
 #define VK_INLINE inline __attribute__((always_inline))
 #endif
 
-// Where formulas may use it.
+// Defined where formulas may use these functions.
 #if defined(__CUDA_ARCH__) || defined(VK_EMULATED)
 #define VK_SPECIAL_FUNCTIONS
 #endif
@@ -35,12 +34,16 @@ inline float off(float x, double exact, double bound) {
   }
 #else
 #define VK_SPECIAL(NAME, INSTRUCTION, EXACT, BOUND)                                                                    \
-  VK_INLINE float NAME(float given) {                                                                                  \
-    const double x = fabs(given) < 0x1p-126 ? 0 : given;                                                               \
+  VK_INLINE float NAME(float argument) {                                                                               \
+    const double x = fabs(argument) < 0x1p-126 ? 0 : argument;                                                         \
     const double exact = EXACT;                                                                                        \
-    return off(given, exact, BOUND);                                                                                   \
+    return off(argument, exact, BOUND);                                                                                \
   }
 #endif
+// The functions, each with its instruction, its exact value and its largest error.
+// Types: float.
+// Largest error: the last argument of each line, from the PTX ISA.
+// Range: every x; sin and cos for |x| <= pi. Subnormal numbers count as 0.
 VK_SPECIAL(exp2, "ex2", ::exp2(x), x == 0 ? 0 : exact * 0x1p-22)
 VK_SPECIAL(log2, "lg2", ::log2(x), x > 0.5 && x < 2 ? 0x1p-22 : fabs(exact) * 0x1p-22)
 VK_SPECIAL(sin, "sin", ::sin(x), 6.7435e-7)

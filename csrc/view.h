@@ -1,5 +1,5 @@
-// The row form of strided memory: rows are the first `batch_dims` dims, flattened; columns the others, flattened in a
-// given order. Also the strides that torch.empty_like gives, which fix that order.
+// The row form of strided memory: the first `batch_dims` dims, flattened, are the rows; the other dims, flattened in a
+// fixed order, are the columns. Also the strides of torch.empty_like, which fix that order.
 #pragma once
 
 #include <stdint.h>
@@ -14,8 +14,8 @@ namespace vk {
 
 enum class Type { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
-// A list of numbers, one for each dim. A call on small tensors costs less than an allocation, so that only what more
-// than kHere of them take is allocated.
+// A list of numbers, one for each dim. An allocation costs more than a call on small tensors, so only lists of more
+// than kHere numbers are allocated.
 class Dims {
  public:
   int count() const { return count_; }
@@ -26,7 +26,7 @@ class Dims {
   int64_t& operator[](int i) { return begin()[i]; }
   int64_t operator[](int i) const { return begin()[i]; }
 
-  // What is added has no value yet.
+  // New numbers have no value yet.
   void resize(int count) {
     if (count > kHere || !more_.empty()) {
       if (more_.empty()) more_.assign(here_, here_ + count_);
@@ -43,7 +43,7 @@ class Dims {
   static constexpr int kHere = 8;
   int count_ = 0;
   int64_t here_[kHere];
-  std::vector<int64_t> more_;  // all of them, where there were ever more
+  std::vector<int64_t> more_;  // all numbers, once there were more than kHere
 };
 
 // Sizes and strides of a tensor, in elements.
@@ -62,7 +62,7 @@ inline int64_t product(const Dims& sizes, int begin, int end) {
   return n;
 }
 
-// Strides of memory without gaps, with the dims in `order`, fastest first.
+// Strides of memory without gaps for the dims in `order`, fastest first.
 inline void fill_strides(Shape* shape, const Dims& order) {
   int64_t next = 1;
   shape->strides.resize(shape->dims());
@@ -81,15 +81,15 @@ inline Dims c_order(int dims) {
 inline void make_contiguous(Shape* shape) { fill_strides(shape, c_order(shape->dims())); }
 
 // The element (row, col) lies at
-// (row / row_inner) stride[0] + (row % row_inner) stride[1] + (col / col_inner) stride[2] + (col % col_inner)
-// stride[3]. That covers, without a copy, a slice of any dim of a dense tensor, channels_last, and broadcasting (stride
-// 0).
+//   (row / row_inner) stride[0] + (row % row_inner) stride[1]
+//   + (col / col_inner) stride[2] + (col % col_inner) stride[3].
+// A slice of any dim of a dense tensor, channels_last, and broadcasting (stride 0) have this form without a copy.
 struct View {
   void* data = nullptr;
   Type type = Type::kFloat32;
   int64_t row_inner = 1, col_inner = 1;
   int64_t stride[4] = {0, 0, 0, 0};
-  bool dense = false;  // element (row, col) lies at row cols + col
+  bool dense = false;  // the element (row, col) lies at row * cols + col
 
   VK_INLINE int64_t row_offset(int64_t row) const {
     return row_inner == 1 ? row * stride[0] : (row / row_inner) * stride[0] + (row % row_inner) * stride[1];
@@ -105,8 +105,9 @@ inline bool same_strides(const Shape& a, const Shape& b) {
   return same;
 }
 
-// The dims of a tensor with gaps or overlaps in the order of their strides, fastest first, as torch's
-// infer_dense_strides and TensorIterator find it: an insertion sort to which a stride of 0 compares with none.
+// The dims of a tensor with gaps or overlaps in the order of their strides, fastest first. This is the order of torch's
+// infer_dense_strides and TensorIterator: an insertion sort in which a stride of 0 compares as equal to every other
+// stride.
 inline Dims memory_order(const Shape& tensor) {
   Dims order = c_order(tensor.dims());
   const auto comes_after = [&](int64_t a, int64_t b) {
@@ -129,8 +130,8 @@ inline Dims memory_order(const Shape& tensor) {
   return order;
 }
 
-// The shape of torch.empty_like(tensor): its own strides if it is dense and without overlap, else its dims in the same
-// order without gaps.
+// The shape of torch.empty_like(tensor): the tensor's own strides if it is dense and without overlap, else its dims in
+// the same order without gaps.
 inline Shape dense_like(const Shape& tensor) {
   Shape dense = tensor;
   make_contiguous(&dense);
@@ -157,7 +158,7 @@ inline Dims column_order(const Shape& dense, int batch_dims) {
   return order;
 }
 
-// Merges the dims in `order` (slowest first) into at most two levels; false where that cannot be done.
+// Merges the dims in `order` (slowest first) into at most two levels; returns false if that is impossible.
 inline bool merge_dims(const Shape& shape, const Dims& order, int64_t* outer_stride, int64_t* inner_size,
                        int64_t* inner_stride) {
   int levels = 0;
@@ -174,21 +175,21 @@ inline bool merge_dims(const Shape& shape, const Dims& order, int64_t* outer_str
       return false;
     }
   }
-  const bool two = levels == 2;  // else the one level is the outer one, around an inner one of one element
+  const bool two = levels == 2;  // a single level is the outer one, and the inner one has one element
   *outer_stride = two ? stride[1] : stride[0];
-  *inner_size = two ? std::max<int64_t>(size[0], 1) : 1;  // one that divides, of no elements too
+  *inner_size = two ? std::max<int64_t>(size[0], 1) : 1;  // it is a divisor, so not 0
   *inner_stride = two ? stride[0] : 0;
   return true;
 }
 
-// False where the tensor cannot be seen in that row form: copy it first.
+// Returns false if the tensor does not have this row form; then the caller must copy it first.
 inline bool make_view(const Shape& shape, int batch_dims, const Dims& columns, View* view) {
   Dims batch;
   for (int d = 0; d < batch_dims; ++d) batch.push_back(d);
   const int64_t rows = product(shape.sizes, 0, batch_dims), cols = product(shape.sizes, batch_dims, shape.dims());
   const bool merged = merge_dims(shape, batch, &view->stride[0], &view->row_inner, &view->stride[1]) &&
                       merge_dims(shape, columns, &view->stride[2], &view->col_inner, &view->stride[3]);
-  if (merged && view->col_inner == 1) {  // the columns' one level is the inner one
+  if (merged && view->col_inner == 1) {  // a single level of columns becomes the inner one
     view->col_inner = std::max<int64_t>(cols, 1);
     view->stride[3] = view->stride[2];
     view->stride[2] = 0;

@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vae_kernels_cpp, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cpp, CPU, m) { vk::Ops<vk::Cpu>::implement(m); }
 
-// They take no tensor that could tell the device.
+// These ops take no tensor that could tell the device.
 STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cpp, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&vk::isa));
   m.impl("families", TORCH_BOX(&vk::families));

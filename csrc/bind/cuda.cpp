@@ -18,7 +18,7 @@ void* current_stream(int32_t) { return nullptr; }
 #define VK_DEVICE CUDA
 using Guard = torch::stable::accelerator::DeviceGuard;
 
-// Looked up, not linked: the library is built against a torch that may lack CUDA, and so the function.
+// Looked up at run time, not linked: the library may be built against a torch without CUDA, which lacks this function.
 void* current_stream(int32_t device) {
   using GetStream = AOTITorchError (*)(int32_t, void**);
   static const auto get_stream = [] {
@@ -39,8 +39,8 @@ int32_t device_of(const Tensor& tensor) {
   return device;
 }
 
-// The tensor's device made the current one, its current stream, and memory there. Kernels that are still to run may use
-// that memory after this object is gone: torch hands it to nobody but the same stream.
+// Makes the tensor's device the current one, and holds its current stream and memory on it. Kernels that still have to
+// run may use this memory after the object is gone, because torch reuses it only on the same stream.
 class Cuda {
  public:
   explicit Cuda(const Tensor& tensor)
@@ -78,7 +78,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vae_kernels_cuda, m) { m.def("families() -> str");
 
 STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, VK_DEVICE, m) { vk::Ops<vk::Cuda>::implement(m); }
 
-// It takes no tensor that could tell the device.
+// This op takes no tensor that could tell the device.
 STABLE_TORCH_LIBRARY_IMPL(vae_kernels_cuda, CompositeExplicitAutograd, m) {
   m.impl("families", TORCH_BOX(&vk::families));
 }

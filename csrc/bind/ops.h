@@ -1,4 +1,4 @@
-// The kernels of a device as dispatcher ops: check, allocate, call, register. vae_kernels/ops.py has the schemas.
+// A device's kernels as dispatcher ops: check, allocate, call, register. vae_kernels/ops.py has the schemas.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,14 +17,15 @@ namespace vk {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// An argument that must be there.
+// The value of an argument that must not be None.
 template <class T>
-const T& given(const std::optional<T>& argument, const char* name) {
+const T& required(const std::optional<T>& argument, const char* name) {
   STD_TORCH_CHECK(argument, name, " is missing");
   return *argument;
 }
 
-// All but targets: the kernels know no others, and would read nothing.
+// The view, checked to be of floating point. Except for targets, the kernels know no other types and would read
+// nothing.
 inline View floating(const View& view) {
   bool is_floating = !view.data;
   with_float_type(view.type, [&](auto*) { is_floating = true; });
@@ -35,7 +36,7 @@ inline View floating(const View& view) {
 using OptionalInt = std::optional<int64_t>;
 using OptionalDouble = std::optional<double>;
 
-// None stands for the first member.
+// None means the first member.
 template <class Enumeration>
 Enumeration enumerator(OptionalInt value, Enumeration last, const char* what) {
   STD_TORCH_CHECK(value.value_or(0) >= 0 && value.value_or(0) <= int64_t(last), what, " must be between 0 and ",
@@ -47,20 +48,20 @@ inline bool is_summed(OptionalInt reduction) {
   return enumerator(reduction, Reduction::kNone, "reduction") == Reduction::kSum;
 }
 
-// What an op returns for a gradient that is not wanted.
+// An op returns this for a gradient that is not wanted.
 inline const Tensor& no_tensor() {
   static const Tensor none;
   return none;
 }
 
-// Whether gradient number `index` is wanted.
+// True if gradient number `index` is wanted.
 inline bool needed(int64_t needs, int index) { return needs >> index & 1; }
 
-// A call of the latent step, but for its results: its arguments checked, in row form.
+// A call of the latent step without its results: checked arguments, in row form.
 class LatentCall {
  public:
   const bool packed;
-  const Tensor mean, raw;  // raw: what `scale` says
+  const Tensor mean, raw;  // raw: the spread in the form that `scale` names
   const bool summed;
   Rows rows, z_rows;
 
@@ -69,8 +70,8 @@ class LatentCall {
              OptionalInt num_samples, OptionalInt scale, OptionalDouble std_floor, OptionalDouble low,
              OptionalDouble high, OptionalInt kl_estimator, OptionalInt kl_reduction)
       : packed(!logvar),
-        mean(packed ? half(mu, given(packed_dim, "packed_dim"), 0) : mu),
-        raw(packed ? half(mu, given(packed_dim, "packed_dim"), 1) : *logvar),
+        mean(packed ? half(mu, required(packed_dim, "packed_dim"), 0) : mu),
+        raw(packed ? half(mu, required(packed_dim, "packed_dim"), 1) : *logvar),
         summed(is_summed(kl_reduction)),
         rows(mean, batch_dims),
         z_rows(num_samples ? rows.samples(*num_samples) : rows),
@@ -103,7 +104,7 @@ class LatentCall {
     a.seeds = seeds_->const_data_ptr<int64_t>();
   }
 
-  // Memory for what the forward kernels write.
+  // Allocates the results of the forward pass.
   std::tuple<Tensor, Tensor> results(LatentForward& a) {
     const Tensor z = z_rows.empty_like_first(dtype_of(mean));
     a.z = z_rows.output(z);
@@ -122,7 +123,7 @@ class LatentCall {
     if (grad_kl) a.grad_kl = floating(summed ? kl_rows().row_view(*grad_kl) : kl_rows().view(*grad_kl));
   }
 
-  // Memory for the gradients of mu and of what was passed for its spread: one tensor if they came in one.
+  // Allocates the gradients of mu and raw: one tensor if mu and raw came in one.
   std::tuple<Tensor, Tensor> gradients(LatentBackward& a, int64_t needs) {
     Tensor of_mu = no_tensor(), of_raw = no_tensor();
     if (packed && needed(needs, 0)) {
@@ -141,7 +142,7 @@ class LatentCall {
   }
 
  private:
-  // Of the rows that the KL has.
+  // The rows of the KL.
   Rows& kl_rows() { return sampled_ ? z_rows : rows; }
 
   const Tensor moments_;
@@ -150,7 +151,7 @@ class LatentCall {
   OptionalTensor seeds_;
 };
 
-// Fills in a likelihood's call, but for its results; returns the row form of its tensors.
+// Fills in a likelihood's arguments without its results; returns the row form of its tensors.
 inline Rows set_likelihood(LikelihoodInputs& a, const Tensor& first, const Tensor& x, const OptionalTensor& parameter0,
                            const OptionalTensor& parameter1, int64_t family, OptionalDouble number0,
                            OptionalDouble number1, int64_t batch_dims) {
@@ -178,7 +179,7 @@ inline Rows set_likelihood(LikelihoodInputs& a, const Tensor& first, const Tenso
   return rows;
 }
 
-// A call of the categorical likelihood, but for its results. Logits are (positions, classes) to the kernels; the
+// A call of the categorical likelihood without its results. For the kernels, logits are (positions, classes); the
 // positions are the elements of x.
 class CategoricalCall {
  public:
@@ -197,7 +198,7 @@ class CategoricalCall {
     a.positions = rows.rows, a.classes = rows.cols;
   }
 
-  // The gradient of a position's sample.
+  // For each position, the gradient of its sample.
   View upstream(const Tensor& grad) {
     dense_grad_ = torch::stable::contiguous(grad);
     View view = floating(samples.row_view(*dense_grad_));
@@ -209,7 +210,7 @@ class CategoricalCall {
   OptionalTensor dense_grad_;
 };
 
-// The ops. A Device is made of a tensor on it, and runs the kernels there.
+// The ops. A Device is made from a tensor that lies on it, and runs the kernels there.
 template <class Device>
 struct Ops {
   static std::tuple<Tensor, Tensor> latent_forward(const Tensor& mu, const OptionalTensor& logvar,
@@ -240,14 +241,14 @@ struct Ops {
     call.set_upstream(a, grad_z, grad_kl);
     Tensor of_prior_mu = no_tensor(), of_prior_logvar = no_tensor(), of_noise = no_tensor();
     auto [of_mu, of_raw] = call.gradients(a, needs);
-    if (needed(needs, 2)) a.grad_prior_mu = call.rows.gradient(given(prior_mu, "prior_mu"), &of_prior_mu);
+    if (needed(needs, 2)) a.grad_prior_mu = call.rows.gradient(required(prior_mu, "prior_mu"), &of_prior_mu);
     if (needed(needs, 3))
-      a.grad_prior_logvar = call.rows.gradient(given(prior_logvar, "prior_logvar"), &of_prior_logvar);
+      a.grad_prior_logvar = call.rows.gradient(required(prior_logvar, "prior_logvar"), &of_prior_logvar);
     if (needed(needs, 4)) a.grad_eps = call.z_rows.gradient(noise, &of_noise).view;
     if (grad_z || grad_kl) {
       device.run(a);
       call.finish();
-    } else {  // nothing was used
+    } else {  // neither z nor the KL was used
       Tensor* const gradients[] = {&of_mu, &of_raw, &of_prior_mu, &of_prior_logvar, &of_noise};
       for (int i = 0; i < 5; ++i) {
         if (needed(needs, i) && gradients[i]->defined()) torch::stable::zero_(*gradients[i]);
@@ -286,8 +287,8 @@ struct Ops {
     Tensor of_first = no_tensor(), of_x = no_tensor(), of_parameter0 = no_tensor(), of_parameter1 = no_tensor();
     if (needed(needs, 0)) a.gradients[0] = rows.gradient(first, &of_first);
     if (needed(needs, 1)) a.gradients[1] = rows.gradient(x, &of_x);
-    if (needed(needs, 2)) a.gradients[2] = rows.gradient(given(parameter0, "parameter0"), &of_parameter0);
-    if (needed(needs, 3)) a.gradients[3] = rows.gradient(given(parameter1, "parameter1"), &of_parameter1);
+    if (needed(needs, 2)) a.gradients[2] = rows.gradient(required(parameter0, "parameter0"), &of_parameter0);
+    if (needed(needs, 3)) a.gradients[3] = rows.gradient(required(parameter1, "parameter1"), &of_parameter1);
     device.run(a);
     rows.finish();
     return {of_first, of_x, of_parameter0, of_parameter1};
@@ -326,7 +327,7 @@ struct Ops {
   }
 };
 
-// The families in their order, which vae_kernels compares with its own.
+// The names of the families in their order, which vae_kernels compares with its own.
 inline std::string families() {
   std::string names;
   for (const FamilyInfo& family : kFamilies) names += names.empty() ? family.name : std::string(" ") + family.name;

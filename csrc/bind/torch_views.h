@@ -1,4 +1,4 @@
-// Tensors of torch's stable ABI to shapes and views, and memory for results.
+// From tensors of torch's stable ABI to shapes and views, and memory for results.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -54,7 +54,7 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-// The first or second half of a tensor along `dim`: a view of it.
+// A view of the first or second half of a tensor along `dim`.
 inline Tensor half(const Tensor& tensor, int64_t dim, int index) {
   Shape shape = shape_of(tensor);
   STD_TORCH_CHECK(dim >= 0 && dim < shape.dims() && shape.sizes[int(dim)] % 2 == 0,
@@ -67,8 +67,7 @@ inline Tensor half(const Tensor& tensor, int64_t dim, int index) {
   return Tensor(part);
 }
 
-// The row form in which one call sees all its tensors. It is that of the tensor that torch.empty_like(first) would
-// give.
+// The row form in which one call sees all its tensors: that of torch.empty_like(first).
 class Rows {
  public:
   Type arithmetic = Type::kFloat32;
@@ -100,14 +99,14 @@ class Rows {
     return all;
   }
 
-  // The view of a tensor whose dtype counts for that of the arithmetic.
+  // The view of a tensor whose dtype counts for the arithmetic's type: float64 if one such tensor is float64.
   View argument(const Tensor& tensor) {
     if (tensor.scalar_type() == ScalarType::Double) arithmetic = Type::kFloat64;
     return view(tensor);
   }
 
-  // A view of a tensor that broadcasts to the call's shape. Only where the row form cannot express its strides it is
-  // copied; the copy lives as long as this object.
+  // A view of a tensor that broadcasts to the call's shape. The tensor is copied only if the row form cannot express
+  // its strides; the copy lives as long as this object.
   View view(const Tensor& tensor) {
     const Shape shape = broadcast(shape_of(tensor));
     View view;
@@ -116,7 +115,7 @@ class Rows {
       view.type = type_of_tensor(tensor);
       return view;
     }
-    // What is the same for all rows stays so: one row is copied.
+    // If the tensor is the same for all rows, only one row is copied.
     Shape copied = row_form();
     const bool one_row =
         std::all_of(shape.strides.begin(), shape.strides.begin() + batch_dims_, [](int64_t s) { return s == 0; });
@@ -135,7 +134,7 @@ class Rows {
     return view;
   }
 
-  // A view of a tensor of the call's leading dims: one value per row.
+  // A view of a tensor that has only the call's batch dims: one value per row.
   View row_view(const Tensor& tensor) const {
     Shape shape = shape_of(tensor);
     STD_TORCH_CHECK(shape.dims() == batch_dims_, "a per-sample tensor must have ", batch_dims_, " dims, got ",
@@ -155,8 +154,8 @@ class Rows {
     return view;
   }
 
-  // A view of memory made for this call, of its shape. Where the row form cannot express it (channels_last with its
-  // channels among the batch dims), it is written elsewhere, and finish() brings it there.
+  // A view of memory that was made for this call, in the call's shape. If the row form cannot express its strides
+  // (channels_last with the channels among the batch dims), the kernels write to other memory, and finish() copies it.
   View output(const Tensor& tensor) {
     View view;
     Tensor written = tensor;
@@ -187,8 +186,8 @@ class Rows {
     return empty_strided(shape, arithmetic_dtype(), first_);
   }
 
-  // Memory for the gradient of `input`, of its own shape, or if that is the call's shape of the call's layout; and
-  // where the kernels put it.
+  // Allocates the gradient of `input` in the shape of `input`, and in the call's layout if that is the call's shape.
+  // Returns where the kernels write it.
   Gradient gradient(const Tensor& input, Tensor* memory) {
     Shape shape = shape_of(input);
     if (same_sizes(shape, shape_)) {
@@ -205,8 +204,8 @@ class Rows {
     return arithmetic == Type::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   }
 
-  // The kernels write a sum in the order of the columns; where that is not the order of its own dims, elsewhere, and
-  // finish() brings it there.
+  // The kernels write a sum in the order of the columns. If its own dims have another order, they write to other
+  // memory, and finish() copies it.
   Gradient sum_into(const Tensor& memory, const Shape& shape) {
     Gradient sum;
     sum.summed = true;
@@ -234,24 +233,24 @@ class Rows {
     return sum;
   }
 
-  // The call's sizes, laid out as the row form itself.
+  // The call's sizes, with the strides of the row form itself.
   Shape row_form() const {
     Dims order;
     for (int i = columns_.count() - 1; i >= 0; --i) order.push_back(columns_[i]);
     for (int d = batch_dims_ - 1; d >= 0; --d) order.push_back(d);
     Shape shape = shape_;
-    std::fill(shape.strides.begin(), shape.strides.end(), 1);  // dims of one element are in no order
+    std::fill(shape.strides.begin(), shape.strides.end(), 1);  // dims of one element have no place in the order
     fill_strides(&shape, order);
     return shape;
   }
 
-  // Stride 0 where the tensor has one element, in the call's sizes.
+  // The strides of a tensor in the call's sizes: 0 where the tensor has one element.
   Shape broadcast(const Shape& from) const {
     if (same_sizes(from, shape_)) return from;
     const int missing = shape_.dims() - from.dims();
     Shape to = shape_;
     std::fill(to.strides.begin(), to.strides.end(), 0);
-    if (product(from.sizes, 0, from.dims()) == 1) return to;  // whatever its dims
+    if (product(from.sizes, 0, from.dims()) == 1) return to;  // whatever its number of dims
     STD_TORCH_CHECK(missing >= 0, "a tensor of ", from.dims(), " dims does not broadcast to one of ", shape_.dims());
     for (int d = 0; d < from.dims(); ++d) {
       const int64_t have = from.sizes[d], want = shape_.sizes[d + missing];
@@ -266,7 +265,7 @@ class Rows {
   int batch_dims_;
   Dims columns_;
   mutable std::vector<Tensor> copies_;
-  std::vector<std::pair<Tensor, Tensor>> outputs_;  // and where they are written
+  std::vector<std::pair<Tensor, Tensor>> outputs_;  // each result, and where the kernels write it
 };
 
 }  // namespace vk

@@ -6,12 +6,12 @@
 namespace vk::cpu {
 namespace {
 
-// Classes are padded to whole vectors.
+// Classes are padded to full vectors.
 constexpr int kAlign = 16;
 constexpr int64_t padded(int64_t classes) { return (classes + kAlign - 1) / kAlign * kAlign; }
 VK_INLINE int pitch(const Tile& tile) { return int(padded(tile.cols)); }
 
-// Whole vectors, spelled out for the reason of lane_sum().
+// Full vectors, written out for the reason that lane_sum() gives.
 template <class T>
 struct Vectors {
   static constexpr int kWidth = 64 / sizeof(T);
@@ -19,7 +19,7 @@ struct Vectors {
 
   VK_INLINE static void read(const T* from, Vector& to) { memcpy(&to, from, sizeof to); }
 
-  // Halves of a size known to the compiler: as a loop it took 100 cycles.
+  // Folds halves of a size that the compiler knows: a loop took 100 cycles.
   template <int kHalf = kWidth / 2, class Fold>
   VK_INLINE static T fold(T (&lanes)[kWidth], const Fold& f) {
     for (int k = 0; k < kHalf; ++k) lanes[k] = f(lanes[k], lanes[k + kHalf]);
@@ -37,7 +37,7 @@ struct Vectors {
   }
 };
 
-// The largest of n logits; NaN does not count.
+// The largest of n logits; NaN is ignored.
 template <class T>
 VK_INLINE T largest(const T* logits, int n) {
   using V = Vectors<T>;
@@ -49,20 +49,20 @@ VK_INLINE T largest(const T* logits, int n) {
   return V::fold(lanes, [](T a, T b) __attribute__((always_inline)) { return b > a ? b : a; });
 }
 
-// The normalizer of n classes, and their weights e^(l - m).
+// The normalizer of n classes, and their weights e^(l - max).
 template <class T>
 VK_INLINE Normalizer<T> normalizer(const T* logits, int n, T* __restrict weights) {
   using V = Vectors<T>;
   Normalizer<T> result;
   result.largest = largest(logits, n);
-  const T m = result.largest;
+  const T max = result.largest;
 #pragma GCC ivdep
-  for (int k = 0; k < n; ++k) weights[k] = exp_minus(m - logits[k]);
+  for (int k = 0; k < n; ++k) weights[k] = exp_minus(max - logits[k]);
   typename V::Vector ties = {}, rest = {}, logit, weight;
   for (int i = 0; i < n; i += V::kWidth) {
     V::read(logits + i, logit);
     V::read(weights + i, weight);
-    const auto tie = logit == m;
+    const auto tie = logit == max;
     ties += tie ? typename V::Vector{} + T(1) : typename V::Vector{};
     rest += tie ? typename V::Vector{} : weight;
   }
@@ -72,32 +72,32 @@ VK_INLINE Normalizer<T> normalizer(const T* logits, int n, T* __restrict weights
   return result;
 }
 
-// The same for kWidth positions side by side, logits and weights class by class: nothing is folded.
+// The normalizers of kWidth positions side by side, with logits and weights class by class: nothing is folded.
 template <class T>
 VK_INLINE void normalizers(const T* logits, int classes, T* __restrict weights, Normalizer<T>* found) {
   using V = Vectors<T>;
-  typename V::Vector m = typename V::Vector{} - T(INFINITY), ties = {}, rest = {}, logit, weight;
+  typename V::Vector max = typename V::Vector{} - T(INFINITY), ties = {}, rest = {}, logit, weight;
   for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
     V::read(logits + i, logit);
-    m = logit > m ? logit : m;
+    max = logit > max ? logit : max;
   }
   T largest[V::kWidth];
-  memcpy(largest, &m, sizeof m);
+  memcpy(largest, &max, sizeof max);
   for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
 #pragma GCC ivdep
-    for (int r = 0; r < V::kWidth; ++r) weights[i + r] = exp_minus(largest[r] - logits[i + r]);
+    for (int p = 0; p < V::kWidth; ++p) weights[i + p] = exp_minus(largest[p] - logits[i + p]);
   }
   for (int i = 0; i < classes * V::kWidth; i += V::kWidth) {
     V::read(logits + i, logit);
     V::read(weights + i, weight);
-    const auto tie = logit == m;
+    const auto tie = logit == max;
     ties += tie ? typename V::Vector{} + T(1) : typename V::Vector{};
     rest += tie ? typename V::Vector{} : weight;
   }
-  for (int r = 0; r < V::kWidth; ++r) found[r].largest = m[r], found[r].ties = ties[r], found[r].rest = rest[r];
+  for (int p = 0; p < V::kWidth; ++p) found[p].largest = max[p], found[p].ties = ties[p], found[p].rest = rest[p];
 }
 
-// One value for each position, as a view of one column.
+// A view of one column for a tensor of one value for each position.
 View per_position(View view) {
   view.col_inner = 1;
   view.dense = view.row_inner == 1 && view.stride[0] == 1;
@@ -109,30 +109,31 @@ template <int kWidth, class F>
 VK_INLINE void for_each_class(const View& view, const Tile& tile, const F& f) {
   int64_t offset[kWidth];
   bool adjacent = true;
-  for (int r = 0; r < kWidth; ++r) {
-    offset[r] = view.row_offset(tile.row + (r < tile.rows ? r : 0));
-    adjacent &= offset[r] == offset[0] + r;
+  for (int p = 0; p < kWidth; ++p) {
+    offset[p] = view.row_offset(tile.row + (p < tile.rows ? p : 0));
+    adjacent &= offset[p] == offset[0] + p;
   }
   const int64_t stride = view.stride[3];
   if (adjacent) {
     for (int c = 0; c < tile.cols; ++c) {
-      for (int r = 0; r < kWidth; ++r) f(c, r, offset[0] + c * stride + r);
+      for (int p = 0; p < kWidth; ++p) f(c, p, offset[0] + c * stride + p);
     }
   } else {
-    for (int r = 0; r < tile.rows; ++r) {
-      for (int c = 0; c < tile.cols; ++c) f(c, r, offset[r] + c * stride);
+    for (int p = 0; p < tile.rows; ++p) {
+      for (int c = 0; c < tile.cols; ++c) f(c, p, offset[p] + c * stride);
     }
   }
 }
 
-// Positions side by side from and to memory. Moving alone gains nothing from better instruction sets.
+// Copy kWidth positions side by side between memory and a buffer. Better instruction sets do not make a mere copy
+// faster.
 template <class T>
 __attribute__((noinline)) void load_by_class(const View& view, const Tile& tile, T* to) {
   constexpr int kWidth = Vectors<T>::kWidth;
   if (tile.rows < kWidth) std::fill(to, to + tile.cols * kWidth, T(0));
   with_float_type(view.type, [&](auto* null) {
     const auto* from = static_cast<decltype(null)>(view.data);
-    for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { to[c * kWidth + r] = widen<T>(from[at]); });
+    for_each_class<kWidth>(view, tile, [&](int c, int p, int64_t at) { to[c * kWidth + p] = widen<T>(from[at]); });
   });
 }
 template <class T>
@@ -140,16 +141,17 @@ __attribute__((noinline)) void store_by_class(const View& view, const Tile& tile
   constexpr int kWidth = Vectors<T>::kWidth;
   with_float_type(view.type, [&](auto* null) {
     auto* to = static_cast<decltype(null)>(view.data);
-    for_each_class<kWidth>(view, tile, [&](int c, int r, int64_t at) { narrow(from[c * kWidth + r], to + at); });
+    for_each_class<kWidth>(view, tile, [&](int c, int p, int64_t at) { narrow(from[c * kWidth + p], to + at); });
   });
 }
 
-// What both directions do. With few classes, or classes that lie apart in memory, a task has kWidth positions, class by
-// class; else as many as a tile holds, position by position, or one, tile by tile.
+// How both directions divide positions into tasks. With few classes, or classes that lie apart in memory, a task has
+// kWidth positions, class by class. Otherwise it has as many positions as a tile holds, position by position, or one
+// position, tile by tile.
 template <class T>
 struct Positions {
   static constexpr int kWidth = Vectors<T>::kWidth;
-  static constexpr int kMost = kTile / kAlign;  // positions of a task
+  static constexpr int kMost = kTile / kAlign;  // most positions of a task
   static constexpr int kFew = 32, kApart = 256;
 
   const View& logits;
@@ -168,7 +170,7 @@ struct Positions {
   }
   VK_INLINE bool one_tile() const { return classes <= kTile; }
 
-  // A piece of a position with many classes.
+  // One tile of a position with more classes than a tile holds.
   VK_INLINE Tile piece(int64_t position, int64_t col) const {
     const int64_t n = std::min<int64_t>(kTile, classes - col);
     return {position, col, 1, int(n)};
@@ -187,7 +189,7 @@ struct Positions {
   VK_INLINE void load_x(const Tile& tile, int64_t* to) const { gather(x, Tile{tile.row, 0, tile.rows, 1}, to); }
   VK_INLINE bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
 
-  // Over all pieces of a position; `logit` is that of class k, if there is one.
+  // The normalizer over all tiles of a position; `*logit` becomes the logit of class k, if there is such a class.
   VK_INLINE Normalizer<T> normalize(int64_t position, int64_t k, T* buffer, T* weights, T* logit) const {
     Normalizer<T> all;
     for (int64_t col = 0; col < classes; col += kTile) {
@@ -219,14 +221,14 @@ struct Forward {
       T logits[P::kApart * P::kWidth], weights[P::kApart * P::kWidth];
       load_by_class(all.logits, tile, logits);
       normalizers(logits, tile.cols, weights, found);
-      for (int r = 0; r < tile.rows; ++r) logit[r] = all.is_class(k[r]) ? logits[k[r] * P::kWidth + r] : T(NAN);
+      for (int p = 0; p < tile.rows; ++p) logit[p] = all.is_class(k[p]) ? logits[k[p] * P::kWidth + p] : T(NAN);
     } else if (all.one_tile()) {
       T buffer[kTile], weights[kTile];
       const T* logits = all.load(tile, buffer);
-      for (int r = 0; r < tile.rows; ++r) {
-        const T* row = logits + r * pitch(tile);
-        found[r] = normalizer(row, pitch(tile), weights);
-        logit[r] = all.is_class(k[r]) ? row[k[r]] : T(NAN);
+      for (int p = 0; p < tile.rows; ++p) {
+        const T* row = logits + p * pitch(tile);
+        found[p] = normalizer(row, pitch(tile), weights);
+        logit[p] = all.is_class(k[p]) ? row[k[p]] : T(NAN);
       }
     } else {
       T buffer[kTile], weights[kTile];
@@ -235,7 +237,7 @@ struct Forward {
     }
     T* out = log_probs + tile.row;
 #pragma GCC ivdep
-    for (int r = 0; r < tile.rows; ++r) out[r] = log_prob(found[r], logit[r]);
+    for (int p = 0; p < tile.rows; ++p) out[p] = log_prob(found[p], logit[p]);
   }
 };
 
@@ -289,14 +291,14 @@ struct Backward {
     Normalizer<T> n[P::kWidth];
     load_by_class(all.logits, tile, logits);
     normalizers(logits, tile.cols, weights, n);
-    for (int r = 0; r < tile.rows; ++r) scale[r] = all.is_class(k[r]) ? -upstream[r] / n[r].total() : T(NAN);
+    for (int p = 0; p < tile.rows; ++p) scale[p] = all.is_class(k[p]) ? -upstream[p] / n[p].total() : T(NAN);
     for (int c = 0; c < tile.cols; ++c) {
 #pragma GCC ivdep
-      for (int r = 0; r < P::kWidth; ++r) weights[c * P::kWidth + r] *= scale[r];
+      for (int p = 0; p < P::kWidth; ++p) weights[c * P::kWidth + p] *= scale[p];
     }
-    for (int r = 0; r < tile.rows; ++r) {
-      const int64_t at = k[r] * P::kWidth + r;
-      if (all.is_class(k[r])) weights[at] = upstream[r] * one_minus_prob(n[r], logits[at]);
+    for (int p = 0; p < tile.rows; ++p) {
+      const int64_t at = k[p] * P::kWidth + p;
+      if (all.is_class(k[p])) weights[at] = upstream[p] * one_minus_prob(n[p], logits[at]);
     }
     store_by_class(a.grad_logits, tile, weights);
   }
@@ -305,14 +307,14 @@ struct Backward {
     T buffer[kTile], weights[kTile], out_buffer[kTile];
     const T* logits = all.load(tile, buffer);
     T* out = target_of(tile, out_buffer);
-    for (int r = 0; r < tile.rows; ++r) {
-      const T* row = logits + r * pitch(tile);
-      T* to = out + r * pitch(tile);
+    for (int p = 0; p < tile.rows; ++p) {
+      const T* row = logits + p * pitch(tile);
+      T* to = out + p * pitch(tile);
       const Normalizer<T> n = normalizer(row, pitch(tile), weights);
-      const bool is_class = all.is_class(k[r]);
-      const T logit = is_class ? row[k[r]] : T(NAN);
-      write(weights, pitch(tile), is_class ? -upstream[r] / n.total() : T(NAN), to);
-      if (is_class) to[k[r]] = upstream[r] * one_minus_prob(n, logit);
+      const bool is_class = all.is_class(k[p]);
+      const T logit = is_class ? row[k[p]] : T(NAN);
+      write(weights, pitch(tile), is_class ? -upstream[p] / n.total() : T(NAN), to);
+      if (is_class) to[k[p]] = upstream[p] * one_minus_prob(n, logit);
     }
     put(tile, out, out_buffer);
   }
@@ -335,7 +337,7 @@ struct Backward {
     }
   }
 
-  // Where a tile of padded positions is written: memory has no room for the padding.
+  // Where a tile is written. Padded positions go to `buffer`, because memory has no room for the padding.
   VK_INLINE T* target_of(const Tile& tile, T* buffer) const {
     return pitch(tile) == tile.cols ? target(a.grad_logits, tile, buffer) : buffer;
   }

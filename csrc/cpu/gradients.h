@@ -8,10 +8,10 @@
 
 namespace vk::cpu {
 
-// Whether a gradient is a sum for each of several columns.
+// True if a gradient is a sum for each of several columns.
 inline bool by_column(const Gradient& gradient) { return gradient.is_sum() && gradient.sums() > 1; }
 
-// To which of the sums each column is added.
+// For each column, the index of the sum to which it is added.
 inline std::vector<int64_t> sums_of_columns(const Gradient& gradient) {
   std::vector<int64_t> cells(1, 0);
   int64_t stride = 1;
@@ -37,7 +37,7 @@ class GradientWriter {
     }
   }
 
-  // Where arithmetic writes a tile; `buffer` has kLanes elements more than a tile.
+  // Where arithmetic writes a tile; `buffer` has kLanes more elements than a tile.
   template <class S>
   VK_INLINE S* target(const Tile& tile, S* buffer) const {
     return gradient_.view.data && !gradient_.summed ? cpu::target(gradient_.view, tile, buffer) : buffer;

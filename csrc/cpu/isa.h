@@ -1,4 +1,4 @@
-// The instruction set that the CPU kernels use: the best that the processor has, or what VAE_KERNELS_ISA names.
+// The instruction set of the CPU kernels: the best one that the processor has, or the one that VAE_KERNELS_ISA names.
 #pragma once
 
 #include <cstdlib>

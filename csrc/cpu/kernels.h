@@ -5,8 +5,8 @@
 
 namespace vk::cpu {
 
-// Calls f(first, last, context) for parts of [begin, end), which are of `grain` where they run side by side. Handed in:
-// no kernel knows torch.
+// Calls f(first, last, context) for parts of [begin, end), which have the size `grain` if they run in parallel. The
+// caller passes it in, because no kernel knows torch.
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, int64_t, void*),
                              void* context);
 

@@ -7,14 +7,14 @@
 namespace vk::cpu {
 namespace {
 
-// A tile of z's rows that belongs to a tile of mu's.
+// The tile of z's rows, for one sample, that belongs to a tile of mu's rows.
 VK_INLINE Tile sample_tile(const LatentInputs& a, Tile tile, int64_t sample) {
   tile.row += sample * a.rows;
   return tile;
 }
 
-// The noise of a tile, whose every row begins a new quad: made with rows padded to quads, which are then moved together
-// quad by quad. `eps` has kQuad elements more than the tile.
+// The noise of a tile. Every row begins a new quad, so rows are drawn padded to full quads and then moved together,
+// quad by quad. `eps` has kQuad more elements than the tile.
 constexpr int kQuad = 4;
 
 template <class Isa, class T>
@@ -44,8 +44,8 @@ VK_INLINE const T* load_noise(const LatentInputs& a, const Tile& tile, int64_t s
   return buffer;
 }
 
-// The commonest cases in float32: one z, the analytic KL, a log-variance; that as it is, clamped, or beside a prior.
-// One loop does it all.
+// The plain latent step, the most common case, in float32: one z, the analytic KL, and a log-variance, which is used as
+// it is, clamped, or compared with a prior. One loop does it all.
 enum class Form { kBare, kClamped, kPrior };
 
 bool is_plain(const LatentInputs& a) {
@@ -60,7 +60,7 @@ void with_form(const LatentInputs& a, const F& f) {
   a.clamped() ? f(std::integral_constant<Form, Form::kClamped>()) : f(std::integral_constant<Form, Form::kBare>());
 }
 
-// A tile of what was passed for q and for the prior.
+// A tile of mu, raw and the prior.
 template <Form kForm, class S>
 struct PlainInputs {
   using T = float;
@@ -89,14 +89,14 @@ struct PlainInputs {
     return vk::relative(mean(k), s.l, s.std);
   }
 
-  // Whether S is how the tensors lie.
+  // True if all inputs are dense tensors of type S.
   static bool fit(const LatentInputs& a) {
     const bool prior = kForm != Form::kPrior || (is_dense<S>(a.prior_mu) && is_dense<S>(a.prior_logvar));
     return is_dense<S>(a.mu) && is_dense<S>(a.raw) && prior;
   }
 };
 
-// While the noise of a tile is made, what is read beside it comes from memory.
+// Prefetches the inputs of a tile, so that they arrive from memory while its noise is drawn.
 VK_INLINE void prefetch_inputs(const LatentInputs& a, const Tile& tile) {
   for (const View* view : {&a.mu, &a.raw, &a.prior_mu, &a.prior_logvar}) prefetch(*view, tile);
 }
@@ -139,7 +139,7 @@ struct PlainForward {
   static bool fits(const LatentForward& a) { return PlainInputs<kForm, S>::fit(a) && is_dense<S>(a.z); }
 };
 
-// Of z and the KL: both were used.
+// The backward pass where both z and the KL were used.
 template <Form kForm, class S>
 struct PlainBackward {
   using T = float;
@@ -202,12 +202,12 @@ struct PlainBackward {
   }
 };
 
-// Elements of a tile where the formulas need many buffers: all of them fit into L1.
+// Elements of a tile where the formulas need many buffers, all of which then fit into L1.
 constexpr int kPart = 256;
 
-// Of one tile, in L1: what was passed for q and for the prior, and what the formulas need of it.
+// One tile of q and the prior, in L1: what was passed, and what the formulas need of it.
 template <class T>
-struct Moments {
+struct LatentTile {
   static constexpr bool kAvx512 = is_float<T>;
   T mu_buffer[kPart], raw_buffer[kPart], m_buffer[kPart], v_buffer[kPart];
   T l[kPart], std[kPart], dl[kPart], dstd[kPart];
@@ -228,14 +228,14 @@ struct Moments {
       v = cpu::load(a->prior_logvar, tile, v_buffer);
       u = u_buffer, d = d_buffer, r = r_buffer;
     }
-    Isa::template run<Moments>(0, 1, this);  // once for all kernels
+    Isa::template run<LatentTile>(0, 1, this);  // compiled once for all kernels
   }
 
   VK_INLINE Relative<T> relative(int k) const { return {u[k], d[k], e[k], r[k], w[k]}; }
 
   template <class Isa>
   VK_INLINE void task(int64_t) const {
-    Moments& self = const_cast<Moments&>(*this);
+    LatentTile& self = const_cast<LatentTile&>(*this);
     a->floored() ? self.fill<true>() : self.fill<false>();
   }
 
@@ -295,7 +295,7 @@ struct Forward {
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       T eps_buffer[kPart + kQuad], z_buffer[kPart], kl_values[kPart + kLanes];
-      Moments<T> q;
+      LatentTile<T> q;
       q.template load<Isa>(a, tile);
       const int n = tile.size();
       if constexpr (!kSampled) {
@@ -319,7 +319,7 @@ struct Forward {
   }
 };
 
-// A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
+// With a sampled KL, a missing gradient of z counts as zero: the KL has terms of the same kind.
 template <class T, bool kZ, bool kKl, bool kSampled>
 struct Backward {
   static constexpr bool kAvx512 = is_float<T>;
@@ -327,7 +327,7 @@ struct Backward {
   Grid grid{a.rows, a.cols, by_column(a.grad_prior_mu) || by_column(a.grad_prior_logvar), kPart};
   GradientWriter<T> prior_mu{a.grad_prior_mu, grid}, prior_logvar{a.grad_prior_logvar, grid};
 
-  // The sums over the samples.
+  // Upstream gradients, summed over the samples.
   struct Sums {
     T z[kPart], z_eps[kPart], kl[kPart], kl_eps[kPart], kl_eps2[kPart];
   };
@@ -342,7 +342,7 @@ struct Backward {
   VK_INLINE void task(int64_t i) const {
     grid.visit_tiles(i, [&](const Tile& tile, int64_t task) __attribute__((always_inline)) {
       Sums sums;
-      Moments<T> q;
+      LatentTile<T> q;
       q.template load<Isa>(a, tile);
       const int n = tile.size();
       if (kZ || kSampled || a.grad_eps.data) {
@@ -378,10 +378,10 @@ struct Backward {
   }
 
   template <class Isa>
-  VK_INLINE void add_sample(const Tile& tile, int64_t sample, const Moments<T>& q, Sums& sums) const {
+  VK_INLINE void add_sample(const Tile& tile, int64_t sample, const LatentTile<T>& q, Sums& sums) const {
     T eps_buffer[kPart + kQuad], grad_z_buffer[kPart], grad_kl_buffer[kPart], grad_eps_buffer[kPart];
     const Tile z_tile = sample_tile(a, tile, sample);
-    const T *eps = q.mu, *grad_z = q.mu, *grad_kl = q.mu;  // what is not used may be anything
+    const T *eps = q.mu, *grad_z = q.mu, *grad_kl = q.mu;  // unused values may be anything
     if (kSampled || (kZ && a.grad_raw.data)) eps = load_noise<Isa>(a, tile, sample, eps_buffer);
     if (kZ && a.grad_z.data) {
       grad_z = load(a.grad_z, z_tile, grad_z_buffer);
@@ -424,8 +424,8 @@ void run_forward(const LatentForward& a, ParallelFor parallel) {
   if (a.kl) kernel.kl.finish();
 }
 
-// Whether a loop converts bfloat16 itself. Beside a clamp's comparisons gcc makes no vectors of it: four times the time
-// of tiles that are converted before.
+// True if the loop itself converts bfloat16. With a clamp's comparisons gcc does not vectorize such a loop: it takes
+// four times as long as converting tiles first.
 template <Form kForm>
 constexpr bool kConverts = kForm != Form::kClamped;
 
@@ -474,7 +474,7 @@ void backward(const LatentBackward& a, ParallelFor parallel) {
     : run_backward<Backward<T, false, true, false>>(a, parallel);
 }
 
-// Of a prior that is given by half: 0 for the other.
+// If only one of the prior's two tensors is given, the other is 0.
 template <class Arguments>
 Arguments completed(Arguments a) {
   static const double zero = 0;

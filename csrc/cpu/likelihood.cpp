@@ -9,7 +9,7 @@
 namespace vk::cpu {
 namespace {
 
-// Arguments that are one number each, read once for the whole call.
+// Arguments that are one number each, read once per call.
 template <class T>
 struct Numbers {
   T value[kMaxArguments] = {};
@@ -21,7 +21,7 @@ struct Numbers {
   }
 };
 
-// Whether all parameters behind x are one number each.
+// True if all parameters behind x are one number each.
 template <class Family, class Arguments>
 bool are_numbers(const Arguments& a) {
   const auto is_number = [](const View& view) {
@@ -71,10 +71,10 @@ struct Forward {
   static bool fits(const LikelihoodForward& a) { return std::all_of(a.arguments, a.arguments + kTensors, is_dense<S>); }
 };
 
-// Which gradients a loop finds: what it does not find costs it nothing.
+// The gradients that a loop computes; the others cost it nothing.
 enum class Find { kFirst, kAllButX, kAll };
 
-// With Find::kFirst the parameters behind x are numbers.
+// With Find::kFirst, the parameters behind x are numbers.
 template <class Family, class T, Find kFind, class S>
 struct Backward {
   static constexpr bool kAvx512 = is_float<T>;
@@ -148,12 +148,12 @@ void run(const Kernel& kernel, ParallelFor parallel) {
   kernel.finish();
 }
 
-// Whether a short loop runs in float32: what is done once for all elements, conversion and arithmetic on numbers, is
-// much of it then, and loops of its own are worth their code.
+// True for a short formula in float32. Conversion and the arithmetic on numbers, which is the same for all elements,
+// take much of its time, so loops without them are worth their code.
 template <class Family, class T>
 constexpr bool is_light = Family::kCost == Cost::kShort && is_float<T>;
 
-// With the loop that converts, where there is one and it fits, else by way of tiles in L1.
+// Runs the loop that converts bfloat16 itself, if there is one and it fits, else the loop over tiles in L1.
 template <class Family, class T, template <class> class Kernel, class Arguments>
 void run_converting(const Arguments& a, ParallelFor parallel) {
   if constexpr (is_light<Family, T>) {
@@ -206,7 +206,7 @@ void backward(const LikelihoodBackward& a, ParallelFor parallel) {
   run(Backward<Family, T, Find::kAll, T>{a}, parallel);
 }
 
-// With views of the arguments that are numbers, which live as long as `numbers` does.
+// Adds views of the arguments that are numbers; they live as long as `numbers`.
 template <class Arguments>
 Arguments completed(Arguments a, const double* numbers) {
   for (int j = 0; j < kMaxArguments; ++j) {

@@ -1,22 +1,22 @@
-// Tiles between memory and buffers, compiled once for all kernels.
+// Copies tiles between memory and buffers; compiled once for all kernels.
 #include "tiles.h"
 
 namespace vk::cpu {
 namespace {
 
-// Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile: all of it
-// where it is dense, else a row, else what of a row lies in one inner dim.
+// Calls f(buffer position, memory position, stride, count) for the runs of evenly spaced elements in a tile: the entire
+// tile if it is dense, else each row, else each part of a row that lies in one inner dim.
 template <class F>
 VK_INLINE void for_each_run(const View& view, const Tile& tile, const F& f) {
-  const bool whole = view.dense || tile.col + tile.cols <= view.col_inner;
+  const bool rows_are_runs = view.dense || tile.col + tile.cols <= view.col_inner;
   const int rows = view.dense ? 1 : tile.rows, cols = view.dense ? tile.size() : tile.cols;
   const int64_t stride = view.dense ? 1 : view.stride[3], first = tile.col * stride;
   for (int i = 0; i < rows; ++i) {
     const int64_t base = view.row_offset(tile.row + i);
-    for (int j = 0; j < cols;) {  // one place from which `f` is called: it is inlined there
+    for (int j = 0; j < cols;) {  // the only call of `f`, which is inlined here
       const int64_t col = tile.col + j;
-      const int count = whole ? cols : int(std::min<int64_t>(cols - j, view.col_inner - col % view.col_inner));
-      f(i * cols + j, base + (whole ? first : view.col_offset(col)), stride, count);
+      const int count = rows_are_runs ? cols : int(std::min<int64_t>(cols - j, view.col_inner - col % view.col_inner));
+      f(i * cols + j, base + (rows_are_runs ? first : view.col_offset(col)), stride, count);
       j += count;
     }
   }
@@ -89,7 +89,7 @@ void scatter(const View& view, const Tile& tile, const T* buffer) {
 
 template void gather(const View&, const Tile&, float*);
 template void gather(const View&, const Tile&, double*);
-template void gather(const View&, const Tile&, int64_t*);  // of classes
+template void gather(const View&, const Tile&, int64_t*);  // the classes x
 template void scatter(const View&, const Tile&, const float*);
 template void scatter(const View&, const Tile&, const double*);
 

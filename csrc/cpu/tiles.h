@@ -1,11 +1,11 @@
-// What both CPU kernels are made of: a grid of tiles over the rows, reading and writing a tile in any layout and dtype,
+// What all CPU kernels are made of: a grid of tiles over the rows, reading and writing a tile in any layout and dtype,
 // the noise of a tile, and sums whose order depends on the sizes alone.
 //
 // A tile is a block of at most kTile elements that lies in L1 in the arithmetic's type: a piece of one long row, or
-// several short rows, one behind the other. Where memory already looks like that, the tile is memory itself.
+// several short rows, one behind the other. If memory has this form, the tile is memory itself.
 //
-// Everything here is inlined into, or a member of, one struct per instruction set, which gcc compiles with that
-// instruction set's vectors: see VK_ISAS at the end.
+// All code here is inlined into, or a member of, one struct per instruction set, which gcc compiles with the vectors of
+// that instruction set: see VK_DEFINE_ISA.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@
 namespace vk::cpu {
 
 constexpr int kTile = 1024;
-constexpr int kLanes = 32;         // of a sum; a buffer that is summed has as many elements more than a tile
-constexpr int64_t kBlock = 16384;  // columns of a long row that one task owns
+constexpr int kLanes = 32;         // lanes of a sum; a buffer that is summed has kLanes more elements than a tile
+constexpr int64_t kBlock = 16384;  // columns of a long row in one task
 constexpr int64_t kGrain = 32768;  // elements below which a second thread does not pay
 
 struct Tile {
@@ -34,20 +34,20 @@ struct Tile {
   VK_INLINE int size() const { return rows * cols; }
 };
 
-// Which tiles there are, and which belong to one task. It depends on the sizes alone.
+// Divides rows and columns into tiles, and tiles into tasks. The sizes alone decide.
 struct Grid {
   int64_t rows, cols;
   int64_t rows_per_task;
-  bool packed;
-  int tile;  // the most elements that one has
+  bool short_rows;
+  int tile;  // most elements of a tile
 
-  // `tall`: long rows are taken 32 at a time, for sums over rows.
+  // `tall`: a task has 32 long rows, for sums over rows.
   Grid(int64_t rows, int64_t cols, bool tall, int tile = kTile) : rows(rows), cols(cols), tile(tile) {
-    packed = cols <= tile / 2;
-    rows_per_task = packed ? tile / std::max<int64_t>(cols, 1) : tall ? 32 : 1;
+    short_rows = cols <= tile / 2;
+    rows_per_task = short_rows ? tile / std::max<int64_t>(cols, 1) : tall ? 32 : 1;
   }
   int64_t row_tasks() const { return (rows + rows_per_task - 1) / rows_per_task; }
-  int64_t col_tasks() const { return packed ? 1 : (cols + kBlock - 1) / kBlock; }
+  int64_t col_tasks() const { return short_rows ? 1 : (cols + kBlock - 1) / kBlock; }
   int64_t tasks() const { return row_tasks() * col_tasks(); }
   int64_t grain() const {
     return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows_per_task * std::min(cols, kBlock)));
@@ -59,9 +59,9 @@ struct Grid {
     const int64_t first = task / col_tasks() * rows_per_task;
     const int64_t last = std::min(rows, first + rows_per_task);
     const int64_t end = std::min(cols, (task % col_tasks() + 1) * kBlock);
-    const int64_t step = packed ? last - first : 1;
+    const int64_t step = short_rows ? last - first : 1;
     int64_t col = task % col_tasks() * kBlock;
-    do {  // one place from which `visit` is called: it is inlined there
+    do {  // the only call of `visit`, which is inlined here
       const int n = int(std::min<int64_t>(tile, end - col));
       for (int64_t row = first; row < last; row += step) visit(Tile{row, col, int(step), n}, task);
       col += tile;
@@ -69,7 +69,7 @@ struct Grid {
   }
 };
 
-// A sum in float64 with its rounding errors carried along (Neumaier 1974): exact for all that matters here.
+// A sum in float64 that carries its rounding errors along (Neumaier 1974): exact for all that matters here.
 struct Total {
   double sum = 0, carry = 0;
   VK_INLINE void add(double value) {
@@ -81,24 +81,24 @@ struct Total {
   }
   VK_INLINE double value() const {
     return carry == carry ? sum + carry : sum;
-  }  // inf - inf in the carry: the sum says it
+  }  // a carry of inf - inf: the sum has the result
 };
 
-// Whether a tile's elements follow one another in memory.
+// True if a tile's elements are contiguous in memory.
 VK_INLINE bool in_one_run(const View& view, const Tile& tile) {
   return view.dense ||
          (tile.rows == 1 && view.stride[3] == 1 && tile.col % view.col_inner + tile.cols <= view.col_inner);
 }
 
-// The tile in memory, if it lies there as the kernels want it: element type, unit stride.
+// The tile in memory, if it is contiguous there and has the element type T; else null.
 template <class T>
 VK_INLINE T* in_place(const View& view, const Tile& tile) {
   if (view.type != type_of<T> || !in_one_run(view, tile)) return nullptr;
   return static_cast<T*>(view.data) + view.row_offset(tile.row) + view.col_offset(tile.col);
 }
 
-// Has a tile brought near that will be read soon. A tile is as long as a page, beyond which a processor by itself does
-// not look ahead.
+// Prefetches a tile that will be read soon. A tile is as long as a page, and a processor by itself does not prefetch
+// beyond a page.
 VK_INLINE void prefetch(const View& view, const Tile& tile) {
   if (!view.data || !in_one_run(view, tile)) return;
   const int64_t size = size_of(view.type);
@@ -107,7 +107,7 @@ VK_INLINE void prefetch(const View& view, const Tile& tile) {
   for (int64_t at = 0; at < tile.size() * size; at += 64) __builtin_prefetch(data + at, 0, 2);
 }
 
-// A tile from memory to a buffer, and back, whatever its layout and element type: see tiles.cpp.
+// Copy a tile from memory to a buffer, and back, for every layout and element type: see tiles.cpp.
 template <class T>
 void gather(const View& view, const Tile& tile, T* buffer);
 template <class T>
@@ -126,8 +126,9 @@ VK_INLINE T fold(const Vector& vector) {
   }
 }
 
-// The sum of n values: 32 lanes, each in order, then folded in halves. Up to kLanes values behind them are read, and
-// not used. Vectors are spelled out: left to itself, gcc gathers single elements here, at ten times the time.
+// The sum of n values in kLanes lanes, each added in order and then folded in halves. Up to kLanes values behind them
+// are read, and not used. Vector types are written out: without them gcc gathers single elements, which takes ten times
+// as long.
 template <class T>
 VK_INLINE T lane_sum(const T* values, int n) {
   constexpr int kWidth = 64 / sizeof(T), kVectors = kLanes / kWidth;
@@ -160,7 +161,7 @@ VK_INLINE T lane_sum(const T* values, int n) {
 template <int kBytes>
 struct Counters {
   typedef uint64_t Word __attribute__((vector_size(kBytes)));
-  // One instruction. clang finds it; gcc has no way to it: of a 64-bit product it makes one that takes three.
+  // One instruction. clang finds it; gcc does not: its 64-bit product takes three.
   VK_INLINE static void multiply(const Word& a, const Word& b, Word& product) {
 #ifdef __clang__
     product = (a & 0xffffffffu) * (b & 0xffffffffu);
@@ -171,7 +172,7 @@ struct Counters {
 };
 #endif
 
-// The noise of a tile, each row padded to whole quads.
+// The noise of a tile, with each row padded to full quads.
 template <class Counters, class T>
 VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
   using Word = typename Counters::Word;
@@ -209,8 +210,8 @@ VK_INLINE void noise(uint64_t seed, const Tile& tile, T* __restrict eps) {
 #define VK_APART __attribute__((noinline, noclone))
 #endif
 
-// One struct per instruction set. `run` is where its code begins: everything is inlined into it, but for the members
-// that would be inlined many times.
+// One struct per instruction set. `run` is the entry point: everything is inlined into it, except members that would be
+// inlined many times.
 #define VK_DEFINE_ISA(NAME, COUNTERS, ...)                                                                             \
   struct NAME {                                                                                                        \
     template <class Kernel>                                                                                            \
@@ -234,8 +235,8 @@ VK_DEFINE_ISA(Avx512, Counters<64>,
               __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))))
 #endif
 
-// Where a kernel's code for the instruction set in use begins. A kernel whose kAvx512 is false takes that of AVX2
-// instead: its time is not worth code of its own.
+// The entry point of a kernel for the instruction set in use. With kAvx512 = false a kernel uses its AVX2 code instead
+// of AVX-512: it takes too little time to justify code of its own.
 template <class Kernel>
 auto code_of() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -253,7 +254,7 @@ void run_tasks(ParallelFor parallel, const Kernel& kernel, int64_t n, int64_t gr
   if (n > 0) parallel(0, n, grain, code_of<Kernel>(), const_cast<Kernel*>(&kernel));
 }
 
-// The tile as arithmetic reads it: memory itself, or a copy of it in `buffer`.
+// The tile as arithmetic reads it: memory itself, or a copy in `buffer`.
 template <class T>
 VK_INLINE const T* load(const View& view, const Tile& tile, T* buffer) {
   if (const T* memory = in_place<T>(view, tile)) return memory;
@@ -261,7 +262,7 @@ VK_INLINE const T* load(const View& view, const Tile& tile, T* buffer) {
   return buffer;
 }
 
-// Where arithmetic writes a tile: memory itself, or `buffer`, which store() then brings there.
+// Where arithmetic writes a tile: memory itself, or `buffer`, which store() then copies to memory.
 template <class T>
 VK_INLINE T* target(const View& view, const Tile& tile, T* buffer) {
   T* memory = in_place<T>(view, tile);
@@ -277,7 +278,7 @@ bool is_dense(const View& view) {
   return view.dense && view.type == type_of<S>;
 }
 
-// S is T, or the type of all tensors, which are dense: then the loop converts between memory and registers itself.
+// S is T, or the type of all tensors, which are dense; then the loop itself converts between memory and registers.
 template <class T, class S>
 constexpr int buffered = std::is_same_v<S, T> ? kTile + kLanes : 1;
 template <class T, class S>
@@ -286,25 +287,25 @@ VK_INLINE const S* load_as(const View& view, const Tile& tile, S* buffer) {
   return in_place<S>(view, tile);
 }
 
-// What a kernel is about to write: `elements` without a gap, in whatever order.
+// Call this before writing `elements` elements without gaps, in any order.
 inline void expect_writes(const View& view, int64_t elements) {
   if (view.data) prefer_large_pages(view.data, size_t(elements) * size_of(view.type));
 }
 
-// Per-row sums of a grid that is not tall.
+// The sum of each row, for a grid that is not tall.
 template <class T>
 struct RowSums {
   const Grid& grid;
   T* out;
-  mutable std::vector<Total> partial;  // of the tasks, where long rows have them
+  mutable std::vector<Total> partial;  // one for each task and sample, if rows are long
 
   RowSums(const Grid& grid, T* out, int64_t samples = 1)
-      : grid(grid), out(out), partial(grid.packed ? 0 : samples * grid.tasks()) {}
+      : grid(grid), out(out), partial(grid.short_rows ? 0 : samples * grid.tasks()) {}
 
-  // Several samples have sums of their own, one sample's behind the other's.
+  // Each sample has its own sums, which follow those of the sample before.
   template <class Isa>
   VK_INLINE void add(const Tile& tile, int64_t task, const T* values, int64_t sample = 0) const {
-    if (grid.packed) return Isa::row_sums(values, tile, out + sample * grid.rows + tile.row);
+    if (grid.short_rows) return Isa::row_sums(values, tile, out + sample * grid.rows + tile.row);
     T sum;
     Isa::row_sums(values, tile, &sum);
     partial[sample * grid.tasks() + task].add(double(sum));
@@ -320,11 +321,11 @@ struct RowSums {
   }
 };
 
-// The sum over all elements, or over the rows for each column, of what a grid's tasks add. Columns need a tall grid.
+// The sum over all elements of what a grid's tasks add.
 template <class T>
 struct ElementSum {
   const Grid& grid;
-  mutable std::vector<Total> partial;  // of the tasks
+  mutable std::vector<Total> partial;  // one for each task
 
   explicit ElementSum(const Grid& grid) : grid(grid), partial(grid.tasks()) {}
 
@@ -342,6 +343,7 @@ struct ElementSum {
   }
 };
 
+// The sum over the rows, for each column, of what a grid's tasks add. The grid must be tall.
 template <class T>
 struct ColumnSums {
   const Grid& grid;

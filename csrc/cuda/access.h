@@ -1,8 +1,8 @@
-// Reading and writing packs: the neighbouring elements of a row that a thread takes at a time, one or two quads of
-// four, 16 bytes of the first tensor. In two ways: `Vectors`, where every tensor consists of whole aligned packs of one
-// type, known to the compiler; `Elements`, where each tensor has its own type and layout and the last pack of a row may
-// be cut off. A block takes 256 quads at a time in any case, so neither the way nor the type decides in which order a
-// sum is made.
+// Reading and writing packs. A pack is what a thread handles at a time: neighbouring elements of a row, one or two
+// quads of four, 16 bytes of the first tensor. There are two ways of access. With `Vectors`, every tensor consists of
+// whole aligned packs of one type that the compiler knows. With `Elements`, each tensor has its own type and layout,
+// and the last pack of a row may be cut off. A block handles 256 quads at a time in any case, so the order of a sum
+// depends neither on the way of access nor on the type.
 #pragma once
 
 #include <type_traits>
@@ -12,8 +12,8 @@
 
 namespace vk::cuda {
 
-// Moves of 16 bytes, or of the whole pack where that is less. By intrinsics: a struct that is assigned may fall apart
-// into single words.
+// A pack moves 16 bytes at a time, or as a whole if it is smaller. The moves are intrinsics: the compiler may split the
+// assignment of a struct into single words.
 template <size_t kBytes>
 using Move = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes == 8, uint2, uint32_t>>;
 
@@ -22,7 +22,7 @@ __device__ __forceinline__ void widen_pack(const S (&stored)[kWidth], T (&values
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) values[k] = widen<T>(stored[k]);
 }
-template <int kWidth>  // one instruction for each; of halves of words nvcc makes two
+template <int kWidth>  // one instruction each; for the halves of a word nvcc takes two
 __device__ __forceinline__ void widen_pack(const BFloat16 (&stored)[kWidth], float (&values)[kWidth]) {
   uint32_t pairs[kWidth / 2];
   memcpy(pairs, stored, sizeof pairs);
@@ -81,21 +81,21 @@ __device__ __forceinline__ T load_element(const Tensor& x, int64_t offset) {
   return value;
 }
 
-// Divides by a number known on the host: the quotient by its reciprocal is right or 1 too small. For 0, the size of a
-// tensor without elements, by 1.
+// Divides by a number known on the host: the quotient by its reciprocal is right or 1 too small. A size of 0, of a
+// tensor without elements, counts as 1.
 struct Divisor {
   uint64_t number, reciprocal;
   explicit Divisor(int64_t size = 1) : number(std::max<int64_t>(size, 1)), reciprocal(~uint64_t(0) / number) {}
 
-  __device__ __forceinline__ int64_t quotient(int64_t of, int64_t& rest) const {
-    const uint64_t low = __umul64hi(uint64_t(of), reciprocal), left = uint64_t(of) - low * number;
+  __device__ __forceinline__ int64_t quotient(int64_t n, int64_t& remainder) const {
+    const uint64_t low = __umul64hi(uint64_t(n), reciprocal), left = uint64_t(n) - low * number;
     const bool more = left >= number;
-    rest = int64_t(more ? left - number : left);
+    remainder = int64_t(more ? left - number : left);
     return int64_t(low + more);
   }
 };
 
-// Element k of an array that must stay in registers, where only constants can index.
+// Element k of an array that must stay in registers, which only constants can index.
 template <class T, int kSize>
 __device__ __forceinline__ T pick(const T (&values)[kSize], int k) {
   T value = values[0];
@@ -109,7 +109,7 @@ __device__ __forceinline__ void put(T (&values)[kSize], int k, T value) {
   for (int i = 0; i < kSize; ++i) values[i] = i == k ? value : values[i];
 }
 
-// Calls f(k) for k = 0, 1, …, as a loop if kLoop, where the code or its registers would else be too many.
+// Calls f(k) for k = 0, 1, …; as a loop if kLoop, where unrolled code would be too long or need too many registers.
 template <bool kLoop, int kSize, class F>
 __device__ __forceinline__ void for_each(const F& f) {
   if constexpr (kLoop) {
@@ -125,9 +125,9 @@ __device__ __forceinline__ void for_each(const F& f) {
 struct Operand {
   void* data = nullptr;
   Type type = Type::kFloat32;
-  bool packs = false;      // every whole pack lies in one piece, aligned for its moves
-  bool even_rows = false;  // all rows are evenly spaced,
-  bool even_cols = false;  // and the elements of a row
+  bool aligned_packs = false;  // every whole pack is contiguous and aligned for its moves
+  bool even_rows = false;      // all rows are evenly spaced
+  bool even_cols = false;      // the elements of a row are evenly spaced
   int64_t stride[4] = {};
   Divisor row_inner, col_inner;
 
@@ -138,8 +138,8 @@ struct Operand {
     const int64_t size = size_of(type), move = std::min<int64_t>(size * width, 16);
     const auto aligned = [&](int64_t n) { return n * size % move == 0; };
     const bool one_run = view.col_inner >= cols, whole_packs = view.col_inner % width == 0 && aligned(stride[2]);
-    packs = stride[3] == 1 && (one_run || whole_packs) && uintptr_t(data) % move == 0 && aligned(stride[0]) &&
-            (view.row_inner == 1 || aligned(stride[1]));
+    aligned_packs = stride[3] == 1 && (one_run || whole_packs) && uintptr_t(data) % move == 0 && aligned(stride[0]) &&
+                    (view.row_inner == 1 || aligned(stride[1]));
     even_rows = view.row_inner == 1;
     even_cols = one_run;
   }
@@ -152,10 +152,10 @@ struct Operand {
   }
 };
 
-// Some neighbouring packs of one row, of which a thread takes every step-th.
+// Neighbouring packs of one row, of which a thread takes every step-th.
 struct Packs {
-  int64_t row, first;    // the first pack of all
-  int begin, end, step;  // counted from there
+  int64_t row, first;    // the first pack of all threads
+  int begin, end, step;  // counted from `first`
 };
 
 constexpr int kBlockQuads = 256;
@@ -164,15 +164,15 @@ template <class S>
 struct Vectors {
   using T = float;
   static constexpr int kWidth = 16 / sizeof(S), kQuads = kWidth / 4, kThreads = kBlockQuads / kQuads;
-  static constexpr bool kAny = false;  // any layout, any mixture of tensors
+  static constexpr bool kAny = false;  // any layout, any mixture of types
   static constexpr bool kHalf = sizeof(S) == 2;
-  static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // of a thread, at most
+  static constexpr int kRegisters = 64, kHeavyRegisters = 128;  // at most, per thread
 
   static bool serves(const Operand& x, int64_t cols) {
-    return x.type == type_of<S> && x.packs && x.even_rows && x.even_cols && cols % kWidth == 0;
+    return x.type == type_of<S> && x.aligned_packs && x.even_rows && x.even_cols && cols % kWidth == 0;
   }
 
-  // How many columns of a pack there are.
+  // The number of columns in a pack.
   __device__ __forceinline__ static int count(const Packs&, int, int64_t) { return kWidth; }
 
   using Run = S*;
@@ -188,7 +188,7 @@ struct Vectors {
   }
 
  private:
-  // One instruction.
+  // The address of a pack, in one instruction.
   __device__ __forceinline__ static S* at(Run run, int pack) {
 #ifdef __CUDA_ARCH__
     uint64_t address = uint64_t(run);
@@ -216,13 +216,13 @@ struct Elements {
   }
 
   struct Run {
-    int64_t offset, col;  // of the row, and of the first pack
+    int64_t offset, col;  // offset of the row, column of the first pack
   };
   __device__ __forceinline__ static Run run(const Operand& x, const Packs& packs) {
     return {x.row_offset(packs.row), packs.first * kWidth};
   }
 
-  // Where the elements of a pack lie.
+  // The offsets of a pack's elements.
   __device__ __forceinline__ static void offsets(const Operand& x, Run run, int pack, int64_t (&at)[kWidth]) {
     const int64_t col = run.col + int64_t(pack) * kWidth;
     int64_t inner = col;
@@ -237,14 +237,14 @@ struct Elements {
     }
   }
 
-  // What lies beyond the row is 0. Only x may consist of integers.
+  // Elements beyond the row are 0. Only x may consist of integers.
   template <bool kIntegers = false>
   __device__ __forceinline__ static void load(const Operand& x, Run run, int pack, int n, T (&values)[kWidth]) {
     int64_t at[kWidth];
     offsets(x, run, pack, at);
     const auto read = [&](auto* null) {
       const auto* data = static_cast<decltype(null)>(x.data);
-      if (x.packs && n == kWidth) return load_pack(data + at[0], values);
+      if (x.aligned_packs && n == kWidth) return load_pack(data + at[0], values);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) values[k] = k < n ? widen<T>(data[at[k]]) : T(0);
     };
@@ -255,7 +255,7 @@ struct Elements {
     offsets(x, run, pack, at);
     with_float_type(x.type, [&](auto* null) {
       auto* data = static_cast<decltype(null)>(x.data);
-      if (x.packs && n == kWidth) return store_pack(data + at[0], values);
+      if (x.aligned_packs && n == kWidth) return store_pack(data + at[0], values);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
         if (k < n) narrow(values[k], data + at[k]);

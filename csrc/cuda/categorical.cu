@@ -5,14 +5,14 @@
 namespace vk::cuda {
 namespace {
 
-// How lanes share the quads of a position's classes, or of one of the equal parts of very many: each lane every
-// lanes-th quad, `kBatch` of them at a time. The number of classes alone decides, so that neither the other positions,
-// nor their layout, nor the device change a normalizer.
+// How lanes share the quads of a position's classes. Very many classes are split into equal parts. Each lane takes
+// every lanes-th quad, `kBatch` quads at a time. The number of classes alone decides, so neither other positions, nor
+// the layout, nor the device change a normalizer.
 template <class T>
 struct ClassGrid {
   static constexpr int kMostLanes = is_float<T> ? 1024 : 256;
   static constexpr int kBatch = is_float<T> ? 4 : 1;
-  static constexpr int64_t kPart = 8192;  // quads of a part; up to twice as many stay whole
+  static constexpr int64_t kPart = 8192;  // quads of a part; up to twice as many are not split
 
   int64_t quads;
   int parts = 1, lanes;
@@ -25,12 +25,12 @@ struct ClassGrid {
   }
 };
 
-// The threads of a block as groups, each for one position: either neighbouring threads, or, where the classes lie apart
-// in memory and positions side by side (`across`), with neighbouring threads for neighbouring positions. Or the threads
-// of several blocks as one group. All numbers are powers of two.
+// The threads of a block form groups, each for one position. A group is a run of neighbouring threads. If the classes
+// lie apart in memory and positions side by side (`across`), neighbouring threads take neighbouring positions instead.
+// A group may also have the threads of several blocks. All numbers are powers of two.
 struct Groups {
-  int threads, count;  // of a group; of the block
-  int blocks = 1;      // of a group
+  int threads, count;  // threads of a group, groups of a block
+  int blocks = 1;      // blocks of a group
   bool across;
 
   __device__ __forceinline__ int lane() const {
@@ -43,8 +43,8 @@ struct Groups {
     return int64_t(blockIdx.x) * count + index;
   }
 
-  // f over the values of a group, for all of its threads: neighbours first, then neighbours of these. Every thread of
-  // the block must call it.
+  // Folds the values of a group with f, for all of its threads: neighbours first, then neighbouring pairs, and so on.
+  // Every thread of the block must call it.
   template <int kMost, class T, class F>
   __device__ __forceinline__ T fold(T value, const F& f) const {
     __shared__ T shared[kMost];
@@ -71,9 +71,9 @@ struct Groups {
   }
 };
 
-constexpr int64_t kMany = 132;  // blocks: an H100 has as many multiprocessors
+constexpr int64_t kMany = 132;  // blocks: an H100 has 132 multiprocessors
 
-// Which class each position has.
+// The logits, and the class of each position.
 template <class T>
 struct Classes {
   int64_t positions, classes;
@@ -91,7 +91,7 @@ struct Classes {
   }
   __device__ __forceinline__ bool is_class(int64_t k) const { return uint64_t(k) < uint64_t(classes); }
 
-  // Not a number where there is no such class.
+  // NaN if there is no such class.
   __device__ __forceinline__ T logit(int64_t row, int64_t k) const {
     return is_class(k) ? load_element<T>(logits, logits.row_offset(row) + k * logits.stride[3]) : T(NAN);
   }
@@ -103,7 +103,7 @@ struct Positions : Classes<typename Access::T> {
   using Grid = ClassGrid<T>;
   static constexpr int kWidth = Access::kWidth, kQuads = Access::kQuads, kBatch = Grid::kBatch;
   static constexpr int kMostThreads = Grid::kMostLanes / kQuads;
-  static constexpr int kBlocks = Access::kAny ? 1 : 1024 / kMostThreads;  // on a multiprocessor, of 64 registers
+  static constexpr int kBlocks = Access::kAny ? 1 : 1024 / kMostThreads;  // per multiprocessor, at 64 registers each
   Grid grid;
   Groups groups;
 
@@ -118,35 +118,35 @@ struct Positions : Classes<typename Access::T> {
   int threads() const { return groups.threads * groups.count / groups.blocks; }
   int64_t blocks(int64_t tasks) const { return (tasks + groups.count - 1) / groups.count * groups.blocks; }
 
-  // With fewer groups in a block, where there would else be too few blocks.
+  // Fewer groups per block, if there would be too few blocks otherwise.
   Positions narrow(int64_t tasks) const {
     Positions all = *this;
     Groups& g = all.groups;
     while (!g.across && g.count > 1 && g.threads * g.count > 32 && all.blocks(tasks) < kMany) g.count /= 2;
     return all;
   }
-  // With several blocks for a group, where there would still be too few.
+  // Also several blocks per group, if there would still be too few blocks.
   Positions filling(int64_t tasks) const {
     Positions all = narrow(tasks);
     Groups& g = all.groups;
     while (g.count == 1 && g.threads / g.blocks > 32 && all.blocks(tasks) < kMany) g.blocks *= 2;
     return all;
   }
-  // As one that can exchange values among the threads of a group.
+  // One block per group: its threads can exchange values.
   Positions joined() const {
     Positions all = *this;
     all.groups.blocks = 1;
     return all;
   }
 
-  // Of a position's part.
+  // A thread's packs in a part of a position.
   __device__ __forceinline__ Packs packs(int64_t row, int part) const {
     const int64_t first = part * Grid::kPart, left = grid.quads - first;
     const int quads = int(grid.parts == 1 || left < Grid::kPart ? left : Grid::kPart);
     return {row, first / kQuads, groups.lane(), (quads + kQuads - 1) / kQuads, groups.threads};
   }
 
-  // Calls f(i, pack, n) for the next kCount packs of a thread, as far as there are any.
+  // Calls f(i, pack, n) for the next kCount packs of a thread, as far as they exist.
   template <int kCount, class F>
   __device__ __forceinline__ void for_packs(const Packs& packs, int pack, const F& f) const {
 #pragma unroll
@@ -157,8 +157,8 @@ struct Positions : Classes<typename Access::T> {
     }
   }
 
-  // Their logits, -inf where there is no class. Without a condition all are on their way before the first is used:
-  // packs beyond the end are the thread's first.
+  // The logits of these packs, -inf where there is no class. Without conditions, all loads start before the first value
+  // is used; for that, a pack beyond the end is the first of these packs.
   template <int kCount>
   __device__ __forceinline__ void load(const Packs& packs, typename Access::Run run, int pack,
                                        T (&values)[kCount][kWidth]) const {
@@ -177,7 +177,7 @@ struct Positions : Classes<typename Access::T> {
     }
   }
 
-  // What a thread finds in its packs of a part.
+  // Adds a thread's packs in a part of a position to its normalizers, one for each quad of a pack.
   __device__ __forceinline__ void gather(int64_t row, int part, Normalizer<T> (&found)[kQuads]) const {
     if (row < this->positions) {
       const Packs packs = this->packs(row, part);
@@ -201,7 +201,7 @@ struct Positions : Classes<typename Access::T> {
     }
   }
 
-  // The normalizer of a part, for all threads of a group, from what they found.
+  // The normalizer of a part, for all threads of a group, from the normalizers of these threads.
   __device__ __forceinline__ Normalizer<T> join(Normalizer<T> (&found)[kQuads]) const {
     const auto largest_of = [](T a, T b) { return larger(a, b); };
     const auto sum_of = [](T a, T b) { return a + b; };
@@ -227,7 +227,7 @@ struct Positions : Classes<typename Access::T> {
   }
 };
 
-// What each thread finds, (tasks, lanes, quads of a pack), where a group has several blocks.
+// The normalizers of each thread, (tasks, lanes, quads of a pack), if a group has several blocks.
 template <class Access>
 __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
     gather_kernel(const __grid_constant__ Positions<Access> all, Normalizer<typename Access::T>* lanes) {
@@ -240,8 +240,8 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Acc
   }
 }
 
-// Of each part of each position, from the logits, or from what each thread found; where there is but one part, the
-// log-probability instead.
+// The normalizer of each part of each position, from the logits or from the normalizers of each thread; if there is
+// only one part, the log-probability instead.
 template <class Access>
 __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
     normalize_kernel(const __grid_constant__ Positions<Access> all, const Normalizer<typename Access::T>* lanes,
@@ -265,28 +265,28 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Acc
   }
 }
 
-// Merges the parts of each position: into its normalizer, or its log-probability.
+// Merges the parts of each position into its normalizer or its log-probability.
 template <class T>
 __global__ void __launch_bounds__(kBlockQuads)
-    merge_kernel(const __grid_constant__ Classes<T> all, const Normalizer<T>* parts, int count, Normalizer<T>* whole,
-                 T* log_probs) {
+    merge_kernel(const __grid_constant__ Classes<T> all, const Normalizer<T>* parts, int count,
+                 Normalizer<T>* normalizers, T* log_probs) {
   const int64_t row = int64_t(blockIdx.x) * kBlockQuads + int(threadIdx.x);
   if (row >= all.positions) return;
   Normalizer<T> n;
   for (int part = 0; part < count; ++part) n.merge(parts[row * count + part]);
-  if (whole) {
-    whole[row] = n;
+  if (normalizers) {
+    normalizers[row] = n;
   } else {
     log_probs[row] = log_prob(n, all.logit(row, all.class_of(row)));
   }
 }
 
-// The gradients of a part of a position with this normalizer.
+// Stores the gradients of the parts [begin, end) of a position with the normalizer n.
 template <class Access, class T = typename Access::T>
 __device__ __forceinline__ void store_gradients(const Positions<Access>& all, const Operand& grad,
                                                 const Operand& grad_logits, int64_t row, int begin, int end,
                                                 const Normalizer<T>& n) {
-  constexpr int kWidth = Access::kWidth, kAhead = 2;  // with 4, registers do not suffice
+  constexpr int kWidth = Access::kWidth, kAhead = 2;  // 4 would need too many registers
   const int64_t x = all.class_of(row);
   const T upstream = load_element<T>(grad, grad.row_offset(row));
   const T scale = all.is_class(x) ? -upstream / n.total() : T(NAN);
@@ -308,7 +308,7 @@ __device__ __forceinline__ void store_gradients(const Positions<Access>& all, co
   }
 }
 
-// A group makes the normalizer of a position and reads the logits again, from a cache.
+// A group computes the normalizer of a position and reads the logits again, from a cache.
 template <class Access>
 __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
     gradient_kernel(const __grid_constant__ Positions<Access> all, const __grid_constant__ Operand grad,
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Acc
   if (row < all.positions) store_gradients(all, grad, grad_logits, row, 0, all.grid.parts, n);
 }
 
-// A group has one part of a position whose normalizer is known.
+// A group has one part of a position with a known normalizer.
 template <class Access>
 __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Access>::kBlocks)
     part_gradient_kernel(const __grid_constant__ Positions<Access> all, const __grid_constant__ Operand grad,
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads, Positions<Acc
 constexpr const char* kForward = "vae_kernels_cuda::categorical_forward";
 constexpr const char* kBackward = "vae_kernels_cuda::categorical_backward";
 
-// The normalizers of all parts of all positions, or, where there is but one part, their log-probabilities.
+// Computes the normalizers of all parts of all positions, or, if there is only one part, their log-probabilities.
 template <class Access, class T = typename Access::T>
 void launch_normalize(const char* op, const Positions<Access>& all, Normalizer<T>* parts, T* log_probs,
                       const Queue& queue) {
@@ -349,16 +349,16 @@ void launch_normalize(const char* op, const Positions<Access>& all, Normalizer<T
   launch(op, normalize_kernel<Access>, joined.blocks(tasks), joined.threads(), queue, joined, lanes, parts, log_probs);
 }
 
-// Those of all positions, or their log-probabilities.
+// Computes the normalizers of all positions, or their log-probabilities.
 template <class Access, class T = typename Access::T>
-void launch_whole(const char* op, const Positions<Access>& all, Normalizer<T>* whole, T* log_probs,
-                  const Queue& queue) {
-  if (all.grid.parts == 1) return launch_normalize(op, all, whole, log_probs, queue);
+void launch_merged(const char* op, const Positions<Access>& all, Normalizer<T>* normalizers, T* log_probs,
+                   const Queue& queue) {
+  if (all.grid.parts == 1) return launch_normalize(op, all, normalizers, log_probs, queue);
   const int64_t tasks = all.positions * all.grid.parts;
   auto* parts = static_cast<Normalizer<T>*>(queue.scratch(tasks * sizeof(Normalizer<T>)));
   launch_normalize(op, all, parts, static_cast<T*>(nullptr), queue);
   const int64_t blocks = (all.positions + kBlockQuads - 1) / kBlockQuads;
-  launch(op, merge_kernel<T>, blocks, kBlockQuads, queue, all, parts, all.grid.parts, whole, log_probs);
+  launch(op, merge_kernel<T>, blocks, kBlockQuads, queue, all, parts, all.grid.parts, normalizers, log_probs);
 }
 
 template <class Access>
@@ -369,15 +369,15 @@ bool forward(const CategoricalForward& a, const Queue& queue) {
   auto* sums = static_cast<T*>(a.log_prob);
   const bool summed = a.positions != a.samples;
   T* log_probs = summed ? static_cast<T*>(queue.scratch(a.positions * sizeof(T))) : sums;
-  launch_whole(kForward, all, static_cast<Normalizer<T>*>(nullptr), log_probs, queue);
+  launch_merged(kForward, all, static_cast<Normalizer<T>*>(nullptr), log_probs, queue);
   if (summed && a.samples > 0) {
     sum_axis<T>(kForward, log_probs, a.samples, a.positions / a.samples, 1, sums, type_of<T>, queue);
   }
   return true;
 }
 
-// With many positions a block takes all of one, so that it finds it in a cache when it reads it again; with few there
-// would not be enough blocks.
+// With many positions, a block takes all classes of one, so that it finds them in a cache when it reads them again.
+// With few positions, that would be too few blocks.
 template <class Access>
 bool backward(const CategoricalBackward& a, const Queue& queue) {
   using T = typename Access::T;
@@ -388,7 +388,7 @@ bool backward(const CategoricalBackward& a, const Queue& queue) {
   const Positions<Access> filling = all.filling(tasks), narrow = all.narrow(a.positions);
   if (a.positions < kMany && filling.blocks(tasks) > narrow.blocks(a.positions)) {
     auto* known = static_cast<Normalizer<T>*>(queue.scratch(a.positions * sizeof(Normalizer<T>)));
-    launch_whole(kBackward, all, known, static_cast<T*>(nullptr), queue);
+    launch_merged(kBackward, all, known, static_cast<T*>(nullptr), queue);
     launch(kBackward, part_gradient_kernel<Access>, filling.blocks(tasks), filling.threads(), queue, filling, grad,
            grad_logits, known);
   } else {

@@ -6,8 +6,8 @@
 
 namespace vk::cuda {
 
-// A block takes a tile: `lanes` quads side by side, and `depth` rows for each of its threads above one another. It
-// depends on the sizes alone.
+// A block takes a tile: `lanes` quads side by side, above() threads above one another, and `depth` rows for each
+// thread. The sizes alone decide.
 struct ColumnGrid {
   int64_t rows, cols;
   int64_t depth, tiles, chunks;  // tiles across the columns, chunks down the rows
@@ -16,7 +16,7 @@ struct ColumnGrid {
   ColumnGrid(int64_t rows, int64_t cols) : rows(rows), cols(cols) {
     const int64_t quads = (cols + 3) / 4;
     while (lanes < 32 && lanes < quads) lanes *= 2;
-    // Few rows per thread where there are few of them, for the sake of more blocks.
+    // If there are few rows, a thread takes few, so that there are more blocks.
     depth = std::clamp<int64_t>(rows * quads >> 18, 1, 8);
     tiles = (quads + lanes - 1) / lanes;
     chunks = (rows + depth * above() - 1) / (depth * above());
@@ -24,7 +24,7 @@ struct ColumnGrid {
   __host__ __device__ int above() const { return kBlockQuads / lanes; }  // threads above one another
 };
 
-// The sums over a block's rows, for each of its columns, put into their place of partial, (chunks, cols).
+// Puts the sums over a block's rows, one for each column, into their place in partial, (chunks, cols).
 template <class T, int kWidth>
 __device__ __forceinline__ void sum_block(const ColumnGrid& grid, const T (&sums)[kWidth], int64_t chunk, int64_t tile,
                                           T* partial) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ void sum_block(const ColumnGrid& grid, const T (&sums
   __syncthreads();
 }
 
-// body(packs, sums) adds what it has for the columns of a pack to sums[i] for each i < kSums; partial is
+// body(packs, sums) adds its values for the columns of a pack to sums[i], for each i < kSums; partial is
 // (kSums, chunks, cols).
 template <class Body>
 __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body::kRegisters))
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
   }
 }
 
-// Runs the body over all rows and sums what it has for parameter i, whose gradient is gradients[i], a sum.
+// Runs the body over all rows, and sums its values for parameter i into gradients[i], which is a sum.
 template <class Body>
 void launch_columns(const char* op, const Body& body, int64_t rows, int64_t cols, const Gradient* const* gradients,
                     const Queue& queue) {

@@ -1,4 +1,4 @@
-// Launching kernels, and sums across threads. Without nvcc the kernels of this folder run on the host: see emulated.h.
+// Launches kernels, and sums across threads. Without nvcc, the kernels of this folder run on the host: see emulated.h.
 #pragma once
 
 #include <stdexcept>
@@ -16,7 +16,8 @@
 
 namespace vk::cuda {
 
-// Runs kernel(arguments...) on `blocks` blocks of `threads`. Throws, naming the op, where the launch fails.
+// Runs kernel(arguments...) on `blocks` blocks of `threads` threads. Throws an error with the op's name if the launch
+// fails.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue& queue,
             const Arguments&... arguments) {
@@ -32,15 +33,15 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
       },
       values);
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // forgets it: the next to ask would report it as its own
+  cudaGetLastError();  // clears the error: the next call that asks would report it as its own
   throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
 #else
   emulated::run_blocks(unsigned(blocks), threads, [&] { kernel(arguments...); });
 #endif
 }
 
-// The sum of `value` over each group of `lanes` neighbouring threads, a power of two, by halves; the group's first
-// thread has it. A group is part of a warp, or the whole block; every thread of the block must call it.
+// The sum of `value` over each group of `lanes` neighbouring threads, a power of two, by halves. The group's first
+// thread gets it. A group is part of a warp, or the entire block; every thread of the block must call it.
 template <int kThreads, class T>
 __device__ __forceinline__ T group_sum(T value, int lanes) {
   if (lanes > 32) {

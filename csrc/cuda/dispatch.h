@@ -1,12 +1,12 @@
-// From the types of a call's tensors to the way of access that a kernel is compiled for.
+// From the types of a call's tensors to the way of access for which a kernel is compiled.
 #pragma once
 
 #include "access.h"
 
 namespace vk::cuda {
 
-// Calls f with ways of access, the faster one first, until one returns true. Packs have 16 bytes of the first tensor,
-// so 8 elements in half precision, else 4: a counter of the noise.
+// Calls f with ways of access, the fastest first, until one returns true. A pack has 16 bytes of the first tensor: 8
+// elements of a half type, else 4, as many as a counter of the noise gives.
 template <class F>
 void with_access(Type first, Type arithmetic, const F& f) {
   if (arithmetic == Type::kFloat64) {

@@ -1,6 +1,6 @@
-// Stand-ins on the host for the CUDA that the kernels of this folder use, so that they run, index for index and sum for
-// sum, where there is no GPU: for tests. Each thread of a block is a fiber; at a barrier or a shuffle it waits for the
-// others. Blocks run one after another.
+// Stand-ins on the host for the CUDA features that the kernels of this folder use, for tests without a GPU. The kernels
+// run with the same indices and the same order of sums. Each thread of a block is a fiber, which waits at a barrier or
+// a shuffle for the others. Blocks run one after another.
 #pragma once
 
 #include <stdint.h>
@@ -40,9 +40,9 @@ constexpr size_t kStack = 128 << 10;
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
-  int waits = 0;  // barriers and shuffles met so far
+  int waits = 0;  // barriers and shuffles reached so far
   bool done = false;
-  uint64_t handed[2];  // to a shuffle, by turns
+  uint64_t handed[2];  // to shuffles, in turns
 };
 
 struct Block {
@@ -56,7 +56,7 @@ inline Block block;
 
 inline Fiber& current() { return block.fibers[threadIdx.x]; }
 
-// Lets all other threads come as far as this one.
+// Waits until all other threads have come as far as this one.
 inline void wait() {
   Fiber& fiber = current();
   ++fiber.waits;
@@ -66,7 +66,7 @@ inline void wait() {
 inline void enter() {
   try {
     block.body();
-  } catch (...) {  // it cannot leave the fiber
+  } catch (...) {  // an exception cannot leave the fiber
     block.failure = std::current_exception();
   }
   current().done = true;
@@ -82,8 +82,8 @@ inline void start(Fiber& fiber) {
   makecontext(&fiber.context, enter, 0);
 }
 
-// Lets every thread run up to its next wait; whether any is left. All must wait alike: a thread that left before a
-// barrier that others meet is an error here, as it may be on a device.
+// Lets every thread run up to its next wait; returns false if all are done. All threads must wait alike: a thread that
+// leaves before a barrier that others reach is an error here, as it may be on a device.
 inline bool step() {
   size_t done = 0;
   for (size_t i = 0; i < block.fibers.size(); ++i) {

@@ -7,7 +7,8 @@
 
 namespace vk::cuda {
 
-// Where kernels are put, and memory for them that lives as long as they need it. Handed in: no kernel knows torch.
+// The stream for kernels, and memory that lives as long as they need it. The caller passes it in: no kernel knows
+// torch.
 struct Queue {
   void* stream;
   std::function<void*(size_t bytes)> scratch;

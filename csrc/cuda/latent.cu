@@ -8,23 +8,25 @@
 namespace vk::cuda {
 namespace {
 
-// The commonest calls: one z of one seed, the analytic KL, a log-variance.
+// The plain latent step, the most common case: one z of one seed, the analytic KL, a log-variance.
 bool is_plain(const LatentInputs& a) {
   return a.seeds && !a.own_seeds && a.samples == 1 && !a.sampled() && a.scale == Scale::kLogvar && !a.floored();
 }
 
-// Whether the noise is that of half types: forward and backward agree on it. A sampled KL depends on the noise itself.
+// True if the noise is that of half types, for forward and backward alike. A sampled KL depends on the noise itself, so
+// it never uses this noise.
 bool has_coarse_noise(const LatentInputs& a) {
   return is_half(a.mu.type) && is_half(a.raw.type) && a.arithmetic == Type::kFloat32 && !a.sampled();
 }
 
-// With 64 a pack in half precision spills 8 bytes on sm_80, with 72 a clamped one of float16 spills 16 on sm_90.
+// With 64 registers, a half type spills 8 bytes on sm_80; with 72, a clamped float16 spills 16 bytes on sm_90.
 template <class Access, bool kClamped, bool kPrior>
 constexpr int kPlainRegisters = Access::kQuads == 1 ? (kPrior ? 80 : 64) : (kPrior ? 96 : 72);
 template <>
 constexpr int kPlainRegisters<Vectors<Float16>, true, false> = 80;
 
-// What the plain kernels read: a log-variance as it is, or clamped, and the prior's moments, where it is not N(0, 1).
+// The inputs of the plain kernels: a log-variance as it is or clamped, and the prior's mu and logvar if it is not
+// N(0, 1).
 template <class Access, bool kClamped, bool kPrior>
 struct Plain {
   using T = typename Access::T;
@@ -71,10 +73,10 @@ struct Plain {
     return runs;
   }
 
-  struct Moments {
+  struct LatentPack {
     Values mu, logvar, prior_mu, prior_logvar;
   };
-  __device__ __forceinline__ void load(const Runs& runs, int pack, Moments& q) const {
+  __device__ __forceinline__ void load(const Runs& runs, int pack, LatentPack& q) const {
     Access::load(mu, runs.mu, pack, kWidth, q.mu);
     Access::load(logvar, runs.logvar, pack, kWidth, q.logvar);
     if constexpr (kPrior) {
@@ -83,15 +85,15 @@ struct Plain {
     }
   }
 
-  // Of element k, in an arithmetic of the caller's.
+  // The spread of element k, in the caller's arithmetic C.
   template <class C>
-  __device__ __forceinline__ Spread<C> spread_of(const Moments& q, int k) const {
+  __device__ __forceinline__ Spread<C> spread_of(const LatentPack& q, int k) const {
     const Spread<C> s = spread<Scale::kLogvar>(C(q.logvar[k]));
     if constexpr (kClamped) return clamped(s, Clamp<C>(clamp));
     return s;
   }
   template <class C>
-  __device__ __forceinline__ static Relative<C> relative_to_prior(const Moments& q, int k, const Spread<C>& s) {
+  __device__ __forceinline__ static Relative<C> relative_to_prior(const LatentPack& q, int k, const Spread<C>& s) {
     if constexpr (kPrior) return relative(C(q.mu[k]), s.l, s.std, C(q.prior_mu[k]), C(q.prior_logvar[k]));
     return relative(C(q.mu[k]), s.l, s.std);
   }
@@ -101,7 +103,7 @@ template <class Access, bool kClamped, bool kPrior>
 struct PlainForward : Plain<Access, kClamped, kPrior> {
   using Base = Plain<Access, kClamped, kPrior>;
   using Base::kWidth, Base::kQuads;
-  using typename Base::T, typename Base::Values, typename Base::Moments;
+  using typename Base::T, typename Base::Values, typename Base::LatentPack;
   static constexpr bool kSums = true;
   Operand z;
 
@@ -114,7 +116,7 @@ struct PlainForward : Plain<Access, kClamped, kPrior> {
     const auto runs = this->runs(packs);
     const auto z_run = Access::run(z, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      Moments q;
+      LatentPack q;
       Values e, kl;
       this->load(runs, pack, q);
       this->draw(stream, pack, e);
@@ -134,8 +136,8 @@ template <class Access, bool kClamped, bool kPrior>
 struct PlainBackward : Plain<Access, kClamped, kPrior> {
   using Base = Plain<Access, kClamped, kPrior>;
   using Base::kWidth, Base::kQuads;
-  using typename Base::T, typename Base::Values, typename Base::Moments;
-  using C = std::conditional_t<Access::kHalf, Coarse, T>;  // of the gradients
+  using typename Base::T, typename Base::Values, typename Base::LatentPack;
+  using C = std::conditional_t<Access::kHalf, Coarse, T>;  // arithmetic of the gradients
   static constexpr bool kSums = false;
   Operand grad_z, grad_kl, grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar;
 
@@ -164,7 +166,7 @@ struct PlainBackward : Plain<Access, kClamped, kPrior> {
     const auto grad_prior_mu_run = Access::run(grad_prior_mu, packs);
     const auto grad_prior_logvar_run = Access::run(grad_prior_logvar, packs);
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
-      Moments q;
+      LatentPack q;
       Values gz, e;
       Access::load(grad_z, grad_z_run, pack, kWidth, gz);
       this->load(runs, pack, q);
@@ -189,7 +191,7 @@ struct PlainBackward : Plain<Access, kClamped, kPrior> {
   }
 };
 
-// What every other case shares: all its variants are branches that the threads take alike.
+// What all other cases share. Their variants are branches, which all threads take alike.
 template <class Arithmetic>
 struct General {
   using T = Arithmetic;
@@ -224,7 +226,7 @@ struct General {
         std_floor(T(a.std_floor)),
         clamp(a.low, a.high) {}
 
-  // The same packs of another row.
+  // The same packs in another row.
   __device__ __forceinline__ static Packs at_row(Packs packs, int64_t row) {
     packs.row = row;
     return packs;
@@ -242,7 +244,7 @@ struct General {
     if (x.data) Access::store(x, Access::run(x, packs), pack, n, values);
   }
 
-  // Of the packs of a row of mu. With seeds of their own the samples of a row count from 0.
+  // The noise for packs of a row of mu. If each row has a seed, its samples count from 0.
   __device__ __forceinline__ void load_noise(const Packs& packs, int64_t sample, int pack, int n,
                                              T (&values)[kWidth]) const {
     if (seeds) {
@@ -254,13 +256,13 @@ struct General {
     load(eps, at_row(packs, sample * rows + packs.row), pack, n, values);
   }
 
-  // q and the prior, of a pack.
-  struct Moments {
+  // A pack of q and of the prior.
+  struct LatentPack {
     T mu[kWidth], l[kWidth], std[kWidth], dl[kWidth], dstd[kWidth], prior_mu[kWidth], prior_logvar[kWidth];
   };
 
   template <Scale kScale>
-  __device__ __forceinline__ void take_spread(Moments& q) const {
+  __device__ __forceinline__ void set_spread(LatentPack& q) const {
     for_each<kLoop, kWidth>([&](int k) {
       Spread<T> s = spread<kScale>(pick(q.l, k));
       if (std_floor > T(0)) s = raised(s, std_floor);
@@ -269,34 +271,34 @@ struct General {
     });
   }
 
-  __device__ __forceinline__ void load_moments(const Packs& packs, int pack, int n, Moments& q) const {
+  __device__ __forceinline__ void load_latent(const Packs& packs, int pack, int n, LatentPack& q) const {
     load(mu, packs, pack, n, q.mu);
     load(raw, packs, pack, n, q.l);
     load(prior_mu, packs, pack, n, q.prior_mu);
     load(prior_logvar, packs, pack, n, q.prior_logvar);
     switch (scale) {
-      case Scale::kLogvar: return take_spread<Scale::kLogvar>(q);
-      case Scale::kLogstd: return take_spread<Scale::kLogstd>(q);
-      case Scale::kStd: return take_spread<Scale::kStd>(q);
-      case Scale::kVariance: return take_spread<Scale::kVariance>(q);
-      case Scale::kSoftplus: return take_spread<Scale::kSoftplus>(q);
+      case Scale::kLogvar: return set_spread<Scale::kLogvar>(q);
+      case Scale::kLogstd: return set_spread<Scale::kLogstd>(q);
+      case Scale::kStd: return set_spread<Scale::kStd>(q);
+      case Scale::kVariance: return set_spread<Scale::kVariance>(q);
+      case Scale::kSoftplus: return set_spread<Scale::kSoftplus>(q);
     }
   }
 
-  __device__ __forceinline__ Relative<T> relative_to_prior(const Moments& q, int k) const {
-    const T m = pick(q.mu, k), l = pick(q.l, k), std = pick(q.std, k);
-    if (!prior) return relative(m, l, std);
-    const T prior_m = pick(q.prior_mu, k), v = pick(q.prior_logvar, k);
-    return relative(m, l, std, prior_m, v);
+  __device__ __forceinline__ Relative<T> relative_to_prior(const LatentPack& q, int k) const {
+    const T mu = pick(q.mu, k), l = pick(q.l, k), std = pick(q.std, k);
+    if (!prior) return relative(mu, l, std);
+    const T m = pick(q.prior_mu, k), v = pick(q.prior_logvar, k);
+    return relative(mu, l, std, m, v);
   }
 };
 
-// Over the rows of mu, with all their samples; where the KL is sampled over those of z.
+// Runs over the rows of mu, with all their samples; if the KL is sampled, over the rows of z.
 template <class Arithmetic>
 struct Forward : General<Arithmetic> {
   using Base = General<Arithmetic>;
   using Base::kWidth, Base::kQuads, Base::kLoop;
-  using typename Base::Access, typename Base::T, typename Base::Moments;
+  using typename Base::Access, typename Base::T, typename Base::LatentPack;
   static constexpr bool kSums = true;
   Operand z, kl_elements;
 
@@ -309,12 +311,12 @@ struct Forward : General<Arithmetic> {
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, this->cols);
       T eps[kWidth], kl[kWidth];
-      Moments q;
-      this->load_moments(of_mu, pack, n, q);
+      LatentPack q;
+      this->load_latent(of_mu, pack, n, q);
       this->load_noise(of_mu, first, pack, n, eps);
       for_each<kLoop, kWidth>([&](int k) {
-        const Relative<T> r = this->relative_to_prior(q, k);
-        put(kl, k, this->sampled ? sampled_kl(r, pick(eps, k)) : analytic_kl(r));
+        const Relative<T> relative = this->relative_to_prior(q, k);
+        put(kl, k, this->sampled ? sampled_kl(relative, pick(eps, k)) : analytic_kl(relative));
       });
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) kl[k] = k < n ? kl[k] : T(0);
@@ -328,7 +330,7 @@ struct Forward : General<Arithmetic> {
     }
   }
 
-  __device__ __forceinline__ void store_z(const Packs& packs, int pack, int n, const Moments& q,
+  __device__ __forceinline__ void store_z(const Packs& packs, int pack, int n, const LatentPack& q,
                                           const T (&eps)[kWidth]) const {
     T values[kWidth];
 #pragma unroll
@@ -337,14 +339,14 @@ struct Forward : General<Arithmetic> {
   }
 };
 
-// Over the rows of mu: stores the gradients that are as large as mu or z, and hands those of the prior to `add`.
+// Runs over the rows of mu. Stores the gradients that are as large as mu or z, and hands those of the prior to `add`.
 template <class Arithmetic>
 struct Backward : General<Arithmetic> {
   using Base = General<Arithmetic>;
   using Base::kWidth, Base::kLoop;
-  using typename Base::Access, typename Base::T, typename Base::Moments;
+  using typename Base::Access, typename Base::T, typename Base::LatentPack;
   Operand grad_z, grad_kl, grad_mu, grad_raw, grad_eps;
-  bool noisy;  // whether a gradient depends on the noise
+  bool noisy;  // true if a gradient depends on the noise
 
   explicit Backward(const LatentBackward& a)
       : Base(a),
@@ -355,7 +357,7 @@ struct Backward : General<Arithmetic> {
         grad_eps(a.grad_eps, a.cols, kWidth),
         noisy((a.sampled() && a.grad_kl.data) || (a.grad_z.data && a.grad_raw.data)) {}
 
-  // What comes from above, summed over the samples.
+  // Upstream gradients, summed over the samples.
   struct Sums {
     T z[kWidth] = {}, z_eps[kWidth] = {}, kl[kWidth] = {}, kl_eps[kWidth] = {}, kl_eps2[kWidth] = {};
   };
@@ -382,7 +384,7 @@ struct Backward : General<Arithmetic> {
     }
   }
 
-  // A sampled KL takes the gradient of z to be zero where there is none: its own terms are of the same kind.
+  // With a sampled KL, a missing gradient of z counts as zero: the KL has terms of the same kind.
   __device__ __forceinline__ LatentGradient<T> gradient(const Relative<T>& q, T std, const Upstream<T>& up) const {
     if (!grad_kl.data) return latent_gradient<true, false, false>(q, std, up);
     if (this->sampled) return latent_gradient<true, true, true>(q, std, up, this->path);
@@ -390,7 +392,7 @@ struct Backward : General<Arithmetic> {
     return latent_gradient<false, true, false>(q, std, up);
   }
 
-  // By what was passed for the spread: the same cases.
+  // The gradient to raw, in the same cases.
   __device__ __forceinline__ T by_raw(const Relative<T>& q, T dl, T dstd, const LatentGradient<T>& g, T kl) const {
     if (!grad_kl.data) return gradient_of_raw<true, false, false>(q, dl, dstd, g, kl, false);
     if (this->sampled) return gradient_of_raw<true, true, true>(q, dl, dstd, g, kl, this->path);
@@ -402,19 +404,19 @@ struct Backward : General<Arithmetic> {
   __device__ __forceinline__ void operator()(const Packs& packs, const Add& add) const {
     for (int pack = packs.begin; pack < packs.end; pack += packs.step) {
       const int n = Access::count(packs, pack, this->cols);
-      Moments q;
+      LatentPack q;
       T to_m[kWidth], to_v[kWidth];
       {
         Sums sums;
         T to_mu[kWidth], to_raw[kWidth];
         load_sums(packs, pack, n, sums);
-        this->load_moments(packs, pack, n, q);
+        this->load_latent(packs, pack, n, q);
         for_each<kLoop, kWidth>([&](int k) {
           const Upstream<T> up{pick(sums.z, k), pick(sums.z_eps, k), pick(sums.kl, k), pick(sums.kl_eps, k),
                                pick(sums.kl_eps2, k)};
-          const Relative<T> r = this->relative_to_prior(q, k);
-          const LatentGradient<T> g = gradient(r, pick(q.std, k), up);
-          put(to_mu, k, g.mu), put(to_raw, k, by_raw(r, pick(q.dl, k), pick(q.dstd, k), g, up.kl));
+          const Relative<T> relative = this->relative_to_prior(q, k);
+          const LatentGradient<T> g = gradient(relative, pick(q.std, k), up);
+          put(to_mu, k, g.mu), put(to_raw, k, by_raw(relative, pick(q.dl, k), pick(q.dstd, k), g, up.kl));
           put(to_m, k, g.prior_mu), put(to_v, k, g.prior_logvar);
         });
         this->store(grad_mu, packs, pack, n, to_mu);
@@ -425,7 +427,7 @@ struct Backward : General<Arithmetic> {
     }
   }
 
-  __device__ __forceinline__ void store_grad_eps(const Packs& packs, int pack, int n, const Moments& q) const {
+  __device__ __forceinline__ void store_grad_eps(const Packs& packs, int pack, int n, const LatentPack& q) const {
     for (int64_t sample = 0; sample < this->samples; ++sample) {
       const Packs of_z = this->at_row(packs, sample * this->rows + packs.row);
       T gz[kWidth], gkl[kWidth], eps[kWidth];
@@ -463,7 +465,7 @@ struct RowBackward : Backward<Arithmetic> {
   }
 };
 
-// Where the rows share a tensor of the prior.
+// For a tensor of the prior that all rows share.
 template <class Arithmetic>
 struct ColumnBackward : RowBackward<Arithmetic> {
   using Base = RowBackward<Arithmetic>;
@@ -517,7 +519,7 @@ bool launch_plain(const char* op, const Arguments& a, float* kl, const Queue& qu
   return true;
 }
 
-// The kernel that serves the call, if one does.
+// Launches the plain kernel that serves the call; returns false if there is none.
 template <template <class, bool, bool> class Body, class Access, class Arguments>
 bool plain(const char* op, const Arguments& a, float* kl, const Queue& queue) {
   return launch_plain<Body<Access, false, false>>(op, a, kl, queue) ||

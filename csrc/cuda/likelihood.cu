@@ -20,13 +20,13 @@ struct Traits {
   static constexpr bool kLoop = Access::kAny && (kHeavy<Family> || !is_float<T>);
 };
 
-// Families short enough that a parameter which is one number is worth kernels of its own: what depends on it alone is
-// made once.
+// True for families so short that a parameter which is one number is worth kernels of its own: terms of the number
+// alone are computed once.
 template <class Family, class Access>
 constexpr bool kSingles = Family::kCost == Cost::kShort && Family::kArguments == 3 && !Access::kAny;
 
-// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter also as one
-// number, with kSingle in any case.
+// The arguments of a family as a kernel reads them: the decoder's output and x by packs, a parameter by packs or as one
+// number, with kSingle always as one number.
 template <class Family, class Access, bool kSingle>
 struct Arguments : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
@@ -94,7 +94,7 @@ struct Forward : Traits<Family, Access> {
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kQuads, Traits<Family, Access>::kCount;
   static constexpr bool kSums = true;
   Arguments<Family, Access, kSingle> arguments;
-  Operand elements;  // where they are wanted; kernels for any tensors serve them
+  Operand elements;  // if they are wanted; only kernels with kAny serve them
 
   explicit Forward(const LikelihoodForward& a) : arguments(a), elements(a.elements, a.cols, kWidth) {}
   bool served() const { return arguments.served() && (Access::kAny || !elements.data); }
@@ -121,14 +121,15 @@ struct Forward : Traits<Family, Access> {
   }
 };
 
-// The gradients of a pack: those as large as the decoder's output are stored, others handed to `add`, if there are any.
+// Computes the gradients of packs. Those as large as the decoder's output are stored; others, if any, are handed to
+// `add`.
 template <class Family, class Access, bool kSingle = false>
 struct Backward : Traits<Family, Access> {
   using typename Traits<Family, Access>::T;
   using Traits<Family, Access>::kWidth, Traits<Family, Access>::kCount;
   Arguments<Family, Access, kSingle> arguments;
   Operand grad;
-  bool grad_of_elements;  // which are not all the same along a row
+  bool grad_of_elements;  // true if they differ along a row
   Operand gradients[kCount];
   bool summed[kCount];
 
@@ -202,7 +203,7 @@ struct RowBackward : Backward<Family, Access> {
   }
 };
 
-// Where the parameter is one number: its gradient, summed along the rows.
+// For a parameter that is one number: its gradient, summed along the rows.
 template <class Family, class Access>
 struct SingleBackward : Backward<Family, Access, true> {
   using T = typename Access::T;
@@ -215,7 +216,7 @@ struct SingleBackward : Backward<Family, Access, true> {
   }
 };
 
-// Of a family's arguments the parameters behind x may be shared by all rows.
+// For parameters that all rows share. Of a family's arguments, only those behind x may be shared.
 template <class Family, class Access>
 struct ColumnBackward : Backward<Family, Access> {
   using T = typename Access::T;

@@ -1,5 +1,5 @@
-// The noise as kernels make it. Where all tensors of a latent step are of half types, its normals come from the
-// special-function unit: within 2^-14 of their definition in philox.h.
+// The noise in kernels. If all tensors of a latent step are of half types, its normals come from the special-function
+// unit: within 2^-14 of their definition in philox.h.
 #pragma once
 
 #include "../philox.h"
@@ -7,7 +7,7 @@
 
 namespace vk::cuda {
 
-// Multiplies two words in one instruction; of 64-bit factors nvcc makes two.
+// Multiplies two words in one instruction; for 64-bit factors nvcc takes two.
 struct DeviceCounter {
   using Word = uint64_t;
   __device__ __forceinline__ static void multiply(Word a, Word b, Word& product) {
@@ -19,8 +19,8 @@ struct DeviceCounter {
   }
 };
 
-// sqrt(-2 ln u) times sine and cosine of w1 2^-32 turns. Next to u = 1, where the unit's logarithm is off by 2^-22 and
-// its root by more, -2 ln u is 2 (1 - u).
+// sqrt(-2 ln u) sin(t) and sqrt(-2 ln u) cos(t), t = w1 2^-32 turns. Next to u = 1, the unit's logarithm is off by
+// 2^-22 and its root by more, so -2 ln u is replaced by 2 (1 - u).
 __device__ __forceinline__ void coarse_box_muller(uint32_t w0, uint32_t w1, float& first, float& second) {
   const float u = fused(float(w0), 0x1p-32f, 0x1p-33f);
   const float far = special::log2(u) * -1.3862943611198906f, near = fused(u, -2.0f, 2.0f);
@@ -30,8 +30,8 @@ __device__ __forceinline__ void coarse_box_muller(uint32_t w0, uint32_t w1, floa
   second = radius * special::cos(angle);
 }
 
-// The noise of a row of z. Column c has lane c % 4 of the counter c / 4, which needs no carry: the first quad of a part
-// is a multiple of their number. What the first two rounds make of the row alone is made once.
+// The noise of a row of z. Column c is lane c % 4 of the counter c / 4. This needs no carry: the first quad of a part
+// is a multiple of the part's number of quads. What the first two rounds compute from the row alone is computed once.
 template <bool kCoarse>
 class Stream {
   uint64_t seed;
@@ -48,7 +48,7 @@ class Stream {
     word2 = uint32_t(subsequence >> 32) ^ key1;
     word2_next = uint32_t(product >> 32) ^ (key1 + kWeyl1);
     word3_next = uint32_t(product);
-#ifdef __CUDA_ARCH__  // else it is made again in every round of a loop
+#ifdef __CUDA_ARCH__  // otherwise it is computed again in every iteration of a loop
     asm("" : "+r"(word0), "+r"(word2), "+r"(word2_next), "+r"(word3_next));
 #endif
   }

@@ -6,19 +6,19 @@
 
 namespace vk::cuda {
 
-// Groups of threads, `lanes` quads wide, take a row or one of the equal parts of a long row: each thread every
-// (lanes / kQuads)-th pack. Where that makes too few blocks, each thread takes one pack (`spread`), and a second pass
-// adds up what the quads came to as the group would have. So a row's sum depends on the length of the row alone:
-// neither the other rows, nor the type, nor the device change it.
+// A group of threads, `lanes` quads wide, takes a row, or one of the equal parts of a long row. Each thread takes every
+// (lanes / kQuads)-th pack. If that makes too few blocks, each thread takes one pack (`pack_per_thread`), and a second
+// pass adds the sums of the quads in the order of the group. So a row's sum depends on the length of the row alone:
+// neither other rows, nor the type, nor the device change it.
 struct RowGrid {
-  static constexpr int64_t kPart = 2048;       // quads of a part; a row of up to twice as many stays whole
-  static constexpr int64_t kEnough = 2 * 132;  // blocks, two for each multiprocessor of an H100
+  static constexpr int64_t kPart = 2048;       // quads of a part; a row of up to twice as many is not split
+  static constexpr int64_t kEnough = 2 * 132;  // blocks: two for each multiprocessor of an H100
 
   int64_t rows, quads;
   int64_t parts = 1;
   int lanes = 1;
-  bool spread = false;
-  Divisor packs;  // of a row
+  bool pack_per_thread = false;
+  Divisor packs_per_row;
 
   RowGrid(int64_t rows, int64_t cols) : rows(rows), quads((cols + 3) / 4) {
     while (lanes < 32 && lanes < quads) lanes *= 2;
@@ -27,18 +27,18 @@ struct RowGrid {
   }
 
   int64_t tasks() const { return rows * parts; }
-  int64_t packs_of_a_lane() const { return (std::min(quads, parts > 1 ? kPart : quads) + lanes - 1) / lanes; }
-  int64_t padded_quads(int of_a_pack) const { return int64_t(packs.number) * of_a_pack; }
+  int64_t packs_per_lane() const { return (std::min(quads, parts > 1 ? kPart : quads) + lanes - 1) / lanes; }
+  int64_t padded_quads(int quads_per_pack) const { return int64_t(packs_per_row.number) * quads_per_pack; }
 };
 
-// Threads of a block: fewer where there would else be too few blocks for `threads` threads in all.
+// Threads of a block: fewer than `most` if there would be too few blocks otherwise, for `threads` threads in all.
 inline int block_threads(int64_t threads, int least, int most) {
   int block = most;
   while (block > std::max(32, least) && (threads + block - 1) / block < RowGrid::kEnough) block /= 2;
   return block;
 }
 
-// Adds the sum of each quad of a pack to that of its thread's quads.
+// Adds the sum of each quad of a pack to the thread's sum for this quad.
 template <class T, int kQuads, int kWidth>
 __device__ __forceinline__ void add_quads(const T (&values)[kWidth], T (&sums)[kQuads]) {
 #pragma unroll
@@ -47,8 +47,8 @@ __device__ __forceinline__ void add_quads(const T (&values)[kWidth], T (&sums)[k
   }
 }
 
-// body(packs, sums) adds to sums[q] what the packs' q-th quads add to the row's sum, one quad after the other; sums is
-// (rows, parts), or (rows, quads of whole packs) of a spread grid, null where no sum is wanted.
+// body(packs, sums) adds the sums of the packs' q-th quads to sums[q], one quad after the other. `sums` is
+// (rows, parts), or (rows, quads of whole packs) with one pack per thread, or null if no sum is wanted.
 template <class Body>
 __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body::kRegisters))
     rows_kernel(const __grid_constant__ Body body, const __grid_constant__ RowGrid grid, int threads,
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
   const int lane = int(threadIdx.x) & (threads - 1);
   const int64_t task = int64_t(blockIdx.x) * (int(blockDim.x) / threads) + int(threadIdx.x) / threads;
   Packs packs;
-  if (grid.spread) {
+  if (grid.pack_per_thread) {
     int64_t pack;
-    const int64_t row = grid.packs.quotient(task, pack);
+    const int64_t row = grid.packs_per_row.quotient(task, pack);
     packs = {row, 0, int(pack), int(pack) + 1, 1};
   } else {
     const int64_t row = grid.parts == 1 ? task : task / grid.parts;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
   if (packs.row < grid.rows) body(packs, sum);
   if constexpr (Body::kSums) {
     if (!sums) return;
-    if (grid.spread) {
+    if (grid.pack_per_thread) {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         if (packs.row < grid.rows) sums[task * kQuads + q] = sum[q];
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Body::kThreads, 65536 / (Body::kThreads * Body
   }
 }
 
-// The second pass of a spread grid.
+// The second pass of a grid with one pack per thread.
 template <class Number>
 struct QuadSums {
   using T = Number;
@@ -100,7 +100,7 @@ struct QuadSums {
   }
 };
 
-// Runs the body over all rows and puts their sums into `sums`, (rows), if it is given.
+// Runs the body over all rows, and puts the sum of each row into `sums`, (rows), unless it is null.
 template <class Body>
 void launch_groups(const char* op, const Body& body, const RowGrid& grid, typename Body::T* sums, const Queue& queue) {
   using T = typename Body::T;
@@ -112,26 +112,26 @@ void launch_groups(const char* op, const Body& body, const RowGrid& grid, typena
   if (partial != sums) sum_axis<T>(op, partial, grid.rows, grid.parts, 1, sums, type_of<T>, queue);
 }
 
-// Likewise, spread where that fills a GPU better: without sums at no cost, with them by a second launch, which only few
-// and long rows are worth.
+// As launch_groups(), but with one pack per thread if that fills a GPU better. Without sums this costs nothing. With
+// sums it costs a second launch, which pays only for few and long rows.
 template <class Body>
 void launch_rows(const char* op, const Body& body, RowGrid grid, typename Body::T* sums, const Queue& queue) {
   using T = typename Body::T;
   const bool summed = Body::kSums && sums;
   const int64_t threads = grid.tasks() * std::max(1, grid.lanes / Body::kQuads);
   const int64_t enough = summed ? RowGrid::kEnough / 2 : RowGrid::kEnough, worth = summed ? 8 : 2;
-  if (threads >= enough * Body::kThreads || grid.packs_of_a_lane() < worth) {
+  if (threads >= enough * Body::kThreads || grid.packs_per_lane() < worth) {
     return launch_groups(op, body, grid, sums, queue);
   }
-  grid.spread = true;
-  grid.packs = Divisor((grid.quads + Body::kQuads - 1) / Body::kQuads);
-  const int64_t packs = grid.rows * int64_t(grid.packs.number);
-  const int block = block_threads(packs, 1, Body::kThreads);
+  grid.pack_per_thread = true;
+  grid.packs_per_row = Divisor((grid.quads + Body::kQuads - 1) / Body::kQuads);
+  const int64_t all_packs = grid.rows * int64_t(grid.packs_per_row.number);
+  const int block = block_threads(all_packs, 1, Body::kThreads);
   T* partial = nullptr;
-  if (summed) partial = static_cast<T*>(queue.scratch(packs * Body::kQuads * sizeof(T)));
-  launch(op, rows_kernel<Body>, (packs + block - 1) / block, block, queue, body, grid, 1, partial);
+  if (summed) partial = static_cast<T*>(queue.scratch(all_packs * Body::kQuads * sizeof(T)));
+  launch(op, rows_kernel<Body>, (all_packs + block - 1) / block, block, queue, body, grid, 1, partial);
   if (!summed) return;
-  grid.spread = false;
+  grid.pack_per_thread = false;
   launch_groups(op, QuadSums<T>{partial, grid.padded_quads(Body::kQuads)}, grid, sums, queue);
 }
 

@@ -1,14 +1,13 @@
-#include "access.h"
 #include "sums.h"
 
 namespace vk::cuda {
 namespace {
 
-constexpr int64_t kPart = 4096;  // numbers that one block adds up at most
+constexpr int64_t kPart = 4096;  // most numbers that one block adds up
 constexpr int kThreads = 256;
 
-// Groups of `lanes` threads add up the numbers of one sum, or one of `parts` equal parts of them; `to` is
-// (outer, inner), with several parts (outer, inner, parts).
+// A group of `lanes` threads adds up the numbers of one sum, or of one of its `parts` equal parts. `to` is
+// (outer, inner), or (outer, inner, parts) with several parts.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sum_kernel(const T* from, int64_t sums, int64_t count, int64_t inner,
                                                        int64_t parts, int lanes, void* to, Type type) {
@@ -26,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const T* from, int64_t su
   with_float_type(type, [&](auto* null) { narrow(sum, static_cast<decltype(null)>(to) + task); });
 }
 
-// Neighbours of one kind as one axis; at least one that is summed.
+// Merges neighbouring axes that are all kept or all summed; at least one axis of the result is summed.
 std::vector<Axis> merge_axes(const std::vector<Axis>& axes) {
   std::vector<Axis> merged;
   for (const Axis& axis : axes) {

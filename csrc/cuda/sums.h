@@ -1,4 +1,4 @@
-// The second pass of a sum: adds up what the blocks of a first pass left, in a fixed order.
+// The second pass of a sum: adds up the results of a first pass's blocks, in a fixed order.
 #pragma once
 
 #include "../dtypes.h"

@@ -1,23 +1,25 @@
 // The latent step, per element: z = mu + std eps, and the KL divergence of q = N(mu, e^l) to the prior p = N(m, e^v),
-// analytic, ½ (u^2 + e^d - 1 - d), or of one z, log q(z) - log p(z) = ½ (u^2 + 2 u r eps + (e^d - 1) eps^2 - d), where
-// u = (mu - m) e^(-v/2), d = l - v, r = std e^(-v/2). Kingma & Welling 2014, appendix B; Roeder et al. 2017.
+//   analytic: ½ (u^2 + e^d - 1 - d),
+//   sampled at one z: log q(z) - log p(z) = ½ (u^2 + 2 u r eps + (e^d - 1) eps^2 - d),
+// where u = (mu - m) e^(-v/2), d = l - v, r = std e^(-v/2). Kingma & Welling 2014, appendix B; Roeder et al. 2017.
 #pragma once
 
 #include "../elementary.h"
 
 namespace vk {
 
-// As in vae_kernels/options.py. What an encoder's second output is; how the KL is estimated; and what is summed.
+// As in vae_kernels/options.py: what an encoder's second output is, how the KL is estimated, and what is summed.
 enum class Scale { kLogvar, kLogstd, kStd, kVariance, kSoftplus };
 enum class KlEstimator { kAnalytic, kMonteCarlo, kPath };
 enum class Reduction { kSum, kNone };
 
-// Log-variance and standard deviation, and their derivatives by what was passed.
+// The log-variance l and the standard deviation, and their derivatives to raw.
 template <class T>
 struct Spread {
   T l, std, dl, dstd;
 };
 
+// The bounds of the log-variance, and the standard deviations at these bounds.
 template <class T>
 struct Clamp {
   T low, high, std_low, std_high;
@@ -45,17 +47,18 @@ VK_INLINE Spread<T> spread(T raw) {
     s.std = root(raw), s.l = log(raw);
     s.dl = T(1) / raw, s.dstd = T(0.5) / s.std;
   } else {
-    // ln(1 + e^raw) is e^raw times a factor near 1 where raw is negative, and no logarithm of it underflows.
+    // For negative raw, ln(1 + e^raw) is e^raw times a factor near 1. Its logarithm, raw + ln(factor), does not
+    // underflow.
     const T u = exp_minus(absolute(raw)), factor = log1p_unit(u) / u;
     s.std = softplus(raw, u), s.dstd = sigmoid(raw, u);
-    const T rest = raw > T(0) ? s.std : u > T(0) ? factor : T(1);
-    s.l = T(2) * (log(rest) + (raw > T(0) ? T(0) : raw)), s.dl = T(2) * reciprocal((T(1) + u) * rest);
+    const T scaled = raw > T(0) ? s.std : u > T(0) ? factor : T(1);
+    s.l = T(2) * (log(scaled) + (raw > T(0) ? T(0) : raw)), s.dl = T(2) * reciprocal((T(1) + u) * scaled);
   }
   return s;
 }
 
-// With `floor` added to the standard deviation. Where that adds nothing the logarithm stays what it was: the sum may be
-// 0 or infinite.
+// Adds `floor` to the standard deviation. If that changes nothing, the log-variance stays as it was, because the sum
+// may be 0 or infinite.
 template <class T>
 VK_INLINE Spread<T> raised(Spread<T> s, T floor) {
   const T std = s.std + floor, l = T(2) * log(std), dl = T(2) * s.dstd / std;
@@ -76,24 +79,24 @@ VK_INLINE Spread<T> clamped(Spread<T> s, const Clamp<T>& clamp) {
   return s;
 }
 
-// q as seen from the prior. `e` is e^d, `w` is e^(-v/2).
+// q relative to the prior: u, d and r as above, e = e^d, w = e^(-v/2).
 template <class T>
 struct Relative {
   T u, d, e, r, w;
   VK_INLINE T expm1() const { return exp_minus_1_by_excess(d, e); }
-  // Whether e^d is too large for the type, but r, its root, is not.
-  VK_INLINE bool far() const { return !(e < T(INFINITY)) && r < T(INFINITY); }
+  // True if e^d is too large for the type, but its root r is not.
+  VK_INLINE bool e_overflows() const { return !(e < T(INFINITY)) && r < T(INFINITY); }
 };
 
-// To N(0, 1). e^l is the square of std: the step needs one exponential.
+// Relative to N(0, 1). e^l is std^2, so the step needs one exponential.
 template <class T>
 VK_INLINE Relative<T> relative(T mu, T l, T std) {
   return {mu, l, std * std, std, T(1)};
 }
 
-// To N(m, e^v). e^d is the square of r, within 6 ulp: an exponential of its own would be nearer by half, but only
-// |d| > 3/2 needs it, and it would take a fifth of the time of a forward pass. Where w would be infinite it is the
-// largest number: times u, which is large then or 0, it is infinite or 0.
+// Relative to N(m, e^v). e^d is r^2, within 6 ulp. An exponential of its own would halve that error, but only |d| > 3/2
+// needs it, and it would take a fifth of the time of a forward pass. Where w would be infinite, it is the largest
+// finite number: its product with u, which is large then or 0, is infinite or 0.
 template <class T>
 VK_INLINE Relative<T> relative(T mu, T l, T std, T m, T v) {
   constexpr T kLargest = is_float<T> ? T(3.40282347e+38) : T(1.7976931348623157e+308);
@@ -108,11 +111,11 @@ VK_INLINE T analytic_kl(const Relative<T>& q) {
 
 template <class T>
 VK_INLINE T sampled_kl(const Relative<T>& q, T eps) {
-  const T by_r = q.r * eps, far = fused(by_r, by_r, -q.d), near = fused(q.expm1(), eps * eps, -q.d);
-  return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), q.far() ? far : near);
+  const T by_r = q.r * eps, from_r = fused(by_r, by_r, -q.d), from_e = fused(q.expm1(), eps * eps, -q.d);
+  return T(0.5) * fused(q.u, fused(T(2) * q.r, eps, q.u), q.e_overflows() ? from_r : from_e);
 }
 
-// z
+// z = mu + std eps
 template <class T>
 VK_INLINE T drawn(T mu, T std, T eps) {
   return fused(std, eps, mu);
@@ -128,21 +131,21 @@ VK_INLINE Latent<T> latent(T mu, const Spread<T>& s, T eps) {
   return {drawn(mu, s.std, eps), analytic_kl(relative(mu, s.l, s.std))};
 }
 
-// What the gradients are made of, summed over the samples of z: of the gradient of z, alone and times eps, and of the
-// gradient of the KL, alone, times eps and times eps^2.
+// Upstream gradients, summed over the samples of z: the gradient of z alone and times eps; the gradient of the KL
+// alone, times eps, and times eps^2.
 template <class T>
 struct Upstream {
   T z, z_eps, kl, kl_eps, kl_eps2;
 };
 
-// By mu, std and l, and by the prior's two.
+// Gradients to mu, std and l, and to the prior's mu and logvar.
 template <class T>
 struct LatentGradient {
   T mu, std, l, prior_mu, prior_logvar;
 };
 
-// Where z or the KL was not used, its terms are left out, not multiplied by zero: zero times inf is not zero.
-// `path` tells apart the two estimators of a sampled KL.
+// If z or the KL was not used, its terms are left out, not multiplied by zero: zero times inf is not zero. `path`
+// selects one of the two estimators of a sampled KL.
 template <bool kZ, bool kKl, bool kSampled, class T>
 VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const Upstream<T>& g, bool path = false) {
   LatentGradient<T> to{T(0), T(0), T(0), T(0), T(0)};
@@ -155,15 +158,15 @@ VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const U
     to.prior_logvar = fused(T(-0.5) * by_u, q.u, T(-0.5) * g.kl * expm1);
   }
   if constexpr (kKl && kSampled) {
-    // By z the KL has the derivative (z - m) e^-v = u w + r w eps; through z alone also - eps/std, where nothing
-    // cancels in r w - 1/std = (e^d - 1)/std. Where that is infinite, the spread has its part by l,
-    // and mu by a quotient that is lifted until it is multiplied.
+    // The derivative of the KL to z is (z - m) e^-v = u w + r w eps. Through z alone it also has - eps/std, and nothing
+    // cancels in r w - 1/std = (e^d - 1)/std. Where that is infinite, the spread gets its part through l, and mu by a
+    // quotient that stays divided by `lift` until it is multiplied.
     const T rw = q.r * q.w, uw = q.u * q.w;
     T by_mu = rw * g.kl_eps, by_std = rw * g.kl_eps2;
     to.l = T(-0.5) * g.kl;
     if (path) {
       const T lift = std < T(0x1p-100) ? T(0x1p100) : T(1);
-      const T expm1 = q.expm1(), quotient = expm1 / (std * lift), by_eps = q.far() ? rw : quotient * lift;
+      const T expm1 = q.expm1(), quotient = expm1 / (std * lift), by_eps = q.e_overflows() ? rw : quotient * lift;
       const bool infinite = !(absolute(by_eps) < T(INFINITY));
       by_mu = infinite ? (g.kl_eps == T(0) ? T(0) : quotient * (g.kl_eps * lift)) : by_eps * g.kl_eps;
       by_std = infinite ? T(0) : by_eps * g.kl_eps2;
@@ -177,23 +180,23 @@ VK_INLINE LatentGradient<T> latent_gradient(const Relative<T>& q, T std, const U
   return to;
 }
 
-// By what was passed for the spread; `kl` is that of Upstream.
+// The gradient to raw; `kl` is that of Upstream.
 template <bool kZ, bool kKl, bool kSampled, class T>
 VK_INLINE T gradient_of_raw(const Relative<T>& q, T dl, T dstd, const LatentGradient<T>& g, T kl, bool path) {
   T raw = T(0);
   if constexpr (kZ) raw = dstd * g.std;
   if constexpr (kKl) {
-    const T far = fused(dstd * q.r * q.w, kl, raw), near = fused(dl, g.l, raw);
-    raw = kSampled ? (path && g.l == T(0) ? raw : near) : q.far() ? far : near;
+    const T from_r = fused(dstd * q.r * q.w, kl, raw), from_e = fused(dl, g.l, raw);
+    raw = kSampled ? (path && g.l == T(0) ? raw : from_e) : q.e_overflows() ? from_r : from_e;
   }
   return raw;
 }
 
-// By eps, of one sample.
+// The gradient of one sample's KL to eps.
 template <class T>
 VK_INLINE T sampled_kl_gradient_eps(const Relative<T>& q, T eps, T grad_kl) {
-  const T far = q.r * eps * q.r, near = q.expm1() * eps;
-  return grad_kl * fused(q.u, q.r, q.far() ? far : near);
+  const T from_r = q.r * eps * q.r, from_e = q.expm1() * eps;
+  return grad_kl * fused(q.u, q.r, q.e_overflows() ? from_r : from_e);
 }
 
 }  // namespace vk

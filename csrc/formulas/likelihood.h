@@ -1,7 +1,7 @@
 // Families of likelihoods, per element. A family is a struct with its name, the number of its arguments in the order
-// (decoder output, x, further parameters), how many of the last of them are constants, one number each that nobody
-// differentiates, its cost, the log-probability and its derivatives.
-// Add it to VK_FAMILIES as well, in the order of FAMILIES in vae_kernels/families.py.
+// (decoder output, x, further parameters), the number of constants among the last of them (numbers without a gradient),
+// its cost, the log-probability and its derivatives. Add a family to VK_FAMILIES as well, in the order of FAMILIES in
+// vae_kernels/families.py.
 #pragma once
 
 #include <utility>
@@ -10,11 +10,12 @@
 
 namespace vk {
 
-// What a family's formula costs: conversions and a second load show beside a short one, a heavy one takes registers.
+// The cost of a family's formula. Next to a short one, conversions and a second load take noticeable time; a heavy one
+// takes many registers.
 enum class Cost { kShort, kUsual, kHeavy };
 
-// x a - ln(1 + e^a), a = logits, as (x - [a > 0]) a - ln(1 + e^-|a|): for x in [0, 1] both terms have one sign, so that
-// nothing cancels; likewise the derivative. Kingma & Welling 2014, appendix C.1.
+// x a - ln(1 + e^a), a = logits, computed as (x - [a > 0]) a - ln(1 + e^-|a|): for x in [0, 1] both terms have one
+// sign, so nothing cancels. The same holds for the derivative. Kingma & Welling 2014, appendix C.1.
 struct Bernoulli {
   static constexpr const char* kName = "bernoulli";
   static constexpr int kArguments = 2;
@@ -35,7 +36,7 @@ struct Bernoulli {
   }
 };
 
-// -1/2 (l + y^2 + ln 2 pi), y = (x - m) e^(-l/2), l = logvar. Kingma & Welling 2014, appendix C.2.
+// -1/2 (l + y^2 + ln 2 pi), y = (x - mean) e^(-l/2), l = logvar. Kingma & Welling 2014, appendix C.2.
 struct Gaussian {
   static constexpr const char* kName = "gaussian";
   static constexpr int kArguments = 3;
@@ -57,25 +58,25 @@ struct Gaussian {
   }
 };
 
-// What the value and the gradients of a negative binomial share; m = mu + eps, e = m + theta. Stirling's series at
-// x + theta, theta and x + 1 puts its logarithms together with those of the rates,
-//   ln p = x ln(m c / (e b)) + theta ln(c (theta + eps) / (t e)) + O(1),
-// c, t and b those arguments, shifted where small. Each ratio is also known as its difference from 1, found without
-// cancellation, so that large counts and theta (a Poisson's limit) lose nothing. Factors are brought together so that
-// no product leaves the type's range while the ratio is in it; for that a large x, and b, are scaled down by a power of
-// two.
+// Terms that the value and the gradients of a negative binomial share; mu_eps = mu + eps, e = mu_eps + theta.
+// Stirling's series at x + theta, theta and x + 1 combines its logarithms with those of the rates,
+//   ln p = x ln(mu_eps c / (e b)) + theta ln(c (theta + eps) / (t e)) + O(1),
+// where c, t and b are these three arguments, shifted if small. Each ratio is also known as its difference from 1,
+// computed without cancellation, so large counts and theta (a Poisson's limit) lose nothing. Factors are multiplied in
+// an order in which no product leaves the type's range while the ratio is in it; for that, a large x, and b, are scaled
+// down by a power of two.
 template <class T, bool kGradient>
 struct NegativeBinomialTerms {
   static constexpr T kEps = T(1e-8);
   static constexpr T kLarge = is_float<T> ? T(0x1p60) : T(0x1p500);
-  T mu, x, theta, m, inverse_e, down, up;
+  T mu, x, theta, mu_eps, inverse_e, down, up;
   GammaTerms<T> c, t, b;
 
   VK_INLINE NegativeBinomialTerms(T mu, T x, T theta)
       : mu(mu),
         x(x),
         theta(theta),
-        m(mu + kEps),
+        mu_eps(mu + kEps),
         inverse_e(reciprocal(mu + (theta + kEps))),
         down(x > kLarge ? T(1) / kLarge : T(1)),
         up(x > kLarge ? kLarge : T(1)),
@@ -83,35 +84,36 @@ struct NegativeBinomialTerms {
         t(theta),
         b(x + T(1)) {}
 
-  // In the gradients the logarithms cancel others.
+  // The gradients subtract these logarithms from others of nearly the same value.
   VK_INLINE static Logarithm<T> log_of(T a, T b, T f) {
     if constexpr (kGradient) return log_product(a, b, f);
     return coarse_log_product(a, b, f);
   }
 
-  // ln(m z_c / (e z_b)), and its difference from 1 with it; z_c - x - theta and z_b - x - 1 differ by `shifts`.
+  // ln(mu_eps z_c / (e z_b)), from the ratio and its difference from 1; `shifts` is (z_c - x - theta) - (z_b - x - 1)
   VK_INLINE Logarithm<T> log_counts(T z_c, T z_b, T inverse_b, T shifts) const {
     const T minus_1 =
-        fused(theta * inverse_e, ((mu - z_b) + kEps) * inverse_b, (m * inverse_e) * ((shifts - T(1)) * inverse_b));
-    return log_of(m * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
+        fused(theta * inverse_e, ((mu - z_b) + kEps) * inverse_b, (mu_eps * inverse_e) * ((shifts - T(1)) * inverse_b));
+    return log_of(mu_eps * (inverse_b * up), (z_c * down) * inverse_e, minus_1);
   }
-  // ln(c (theta + eps) / (t e)), of 1 and the difference where that loses nothing; e times the difference
+  // ln(c (theta + eps) / (t e)), from 1 and the ratio's difference from 1 where that loses nothing
   VK_INLINE Logarithm<T> log_dispersion() const {
     const T minus_1 = dispersion_excess() * inverse_e;
     const bool exact = absolute(minus_1) < T(0.5);
     const T up_to_1 = exact ? T(1) : (theta + kEps) * t.inverse * up;
     return log_of(up_to_1, exact ? T(1) + minus_1 : (c.z * down) * inverse_e, minus_1);
   }
+  // e times the difference from 1 of the ratio in log_dispersion()
   VK_INLINE T dispersion_excess() const {
     const T shifts = c.shift - t.shift;
     return fused(theta * t.inverse, (x - mu) + shifts,
                  fused(kEps * t.inverse, x + shifts, -(t.shift * t.inverse) * mu));
   }
-  // theta times the logarithm, also where its difference from 1 is smaller than any number of the type
+  // theta times the logarithm, also where the ratio's difference from 1 is smaller than any number of the type
   VK_INLINE T dispersion_term(const Logarithm<T>& dispersion) const {
     const T excess = dispersion_excess();
-    const bool near = absolute(excess * inverse_e) < T(0.25);
-    return fused(theta, near ? dispersion.beyond : dispersion.value, near ? excess * (theta * inverse_e) : T(0));
+    const bool is_near = absolute(excess * inverse_e) < T(0.25);
+    return fused(theta, is_near ? dispersion.beyond : dispersion.value, is_near ? excess * (theta * inverse_e) : T(0));
   }
 
   VK_INLINE T log_prob() const {
@@ -119,18 +121,18 @@ struct NegativeBinomialTerms {
         t.product_lifted() * b.product_lifted() * c.power() / (c.product_lifted() * t.power() * b.power());
     const T roots = root_of_normal(t.z * (c.inverse * up) * (b.inverse * up)) * down;
     const T tails = (c.tail() - t.tail() - b.tail()) + T(0.08106146679532726);  // 1 - ln(2 pi) / 2
-    const T rest = log_of(roots, products, roots * products - T(1)).value + tails;
+    const T order_1 = log_of(roots, products, roots * products - T(1)).value + tails;
     const T counts = log_counts(c.z, b.z, b.inverse, c.shift - b.shift).value;
-    return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : rest)) + undefined();
+    return fused(x, counts, dispersion_term(log_dispersion()) + (x == T(0) ? T(0) : order_1)) + undefined();
   }
 
-  // x / m - (x + theta) / e = theta (x - m) / (m e), in an order in which what is large meets what is small
+  // x / mu_eps - (x + theta) / e = theta (x - mu_eps) / (mu_eps e), in an order in which large factors meet small ones
   VK_INLINE T gradient_mu() const {
-    const T inverse_m = reciprocal(m), less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
-    const T relative = ((x - mu) - kEps) * down * inverse_m, rate = more * inverse_e * up;
+    const T inverse_mu_eps = reciprocal(mu_eps), less = theta < T(1) ? theta : T(1), more = theta < T(1) ? T(1) : theta;
+    const T relative = ((x - mu) - kEps) * down * inverse_mu_eps, rate = more * inverse_e * up;
     return inverse_e < T(1) ? (relative * rate) * less : (relative * less) * rate;
   }
-  // ln(m / e) + psi(x + theta) - psi(x + 1), both shifted or none, so that what they are shifted by cancels in no sum
+  // ln(mu_eps / e) + psi(x + theta) - psi(x + 1); both arguments are shifted or none, so that no sum cancels the shifts
   VK_INLINE T gradient_x() const {
     const T of_c = x + theta, of_b = x + T(1);
     const bool large = of_c >= T(kGammaSteps<T>) && of_b >= T(kGammaSteps<T>);
@@ -140,8 +142,8 @@ struct NegativeBinomialTerms {
     const T tails = digamma_tail(reciprocal(z_c)) - digamma_tail(inverse_b);
     return (large ? T(0) : slopes) + (logarithm + tails);
   }
-  // ln((theta + eps) / e) + (m - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta). Where c and t are shifted
-  // alike, ln c (theta + eps) / (t e) cancels (m - x) / e to first order.
+  // ln((theta + eps) / e) + (mu_eps - x) / e - eps / (theta + eps) + psi(x + theta) - psi(theta). If c and t have the
+  // same shift, ln(c (theta + eps) / (t e)) cancels (mu_eps - x) / e to first order.
   VK_INLINE T gradient_theta(const Logarithm<T>& dispersion) const {
     const bool alike = c.shift == t.shift;
     const T of_eps = kEps / (theta + kEps);
@@ -151,12 +153,12 @@ struct NegativeBinomialTerms {
             tails = digamma_tail(c.inverse) - digamma_tail(t.inverse);
     return (steps + (alike ? remainder : difference)) + ((alike ? dispersion.beyond : dispersion.value) + tails);
   }
-  // 0, or NaN where an argument is not finite
+  // 0, or NaN if an argument is not finite
   VK_INLINE T undefined() const { return ((mu - mu) + (x - x)) + (theta - theta); }
 };
 
-// ln Gamma(x + theta) - ln Gamma(theta) - ln Gamma(x + 1) + theta ln((theta + eps) / e) + x ln((mu + eps) / e), e = mu
-// + theta + eps, eps = 1e-8: mean mu, variance mu + mu^2 / theta. Lopez et al. 2018, as scvi-tools computes it.
+// ln Gamma(x + theta) - ln Gamma(theta) - ln Gamma(x + 1) + theta ln((theta + eps) / e) + x ln((mu + eps) / e),
+// e = mu + theta + eps, eps = 1e-8: mean mu, variance mu + mu^2 / theta. Lopez et al. 2018, as scvi-tools computes it.
 struct NegativeBinomial {
   static constexpr const char* kName = "negative_binomial";
   static constexpr int kArguments = 3;
@@ -185,8 +187,8 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr int kConstants = 0;
   static constexpr Cost kCost = Cost::kHeavy;
 
-  // With l = ln NB(0) <= 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l; for large l, ln(1 + e^(l - z))
-  // - ln(1 + e^-z) with the larger of the two terms taken out of both. What all cases divide by, they divide by once.
+  // At x = 0, with l = ln NB(0) <= 0. For l > -1: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l. Else:
+  // ln(1 + e^(l - z)) - ln(1 + e^-z), with the larger of the two terms taken out of both. All cases share one division.
   template <class T>
   VK_INLINE static T log_prob(T mu, T x, T theta, T zero_logits) {
     const bool zero = x < NegativeBinomialTerms<T, false>::kEps;
@@ -220,22 +222,23 @@ struct ZeroInflatedNegativeBinomial {
   }
 };
 
-// What a Poisson's value and gradients share, of its rate r and of ln r = ln logged + rest. With Stirling's series at
-// z,
-//   ln p = x (ln(r / z) - (r - z) / z) - r (z - x) / z - ln sqrt(z) + O(1),
-// where z is x itself, or of a small x shifted by whole numbers, so that large counts and rates lose nothing.
+// Terms that the value and the gradients of a Poisson share, for its rate and ln rate = ln logged + offset. With
+// Stirling's series at z,
+//   ln p = x (ln(rate / z) - (rate - z) / z) - rate (z - x) / z - ln sqrt(z) + O(1),
+// where z is x itself, or a small x shifted by an integer, so large counts and rates lose nothing. Both results are NaN
+// if x is not finite; the families add the same for the rate.
 template <class T>
 struct PoissonTerms {
-  T rate, logged, rest, x, step;  // step: 0 for a large x, else 1
-  GammaTerms<T> a;                // of x + step
+  T rate, logged, offset, x, step;  // step: 0 for a large x, else 1
+  GammaTerms<T> a;                  // at x + step
 
-  VK_INLINE PoissonTerms(T rate, T logged, T rest, T x)
-      : rate(rate), logged(logged), rest(rest), x(x), step(x < T(kGammaSteps<T>) ? T(1) : T(0)), a(x + step) {}
+  VK_INLINE PoissonTerms(T rate, T logged, T offset, T x)
+      : rate(rate), logged(logged), offset(offset), x(x), step(x < T(kGammaSteps<T>) ? T(1) : T(0)), a(x + step) {}
 
-  // ln(r / z), and its difference from r / z - 1
+  // ln(rate / z), and this minus (rate / z - 1)
   VK_INLINE Logarithm<T> log_rate() const {
     const Logarithm<T> ratio = log_product(logged, a.inverse, (rate - a.z) * a.inverse);
-    return {ratio.value + rest, ratio.beyond + rest};
+    return {ratio.value + offset, ratio.beyond + offset};
   }
 
   VK_INLINE T log_prob() const {
@@ -244,7 +247,8 @@ struct PoissonTerms {
     const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
     return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
   }
-  // ln r - psi(x + 1). The recurrence is added up term by term, the first and largest last: it cancels the logarithm.
+  // ln rate - psi(x + 1). The recurrence is added up term by term, the first and largest term last: it cancels the
+  // logarithm.
   VK_INLINE T gradient_x() const {
     T slopes = T(0);
     for (int k = kGammaSteps<T> - 1; k > 0; --k) slopes += T(1) / ((x + step) + T(k));
@@ -255,7 +259,7 @@ struct PoissonTerms {
   }
 };
 
-// x ln r - r - ln Gamma(x + 1), r = rate.
+// x ln rate - rate - ln Gamma(x + 1).
 struct PoissonRate {
   static constexpr const char* kName = "poisson_rate";
   static constexpr int kArguments = 2;
@@ -269,8 +273,8 @@ struct PoissonRate {
 
   template <class T>
   VK_INLINE static void gradient(T rate, T x, T& to_rate, T& to_x) {
-    const T undefined = (x - x) + (rate - rate);
-    to_rate = (x == T(0) ? T(-1) : (x - rate) / rate) + undefined;
+    const T undefined = rate - rate;
+    to_rate = (x == T(0) ? T(-1) : (x - rate) / rate) + ((x - x) + undefined);
     to_x = PoissonTerms<T>(rate, rate, T(0), x).gradient_x() + undefined;
   }
 };
@@ -282,7 +286,7 @@ struct Poisson {
   static constexpr int kConstants = 0;
   static constexpr Cost kCost = Cost::kHeavy;
 
-  // Where the rate leaves the type's range its logarithm is counted from that of an end.
+  // Where the rate may leave the type's range, ln rate is counted from kLow or kHigh: logged is e^kLow or e^kHigh.
   template <class T>
   VK_INLINE static PoissonTerms<T> terms(T l, T x) {
     constexpr T kLow = is_float<T> ? T(-60) : T(-600), kHigh = is_float<T> ? T(88) : T(709);
@@ -300,8 +304,8 @@ struct Poisson {
   template <class T>
   VK_INLINE static void gradient(T log_rate, T x, T& to_log_rate, T& to_x) {
     const PoissonTerms<T> poisson = terms(log_rate, x);
-    const T undefined = (x - x) + (log_rate - log_rate);
-    to_log_rate = (x - poisson.rate) + undefined;
+    const T undefined = log_rate - log_rate;
+    to_log_rate = (x - poisson.rate) + ((x - x) + undefined);
     to_x = poisson.gradient_x() + undefined;
   }
 };
@@ -313,7 +317,7 @@ struct Laplace {
   static constexpr int kConstants = 0;
   static constexpr Cost kCost = Cost::kShort;
 
-  // d e^-s, in two steps because d, x - loc, may be subnormal.
+  // d e^-s in two steps, because d = x - loc may be subnormal.
   template <class T>
   VK_INLINE static T scaled(T d, T s) {
     return times_exp(times_exp(d, T(-0.5) * s), T(-0.5) * s);
@@ -333,8 +337,8 @@ struct Laplace {
   }
 };
 
-// x a - ln((e^a - 1) / a), a = logits. Near 0, (x - 1/2) a - a^2 p(a^2), p from ln(sinh(a/2) / (a/2)); elsewhere (x -
-// [a > 0]) a - ln((1 - e^-|a|) / |a|). Loaiza-Ganem & Cunningham 2019, equation 5.
+// x a - ln((e^a - 1) / a), a = logits. Near 0: (x - 1/2) a - a^2 p(a^2), p from ln(sinh(a/2) / (a/2)). Elsewhere:
+// (x - [a > 0]) a - ln((1 - e^-|a|) / |a|). Loaiza-Ganem & Cunningham 2019, equation 5.
 struct ContinuousBernoulli {
   static constexpr const char* kName = "continuous_bernoulli";
   static constexpr int kArguments = 2;
@@ -369,15 +373,15 @@ struct ContinuousBernoulli {
                      2.087675694949121e-08, -5.28418958886776e-10, 1.338248644725405e-11, -3.3893786760928355e-13,
                      8.573861074517476e-15, -2.1418775817833587e-16, 4.929715344504075e-18, -7.765969416069672e-20);
     }
-    const T tail = (T(1) / size - u / (T(1) - u)) + (a - a);  // NaN for an infinite a
+    const T tail = (T(1) / size - u / (T(1) - u)) + (a - a);  // NaN if a is infinite
     const T far = a > T(0) ? (x - T(1)) + tail : x - tail;
     to_logits = size <= T(2) ? fused(-a, p, x - T(0.5)) : far;
     to_x = a;
   }
 };
 
-// x ln p + (1 - x) ln(1 - p), p = probs, each logarithm at least -100 and the derivative (x - p) / max(p (1 - p),
-// 1e-12), as torch's binary_cross_entropy has them; NaN for p outside [0, 1].
+// x ln p + (1 - x) ln(1 - p), p = probs. As in torch's binary_cross_entropy, each logarithm is at least -100, and the
+// derivative is (x - p) / max(p (1 - p), 1e-12). NaN for p outside [0, 1].
 struct BernoulliProbs {
   static constexpr const char* kName = "bernoulli_probs";
   static constexpr int kArguments = 2;
@@ -405,15 +409,15 @@ struct BernoulliProbs {
     const T p = probs, variance = p * (T(1) - p);
     const T floored = variance < T(1e-12) ? T(1e-12) : variance;
     to_probs = p >= T(0) && p <= T(1) ? (x - p) / floored : T(NAN);
-    // ln p - ln(1 - p), one of which is clamped only where the other is 0
+    // ln p - ln(1 - p); one of these is clamped only where the other is 0
     const T logit = log_ratio(p / (T(1) - p), fused(T(2), p, T(-1)) / (T(1) - p)).value;
     to_x = logit < T(-100) ? T(-100) : logit > T(100) ? T(100) : logit;
   }
 };
 
 // ln(sigmoid(p) - sigmoid(q)), p, q = (x - mean ± h) e^-s, h = 1 / (bins - 1), s = log_scale; the first bin has no
-// lower end, the last no upper one. As ln sigmoid(p) + ln sigmoid(-q) + ln(1 - e^(q - p)) no term cancels another.
-// Kingma et al. 2016, appendix, and Salimans et al. 2017, equation 2.
+// lower end, the last bin no upper end. Computed as ln sigmoid(p) + ln sigmoid(-q) + ln(1 - e^(q - p)), where no term
+// cancels another. Kingma et al. 2016, appendix, and Salimans et al. 2017, equation 2.
 struct DiscretizedLogistic {
   static constexpr const char* kName = "discretized_logistic";
   static constexpr int kArguments = 4;
@@ -437,7 +441,7 @@ struct DiscretizedLogistic {
       last = x > T(1) - half;
     }
     VK_INLINE T inside() const { return -exp_minus_1(-width, unit_width); }  // 1 - e^-width
-    // ln(1 - e^-width), which is ln width where that is tiny
+    // ln(1 - e^-width), which is ln width for a tiny width
     VK_INLINE T log_inside() const {
       const T of_tiny = log(T(2) * half) - s, value = log_ratio(inside(), -unit_width).value;
       return width < T(1e-30) ? of_tiny : value;
@@ -457,7 +461,7 @@ struct DiscretizedLogistic {
     const Bin<T> bin(mean, x, log_scale, bins);
     const T upper = bin.last ? T(0) : sigmoid(-bin.p, bin.unit_p);
     const T lower = bin.first ? T(0) : sigmoid(bin.q, bin.unit_q);
-    // At the bounds e^-|y| is 0, and infinity must not be multiplied by it; an open end has no part in it.
+    // At the bounds e^-|y| is 0, and infinity must not be multiplied by it. An open end has no term.
     constexpr T kEnd = -ExpRange<T>::kLeast;
     const T p = bin.last ? T(0) : bin.p > kEnd ? kEnd : bin.p;
     const T q = bin.first ? T(0) : -kEnd > bin.q ? -kEnd : bin.q;
@@ -484,8 +488,8 @@ struct DiscretizedLogistic {
   X(PoissonRate)
 // clang-format on
 
-// Outside the kernels a family is its place in this list: its name, the number of its arguments, and how many of the
-// last of them are constants.
+// Outside the kernels a family is its index in this list: its name, the number of its arguments, and the number of
+// constants among the last of them.
 struct FamilyInfo {
   const char* name;
   int arguments, constants;
@@ -494,7 +498,7 @@ struct FamilyInfo {
 constexpr FamilyInfo kFamilies[] = {VK_FAMILIES(X)};
 #undef X
 
-// A family's formulas of arguments in an array, and to gradients in one.
+// A family's log-probability of arguments in an array, and its gradients in an array.
 template <class Family, class T, size_t... j>
 VK_INLINE T log_prob_of(const T (&v)[Family::kArguments], std::index_sequence<j...>) {
   return Family::log_prob(v[j]...);
