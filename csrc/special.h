@@ -40,6 +40,7 @@ inline float off(float x, double exact, double bound) {
     return off(argument, exact, BOUND);                                                                                \
   }
 #endif
+
 // The functions, each with its instruction, its exact value and its largest error.
 // Types: float.
 // Largest error: the last argument of each line, from the PTX ISA.

@@ -34,12 +34,12 @@ struct Tile {
   VK_INLINE int size() const { return rows * cols; }
 };
 
-// Divides rows and columns into tiles, and tiles into tasks. The sizes alone decide.
+// Divides rows and columns into tiles, and tiles into tasks. This depends on the sizes alone.
 struct Grid {
   int64_t rows, cols;
   int64_t rows_per_task;
-  bool short_rows;
-  int tile;  // most elements of a tile
+  bool short_rows;  // several share a tile
+  int tile;         // most elements of a tile
 
   // `tall`: a task has 32 long rows, for sums over rows.
   Grid(int64_t rows, int64_t cols, bool tall, int tile = kTile) : rows(rows), cols(cols), tile(tile) {

@@ -6,8 +6,8 @@ namespace vk::cuda {
 namespace {
 
 // How lanes share the quads of a position's classes. Very many classes are split into equal parts. Each lane takes
-// every lanes-th quad, `kBatch` quads at a time. The number of classes alone decides, so neither other positions, nor
-// the layout, nor the device change a normalizer.
+// every lanes-th quad, `kBatch` quads at a time. This depends on the number of classes alone, so neither other
+// positions, nor the layout, nor the device change a normalizer.
 template <class T>
 struct ClassGrid {
   static constexpr int kMostLanes = is_float<T> ? 1024 : 256;

@@ -7,7 +7,7 @@
 namespace vk::cuda {
 
 // A block takes a tile: `lanes` quads side by side, above() threads above one another, and `depth` rows for each
-// thread. The sizes alone decide.
+// thread. This depends on the sizes alone.
 struct ColumnGrid {
   int64_t rows, cols;
   int64_t depth, tiles, chunks;  // tiles across the columns, chunks down the rows

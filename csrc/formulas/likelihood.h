@@ -247,8 +247,8 @@ struct PoissonTerms {
     const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
     return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
   }
-  // ln rate - psi(x + 1). The recurrence is added up term by term, the first and largest term last: it cancels the
-  // logarithm.
+  // ln rate - psi(x + 1). The recurrence is added up term by term, with the first and largest term last, because that
+  // term cancels the logarithm.
   VK_INLINE T gradient_x() const {
     T slopes = T(0);
     for (int k = kGammaSteps<T> - 1; k > 0; --k) slopes += T(1) / ((x + step) + T(k));
