@@ -64,8 +64,9 @@ def std_and_logvar(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]
 
 
 def settled(raw: Tensor, options: LatentOptions) -> tuple[Tensor, LatentOptions]:
-    """Floor and bounds applied, for compiled code in which they change: `raw` with its log-variance between the bounds, or
-    where `_TO_RAW` does not lead back, the log-variance itself, in the dtype of the arithmetic; and the options left."""
+    """Floor and bounds applied, for compiled code in which they change: `raw` with its log-variance between the bounds,
+    or where `_TO_RAW` does not lead back, the log-variance itself, in the dtype of the arithmetic; and the options
+    left."""
     raw = raw.to(compute_dtype(raw))
     if options.std_floor is not None or options.scale == Scale.softplus:
         logvar = std_and_logvar(raw, options)[1].to(raw.dtype)
@@ -175,8 +176,8 @@ def analytic_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logva
 def sampled_kl(
     mu: Tensor, std: Tensor, logvar: Tensor, eps: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
 ) -> Tensor:
-    """`log q(z) − log p(z)` at `z = mu + std·eps`: `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`, `r = std e^(−prior_logvar/2)`;
-    where q is near the prior nothing cancels."""
+    """`log q(z) − log p(z)` at `z = mu + std·eps`: `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`, `r = std
+    e^(−prior_logvar/2)`; where q is near the prior nothing cancels."""
     u, d = _relative_to_prior(mu, logvar, prior_mu, prior_logvar)
     r = std if prior_logvar is None else times_exp(std, -0.5 * prior_logvar)
     return 0.5 * (u * u + 2 * u * r * eps + torch.expm1(d) * eps * eps - d)
@@ -198,7 +199,8 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def times_exp(d: Tensor, t: Tensor) -> Tensor:
-    """`d eᵗ`, also where eᵗ leaves the type's range and the product is in it; 0 for d = 0, as are its derivatives to t."""
+    """`d eᵗ`, also where eᵗ leaves the type's range and the product is in it; 0 for d = 0, as are its derivatives to
+    t."""
     fixed = t.detach()
     half = torch.exp(0.5 * torch.where((d == 0) & (fixed > _log_max(t)), 0, fixed))
     return d * half * half * _one(t)
@@ -251,7 +253,8 @@ def continuous_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     return torch.where(small, near, far)
 
 
-# binary_cross_entropy's own: no logarithm is below the one, no p (1 − p) that its gradient is divided by below the other.
+# binary_cross_entropy's own: no logarithm is below the one, no p (1 − p) that its gradient is divided by below the
+# other.
 LEAST_LOG, LEAST_VARIANCE = -100, 1e-12
 
 
@@ -305,8 +308,8 @@ def lgamma_tail(z: Tensor) -> Tensor:
 
 
 def _log_product(a: Tensor, b: Tensor, log: Tensor, minus_1: Tensor) -> Tensor:
-    """`ln(a b)`: from a b − 1 next to a b = 1, by one logarithm where the product is in the type's range, else by `log`, a
-    sum of several, which has good derivatives in any case."""
+    """`ln(a b)`: from a b − 1 next to a b = 1, by one logarithm where the product is in the type's range, else by
+    `log`, a sum of several, which has good derivatives in any case."""
     near, product = minus_1.abs() < 0.5, (a * b).detach()
     usual = (product > 1e-30) & (product < 1e30)
     far = torch.where(usual, log + (torch.log(product) - log).detach(), log)
@@ -316,9 +319,9 @@ def _log_product(a: Tensor, b: Tensor, log: Tensor, minus_1: Tensor) -> Tensor:
 def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> Tensor:
     """`ln Γ(x+θ) − ln Γ(θ) − ln Γ(x+1) + θ ln(g/e) + x ln(m/e)`, m = mu + ε, g = θ + ε, e = mu + g.
 
-    With Stirling's formula at c = x + θ, θ and b = x + 1 that is `x ln(m c/(e b)) + θ ln(c g/(θ e)) + ½ ln(θ/(c b)) + 1 −
-    ½ ln 2π` and what the formula leaves: no term is larger than need be, and ratios near 1 are known as 1 and a rest. A
-    large x is scaled down in their factors.
+    With Stirling's formula at c = x + θ, θ and b = x + 1 that is `x ln(m c/(e b)) + θ ln(c g/(θ e)) + ½ ln(θ/(c b)) + 1
+    − ½ ln 2π` and what the formula leaves: no term is larger than need be, and ratios near 1 are known as 1 and a rest.
+    A large x is scaled down in their factors.
     """
     m, g, c, b = mu + COUNT_EPS, theta + COUNT_EPS, x + theta, x + 1
     e = mu + g
@@ -393,8 +396,8 @@ def _undefined(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _poisson(rate: Tensor, log_rate: Tensor, x: Tensor) -> Tensor:
-    """Of counts of 8 or more with Stirling's formula, `x (ln(r/x) − (r − x)/x) − ½ ln(2πx)` less its tail: large counts and
-    rates lose nothing. ln(1 + f) − f is `2 atanh(s) − 2s − f s`, s = f/(2 + f), where f is small."""
+    """Of counts of 8 or more with Stirling's formula, `x (ln(r/x) − (r − x)/x) − ½ ln(2πx)` less its tail: large counts
+    and rates lose nothing. ln(1 + f) − f is `2 atanh(s) − 2s − f s`, s = f/(2 + f), where f is small."""
     large = x >= 8
     n = torch.where(large, x, 8)
     near = (rate - n).abs() < 0.25 * n
@@ -444,7 +447,8 @@ def gradients(
     needs: Sequence[bool],
     upstream: tuple[Tensor | None, ...],
 ) -> list[Tensor | None]:
-    """Gradients of `function(*inputs)`, None for inputs that need none, differentiable in their turn under `create_graph`.
+    """Gradients of `function(*inputs)`, None for inputs that need none, differentiable in their turn under
+    `create_graph`.
 
     `upstream` holds the gradient of each output, None for one that nothing used.
     """

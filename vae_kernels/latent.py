@@ -55,9 +55,9 @@ def reparameterize_kl(
             passed.
         std_floor: a number, at least 0, that is added to the standard deviation, whatever `scale` is: 1e-4 beside
             `"softplus"` in Stable Audio's autoencoder.
-        logvar_clamp: `(lo, hi)` between which the log-variance, that of the standard deviation with its floor, is clamped
-            before anything else. Its derivative is 1 from lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at
-            a bound 1 up to torch 2.13, 0 from 2.14.)
+        logvar_clamp: `(lo, hi)` between which the log-variance, that of the standard deviation with its floor, is
+            clamped before anything else. Its derivative is 1 from lo to hi, at both bounds too, and 0 outside.
+            (`torch.clamp`: at a bound 1 up to torch 2.13, 0 from 2.14.)
         seed: fixes the noise: an int in [0, 2⁶³) or an int64 tensor of one element on the device of `mu`. The same seed
             gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
             elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
@@ -72,21 +72,23 @@ def reparameterize_kl(
         shape `mu.shape[:batch_dims]`, float64 if an input is, else float32; with another estimator than the analytic
         one also behind the leading dim; with `kl_reduction="none"` of the shape of `mu` or `z`.
 
-        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may be
-        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With `"softplus"` it may be any
+        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may
+            be
+        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With `"softplus"` it may be
+        any
         number: where its exponential underflows it is the log standard deviation itself. With the analytic KL
-        `prior_logvar` may be any number where the means are equal or differ by more than 1e-15, with the others it is to be
-        above −177 too.
+        `prior_logvar` may be any number where the means are equal or differ by more than 1e-15, with the others it is
+        to be above −177 too.
 
         `eps` is drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the
-        inputs themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is
-        made only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as the
-        inside of a larger 3-D box.
+        inputs themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy
+        is made only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as
+        the inside of a larger 3-D box.
 
     Raises:
         TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices, `batch_dims` or names do not fit, a number is out of range, or more than one of seed,
-            generator, eps is given.
+        ValueError: shapes, devices, `batch_dims` or names do not fit, a number is out of range, or more than one of
+            seed, generator, eps is given.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,

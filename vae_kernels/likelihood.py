@@ -55,9 +55,9 @@ def gaussian_log_likelihood(
 
         log p(x) = Σ −½ (logvar + (x − mean)² · exp(−logvar) + ln 2π)        [nats]
 
-    The constant is always there. `logvar` is the natural logarithm of the *variance*; from a log standard deviation pass
-    `2 * logstd`. Accurate for all arguments as far as their type goes: also where `exp(−logvar)` would be infinite and
-    `x` is `mean`.
+    The constant is always there. `logvar` is the natural logarithm of the *variance*; from a log standard deviation
+    pass `2 * logstd`. Accurate for all arguments as far as their type goes: also where `exp(−logvar)` would be infinite
+    and `x` is `mean`.
 
     Args:
         mean: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -92,8 +92,8 @@ def laplace_log_likelihood(
 
         log p(x) = Σ −|x − loc| · exp(−log_scale) − log_scale − ln 2        [nats]
 
-    An L1 reconstruction loss with its scale. The derivative at `x = loc` is 0. Accurate for all arguments as far as their
-    type goes.
+    An L1 reconstruction loss with its scale. The derivative at `x = loc` is 0. Accurate for all arguments as far as
+    their type goes.
 
     Args:
         loc: the decoder's output, the median; float64, float32, bfloat16 or float16, any shape and strides.
@@ -129,8 +129,8 @@ def continuous_bernoulli_log_likelihood(
         log p(x) = Σ x · a − ln((exp(a) − 1) / a),    a = logits        [nats]
 
     The density on [0, 1] that a Bernoulli decoder's loss lacks the normalizer of: for grey values in [0, 1] it is a
-    true likelihood. Accurate around `a = 0` (p = ½), where the normalizer is 0/0, and for |a| as large as its type goes.
-    It is positive where the density is above 1. `x` outside [0, 1] is evaluated by the formula.
+    true likelihood. Accurate around `a = 0` (p = ½), where the normalizer is 0/0, and for |a| as large as its type
+    goes. It is positive where the density is above 1. `x` outside [0, 1] is evaluated by the formula.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -163,8 +163,9 @@ def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int 
         log p(x) = Σ x · max(ln p, −100) + (1 − x) · max(ln(1 − p), −100),    p = probs        [nats]
 
     This is `−binary_cross_entropy(probs, x, reduction="sum")` of each sample, for decoders that end in a sigmoid, with
-    its gradient `(x − p) / max(p (1 − p), 1e-12)`: next to 0 and 1 that is not the derivative of the clamped value, but what
-    people train with. `bernoulli_log_likelihood` from logits is exact where this one is clamped. `x` outside [0, 1] is evaluated by the formula.
+    its gradient `(x − p) / max(p (1 − p), 1e-12)`: next to 0 and 1 that is not the derivative of the clamped value, but
+    what people train with. `bernoulli_log_likelihood` from logits is exact where this one is clamped. `x` outside [0,
+    1] is evaluated by the formula.
 
     Args:
         probs: the decoder's output in [0, 1] (elsewhere the result is NaN), float64, float32, bfloat16 or float16, any
@@ -202,12 +203,12 @@ def negative_binomial_log_likelihood(
 
     Mean mu, variance mu + mu²/θ. A drop-in for the `log_prob` of scvi-tools' `NegativeBinomial(mu=, theta=)`, summed
     over genes, its ε included: it keeps value and gradient finite at mu = 0. Terms that do not depend on the parameters
-    are included. The gamma functions and the logarithms are put together before they are evaluated, so that large counts
-    and large θ, a Poisson's limit, do not cancel.
+    are included. The gamma functions and the logarithms are put together before they are evaluated, so that large
+    counts and large θ, a Poisson's limit, do not cancel.
 
     To 16 ulp for mu and θ from the least normal number of their type to an eighth of the largest, mu also 0, and counts
-    up to 1e30 (float64: 1e300); of an x between 0 and 0.1 that is no count, to 16 ulp of 1. NaN for x ≤ −1, x + θ < 0 and
-    other arguments that the formula does not have.
+    up to 1e30 (float64: 1e300); of an x between 0 and 0.1 that is no count, to 16 ulp of 1. NaN for x ≤ −1, x + θ < 0
+    and other arguments that the formula does not have.
 
     Args:
         mu: the decoder's mean, not negative; float64, float32, bfloat16 or float16, any shape and strides.
@@ -339,11 +340,12 @@ def poisson_log_likelihood(log_rate: Tensor, x: Tensor, *, batch_dims: int = 1, 
 
         log p(x) = Σ x · l − exp(l) − ln Γ(x + 1),    l = log_rate        [nats]
 
-    This is `−F.poisson_nll_loss(log_rate, x, full=True, reduction="sum")` of each sample, with the exact ln Γ(x + 1). The
-    gamma function and the logarithms are put together before they are evaluated, so that large counts do not cancel.
+    This is `−F.poisson_nll_loss(log_rate, x, full=True, reduction="sum")` of each sample, with the exact ln Γ(x + 1).
+    The gamma function and the logarithms are put together before they are evaluated, so that large counts do not
+    cancel.
 
-    To 16 ulp, on the scale of |x − exp(l)| and the result, for counts up to 1e30 (float64: 1e300) and `log_rate` as far as
-    its type goes; −∞ where exp(l) overflows. NaN for x ≤ −1.
+    To 16 ulp, on the scale of |x − exp(l)| and the result, for counts up to 1e30 (float64: 1e300) and `log_rate` as far
+    as its type goes; −∞ where exp(l) overflows. NaN for x ≤ −1.
 
     Args:
         log_rate: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
@@ -393,8 +395,8 @@ def poisson_rate_log_likelihood(rate: Tensor, x: Tensor, *, batch_dims: int = 1,
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: `torch.distributions.Poisson`; Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics",
-    whose scvi-tools has it as `gene_likelihood="poisson"`.
+    Source: `torch.distributions.Poisson`; Lopez et al. 2018, "Deep generative modeling for single-cell
+    transcriptomics", whose scvi-tools has it as `gene_likelihood="poisson"`.
 
     >>> import torch, vae_kernels as vk
     >>> vk.poisson_rate_log_likelihood(torch.ones(2, 3), torch.tensor([[0, 1, 2]] * 2))
@@ -423,9 +425,10 @@ def negative_binomial_mixture_log_likelihood(
     PyTorch mixes them, so that five tensors of the size of `mu1` are kept for the backward pass.
 
     Args:
-        mu1: the mean of the first component, not negative; float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `mu1`, except that leading batch dims may be
-            missing or 1.
+        mu1: the mean of the first component, not negative; float64, float32, bfloat16 or float16, any shape and
+            strides.
+        x: counts, any of these or an integer dtype or bool; of the shape of `mu1`, except that leading batch dims may
+            be missing or 1.
         mu2: the mean of the second, not negative: a float, or a tensor that broadcasts to `mu1`: one for all, one per
             protein, one per element. Its gradient has its own shape and dtype.
         theta: inverse dispersion of both, positive (not its logarithm); like `mu2`.
@@ -441,8 +444,8 @@ def negative_binomial_mixture_log_likelihood(
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: Gayoso et al. 2021, "Joint probabilistic modeling of single-cell multi-omic data with totalVI", Nature Methods
-    18, methods; `log_mixture_nb` of scvi-tools.
+    Source: Gayoso et al. 2021, "Joint probabilistic modeling of single-cell multi-omic data with totalVI", Nature
+    Methods 18, methods; `log_mixture_nb` of scvi-tools.
 
     >>> import torch, vae_kernels as vk
     >>> mu, x = torch.ones(2, 3), torch.tensor([[0, 1, 2]] * 2)

@@ -1,12 +1,12 @@
 """What a seed means, and how one is drawn.
 
 The noise of a tensor is the stream of cuRAND's `Philox4_32_10` normal generator. For row `r` and column `c` of the row
-form (see `rows`) it is the number of generator `(seed, subsequence=r, offset=4 * (c // 4))`, lane `c % 4`. It depends on
-nothing else: not on backend, threads, dtype or device, within 4 ulp of float32. One exception: where `mu` and the spread
-are both bfloat16 or float16, the CUDA kernels' noise is within 2⁻¹⁴ of that number, before z is rounded to the dtype (a
-sampled KL has the exact noise), in forward and backward the same. With several samples r counts the rows of z, samples first. With
-a seed of its own for each sample of the batch, sample b of the k-th draw is `(seed[b], subsequence=k)`: it does not
-depend on its place in the batch.
+form (see `rows`) it is the number of generator `(seed, subsequence=r, offset=4 * (c // 4))`, lane `c % 4`. It depends
+on nothing else: not on backend, threads, dtype or device, within 4 ulp of float32. One exception: where `mu` and the
+spread are both bfloat16 or float16, the CUDA kernels' noise is within 2⁻¹⁴ of that number, before z is rounded to the
+dtype (a sampled KL has the exact noise), in forward and backward the same. With several samples r counts the rows of z,
+samples first. With a seed of its own for each sample of the batch, sample b of the k-th draw is `(seed[b],
+subsequence=k)`: it does not depend on its place in the batch.
 
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 """
@@ -51,9 +51,9 @@ def _halves(value: Tensor) -> list[Tensor]:
 
 
 def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normals, float32, from two words: radius `sqrt(-2 ln u)`, `u = word0·2⁻³² + 2⁻³³` rounded to float32 as cuRAND
-    does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once; on devices without it
-    in float32, within 4 ulp."""
+    """Two normals, float32, from two words: radius `sqrt(-2 ln u)`, `u = word0·2⁻³² + 2⁻³³` rounded to float32 as
+    cuRAND does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once; on devices
+    without it in float32, within 4 ulp."""
     u = word0.to(torch.float32) * 2.0**-32 + 2.0**-33
     # The nearest axis is taken off as an integer: near π the angle itself would leave the sine an error of 12 ulp.
     position = 2 * word1 + 1  # in 2⁻³³ turns
@@ -73,7 +73,8 @@ def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # In float32, from additions, multiplications and bits alone: the errors of a device's own functions differ. A number
-# whose product with another is to be exact is cut into two parts. Polynomials are fits to the function named beside them.
+# whose product with another is to be exact is cut into two parts. Polynomials are fits to the function named beside
+# them.
 
 
 def _minus_2_log(u: Tensor) -> Tensor:

@@ -44,10 +44,10 @@ def elbo(
     With the analytic KL this is estimator B of Kingma & Welling, with a Monte-Carlo one estimator A.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
-            dim the first counts samples. `log_px[None]` is one sample of a batch of several dims.
-        kl: of the batch's shape, or of that of such a `log_px` where it is estimated by Monte Carlo. With `free_bits` its
-            parts: see there.
+        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than
+            one dim the first counts samples. `log_px[None]` is one sample of a batch of several dims.
+        kl: of the batch's shape, or of that of such a `log_px` where it is estimated by Monte Carlo. With `free_bits`
+            its parts: see there.
         beta: weight of R, a number or a tensor of one element: beta-VAE, or a step of a schedule (`linear_schedule`,
             `cyclical_schedule`). With `capacity` it is Burgess' gamma.
         free_bits: λ, in nats: what each part of the KL may cost, averaged over the batch, before it is held against the
@@ -59,8 +59,8 @@ def elbo(
         capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the
             gradient at the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
         capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
-        dataset_size: N. Each sample's bound is scaled by N/B, B being the elements of the batch, whatever the reduction:
-            `reduction="sum"` then estimates the bound of the whole data set.
+        dataset_size: N. Each sample's bound is scaled by N/B, B being the elements of the batch, whatever the
+            reduction: `reduction="sum"` then estimates the bound of the whole data set.
         reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch,
             `"none"` gives values whose mean it is.
         process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
@@ -127,9 +127,9 @@ def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = N
         kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, *batch)`: the latent step's with `num_samples=K` and
             `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder
             et al.); with K > 1 it is biased, and "dreg" is right.
-        z: the samples themselves, `(K, *batch, ...)`, for "dreg" only: the very tensor that the latent step gave and from
-            which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must
-            not serve another loss in the same backward pass, nor a second call.
+        z: the samples themselves, `(K, *batch, ...)`, for "dreg" only: the very tensor that the latent step gave and
+            from which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it
+            must not serve another loss in the same backward pass, nor a second call.
         gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does
             not pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed
             priors: the parameters of a learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized
@@ -186,8 +186,8 @@ def score_function_elbo(
     value the second term is zero.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
-            dim the first counts samples.
+        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than
+            one dim the first counts samples.
         kl: the analytic KL, of the batch's shape, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
         log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For
             a Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.

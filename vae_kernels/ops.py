@@ -14,9 +14,9 @@ _LIKELIHOOD = (
     "Tensor first, Tensor x, Tensor? parameter0, Tensor? parameter1, int family, float? number0, float? number1,"
     " int batch_dims, int? reduction"
 )
-# Without `logvar`, `mu` holds both moments side by side along `packed_dim`. `noise` is int64 seeds, or eps itself. Bit i
-# of `needs` says whether gradient i is wanted; what is not is None. Numbers rather than strings and lists, and None for
-# what is usual: for small tensors passing arguments dominates, and an int takes twice the time of None.
+# Without `logvar`, `mu` holds both moments side by side along `packed_dim`. `noise` is int64 seeds, or eps itself. Bit
+# i of `needs` says whether gradient i is wanted; what is not is None. Numbers rather than strings and lists, and None
+# for what is usual: for small tensors passing arguments dominates, and an int takes twice the time of None.
 SCHEMAS = {
     "latent_forward": f"({_LATENT}) -> (Tensor, Tensor)",
     "latent_backward": (
