@@ -303,8 +303,9 @@ def _upstream(
     grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, grad_eps_strides,
     grad_z_step, grad_kl_step, eps_step, grad_eps_step,
     k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
-    CAN_OVERFLOW: tl.constexpr, NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, OWN_SEEDS: tl.constexpr,
-    VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, DTYPE: tl.constexpr,
+    CAN_OVERFLOW: tl.constexpr, NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr,
+    OWN_SEEDS: tl.constexpr, VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Upstream gradients of sample k: that of z and, if NOISE, the same times eps. If SAMPLED, also that of its KL, the
     same times eps, and times eps². The gradient of eps is stored. `by_z` is u ratio."""
