@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-# A move of this number of bytes by one thread is a move of a tensor.
-PACK_BYTES = 16
-
 
 class Card(NamedTuple):
     """The rates of a GPU: the clock in 1/s, and the bytes per second that a copy reads and writes."""
