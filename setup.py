@@ -24,12 +24,11 @@ FIND_TORCH = "import json, torch.utils.cpp_extension as c; print(json.dumps([c.i
 STANDARD = "-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000"
 # Without contraction, all instruction sets, and all kernels with the same formula, give the same bits.
 CPU = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off --param=vect-epilogues-nomask=0 -fvisibility=hidden"
-CUDA = "-O3 --fmad=false --threads=0 -Xcompiler=-fPIC,-fvisibility=hidden"  # contraction would save at most 3 % of the code
+CUDA = "-O3 --fmad=false --threads=0 -Xcompiler=-fPIC,-fvisibility=hidden"  # contraction: at most 3 % less code
 
 
 def find_torch() -> tuple[str, str]:
-    """Compiler options for torch's headers and libraries. An isolated build uses those of the environment it installs
-    into."""
+    """Compiler options for torch's headers and libraries. An isolated build finds them in the outer environment."""
     for command in ([sys.executable, "-c"], [sys.executable, "-I", "-c"]):
         found = subprocess.run([*command, FIND_TORCH], capture_output=True, text=True)
         if found.returncode == 0:
@@ -60,8 +59,7 @@ def commands(kind: str) -> tuple[str, str]:
 
 
 def run_ninja(kind: str, folder: Path, library: Path) -> None:
-    """Compile the sources that changed or include a changed file, and link. make's job server is not passed to
-    subprocesses."""
+    """Compile what changed, and link, without make's job server, which is not handed down to this process."""
     compiler, linker = commands(kind)
     sources = [Path(f"csrc/bind/{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)

@@ -205,8 +205,7 @@ class Case:
         return f"{self.op} {format_shape(self.shape)} {self.dtype}"
 
     def dtype_of(self, tensor: str) -> torch.dtype:
-        """The dtype of a tensor. Parameters that all samples share are float32, as with bfloat16 activations. Classes
-        are int64."""
+        """The dtype of a tensor. Shared parameters are float32, as with bfloat16 activations. Classes are int64."""
         if (self.op, tensor) == ("categorical", "x"):
             return torch.int64
         op = OPS[self.op]

@@ -87,8 +87,7 @@ def named(name: str) -> Contender:
 
 
 def contenders(device: str, *, dynamic: bool = False) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that can run on the device, and the reasons of the others. `dynamic`: torch.compile once for all
-    sizes."""
+    """The contenders that can run here, and the reasons of the others. `dynamic`: one torch.compile for all sizes."""
     reasons = {name: "" if state == "available" else state for name, state in vk.backends()[device].items()}
     del reasons["eager"]  # the package's own fallback; the baseline with this name is the code that people write
     if device == "cpu" and not reasons["triton"]:

@@ -168,8 +168,7 @@ def write(path: Path, found: list[Kernel]) -> None:
 
 
 def table(found: list[Kernel]) -> str:
-    """A table with a line for each kernel: registers on each architecture, moves of 16 bytes, instructions,
-    predictions."""
+    """A table with a line per kernel: registers on each architecture, moves of 16 bytes, instructions, predictions."""
     architectures = list(dict.fromkeys(kernel.architecture for kernel in found))
     registers = {(kernel.name, kernel.architecture): kernel.registers for kernel in found}
     counted = {kernel.name: kernel for kernel in found if kernel.instructions is not None}

@@ -110,8 +110,7 @@ class Stage:
         return all(states.get(name) == "available" for name in backends)
 
     def _states(self) -> dict[str, str]:
-        """The states of all backends. They come from a new process, because this one remembers a library that did not
-        load."""
+        """The states of all backends, from a new process: this one would remember a library that did not load."""
         done = subprocess.run([sys.executable, "-c", BACKENDS, self.device], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             self.say(done.stderr)
@@ -120,8 +119,7 @@ class Stage:
 
 
 def kernels(device: str) -> tuple[str, ...]:
-    """The backends that must serve the device. On a CPU, where the stages themselves are tested, it is the C++
-    backend."""
+    """The backends that must serve the device. On a CPU, where the stages are tested, it is the C++ backend."""
     return ("cuda", "triton") if device == "cuda" else ("cpp",)
 
 
@@ -168,8 +166,7 @@ def triton(stage: Stage) -> bool:
 
 
 def rest(stage: Stage) -> bool:
-    """Run the tests that concern no kernel backend, or all of them. Then run those that need gigabytes, one at a
-    time."""
+    """Run the tests of no backend or of all backends. Then run those that need gigabytes, one at a time."""
     there = stage.demand(*kernels(stage.device))
     return all([there, _test(stage, "rest"), _test(stage, "slow", workers=1)])
 
@@ -188,8 +185,7 @@ def _test(stage: Stage, part: str, workers: int | None = None) -> bool:
 
 
 def memcheck(stage: Stage) -> bool:
-    """Find accesses out of bounds. Each tensor has its own allocation, so that the first element behind it is out of
-    bounds."""
+    """Find accesses out of bounds. Each tensor has its own allocation: the element behind it is out of bounds."""
     return _sanitize(stage, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 

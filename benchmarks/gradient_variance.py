@@ -50,8 +50,7 @@ class Measured(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of the table. `ratio` is the variance, divided by that of the reparameterised estimate with as many
-    samples."""
+    """A line of the table. `ratio` is relative to the reparameterised estimate with the same number of samples."""
 
     estimator: str
     samples: int

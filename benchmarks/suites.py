@@ -119,8 +119,7 @@ def _measure(
 def prepare(
     competing: list[Contender], functions: dict[str, Function], case: Case, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Entrant], dict[str, str]]:
-    """The contenders with correct values, and the status of all. Eager comes first, because its errors limit the
-    kernels'."""
+    """The contenders with correct values, and the status of all. Eager is first: its errors limit the kernels'."""
     entrants, status, yardstick = {}, {}, {}
     for contender in sorted(competing, key=lambda c: c.name != "eager"):
         try:
@@ -170,8 +169,7 @@ def _held(entrant: Entrant, tensors: dict[str, Tensor], device: str) -> tuple[in
 
 
 def _host_us(suite: str, row: Row, entrant: Entrant, mode: str, device: str) -> float | None:
-    """The host's time. On a CPU a call returns when its work is done, so only a call for one element shows the host's
-    time."""
+    """The host's time. On a CPU, where a call returns when its work is done, only one element shows it."""
     if device != "cuda":
         return row.median_us if suite == "host" else None
     with entrant.contender.chosen():

@@ -22,8 +22,7 @@ _default = os.environ.get("VAE_KERNELS_BACKEND", "auto")
 
 
 class _Undecided(threading.local):
-    """Id and name of the `use_backend` that this thread constructed last, as long as a `with` block may still enter
-    it."""
+    """Id and name of this thread's last `use_backend`, as long as a `with` block may still enter it."""
 
     choice: tuple[int, str] | None = None
 
@@ -106,8 +105,7 @@ def current_backend(device_type: str) -> str:
 
 
 def backend_of(tensor: Tensor) -> str:
-    """The backend of a call with this tensor. Always eager under functorch transforms, which differentiate its
-    formulas."""
+    """The backend of a call with this tensor: eager under functorch transforms, which differentiate its formulas."""
     if transforms.active():
         return "eager"
     return current_backend("cpu" if tensor.is_cpu else tensor.device.type)

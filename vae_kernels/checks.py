@@ -1,5 +1,4 @@
-"""Checks of arguments. Every call checks shapes and dtypes. Values are checked on request only, because it costs a
-sync."""
+"""Checks of arguments. Shapes and dtypes are always checked, values only on request, because it costs a sync."""
 
 import numbers
 import os
@@ -142,8 +141,7 @@ def batch_dims(value: int, name: str, reference: Tensor, others: int = 0, summed
 
 
 def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Tensor:
-    """`x` expanded to `shape`, that of the decoder's output. Only batch dims are broadcast: any other mismatch
-    raises."""
+    """`x` expanded to `shape`, that of the decoder's output. Only batch dims broadcast; other mismatches raise."""
     if x.shape == shape:
         return x
     missing = len(shape) - x.dim()
@@ -162,8 +160,7 @@ def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Te
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
-    """Raise an error that names the first sample of `value` with an element that is not `good`, if `good` can be
-    read."""
+    """Raise, naming the first sample of `value` with an element that is not `good`, if `good` can be read."""
     if transforms.readable(good) and not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()

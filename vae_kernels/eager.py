@@ -16,8 +16,7 @@ from .rows import compute_dtype, row_shape
 
 
 def sum_columns(elements: Tensor, batch_dims: int) -> Tensor:
-    """Sum over all dims after the first `batch_dims`. It sums in row form, because torch sums tensors of at most 64
-    dims."""
+    """Sum over all dims after the first `batch_dims`, in row form: torch sums tensors of at most 64 dims."""
     if elements.dim() == batch_dims:
         return elements
     return elements.reshape(row_shape(elements, batch_dims)).sum(1).reshape(elements.shape[:batch_dims])
@@ -28,8 +27,7 @@ FLOAT64_DEVICES = ("cpu", "cuda", "meta")
 
 
 def has_float64(tensor: Tensor) -> bool:
-    """True if the tensor's device has float64. Without it, `eager` and `noise` keep accuracy by longer float32
-    formulas."""
+    """True if the tensor's device has float64. Otherwise `eager` and `noise` use longer float32 formulas."""
     return tensor.device.type in FLOAT64_DEVICES
 
 
@@ -107,8 +105,7 @@ def _unclamped(raw: Tensor, options: LatentOptions) -> tuple[Tensor, Tensor]:
 
 
 def _softplus(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """`ln(1 + eʳ)` and the logarithm of its square, r = raw. Where r < −20 the latter is `2r − eʳ + 5/12 e²ʳ` to all
-    digits."""
+    """`s = ln(1 + eʳ)` and `ln s²`, r = raw. For r < −20, `ln s² = 2r − eʳ + 5/12 e²ʳ` to all digits."""
     wide = _wide(raw)
     positive, tiny = wide > 0, wide < -20
     # `where`, not `abs`: see `bernoulli`.
@@ -213,8 +210,7 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def times_exp(d: Tensor, t: Tensor) -> Tensor:
-    """`d eᵗ`, correct even if eᵗ over- or underflows and the product does not. For d = 0 it is 0, with derivatives 0 to
-    t."""
+    """`d eᵗ`, correct even if only eᵗ over- or underflows. For d = 0 it is 0, with derivatives 0 to t."""
     fixed = t.detach()
     half = torch.exp(0.5 * torch.where((d == 0) & (fixed > _log_max(t)), 0, fixed))
     return d * half * half * _one_with_slope(t)
@@ -237,8 +233,7 @@ def gaussian(mean: Tensor, x: Tensor, logvar: Tensor) -> Tensor:
 
 
 def laplace(loc: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
-    """`−|x − loc| e^−s − s − ln 2`, s = log_scale. The factor is applied in two steps, because x − loc may be
-    subnormal."""
+    """`−|x − loc| e^−s − s − ln 2`, s = log_scale. e^−s is applied in two steps: x − loc may be subnormal."""
     half = torch.where(x == loc, 0, -0.5 * log_scale.detach())  # else 0 · ∞ in a derivative
     distance = times_exp(times_exp(torch.abs(x - loc), half), half) * _one_with_slope(-log_scale)
     return -(distance + log_scale + math.log(2))
@@ -402,8 +397,7 @@ def poisson_rate(rate: Tensor, x: Tensor) -> Tensor:
 
 
 def poisson(log_rate: Tensor, x: Tensor) -> Tensor:
-    """`x l − eˡ − ln Γ(x+1)`, l = log_rate. Where eˡ is infinite, the term x l has only its derivatives, not its
-    value."""
+    """`x l − eˡ − ln Γ(x+1)`, l = log_rate. Where eˡ is infinite, only the derivatives of x l are included."""
     over = log_rate > _log_max(log_rate)
     l, n = torch.where(over, log_rate, 0), torch.where(over, x, 0)
     tangent = n.detach() * (l - l.detach()) + l.detach() * (n - n.detach())
@@ -441,14 +435,15 @@ def _poisson(rate: Tensor, log_rate: Tensor, x: Tensor) -> Tensor:
 
 
 def discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, bins: Tensor) -> Tensor:
-    """`ln(σ(p) − σ(q))`, p, q = (x − mean ± h) e^−s, h = 1/(bins − 1); `ln σ(p)` in the first bin, `ln σ(−q)` in the
-    last."""
+    """`ln(σ(p) − σ(q))`, p, q = (x − mean ± h) e^−s, h = 1/(bins − 1).
+
+    In the first bin it is `ln σ(p)`, in the last `ln σ(−q)`.
+    """
     half = 1 / (bins - 1)
     first, last = x < half - 1, x > 1 - half
 
     def scaled(d: Tensor, unused: Tensor) -> Tensor:
-        """y = `d e^−s`. Where y is unused, or so large that e^−y is 0, it is a constant: its derivatives could be
-        0·∞."""
+        """y = `d e^−s`, or a constant where it is unused or e^−y is 0: derivatives could be 0·∞ there."""
         most = 1.2 * _log_max(d)
         constant = unused | (times_exp(d, -log_scale) > most)
         return torch.where(constant, most, times_exp(torch.where(constant, 1, d), torch.where(constant, 0, -log_scale)))

@@ -164,8 +164,7 @@ def active_units(mu: Tensor, *, threshold: float = 0.01) -> Tensor:
 
 
 class AggregatePosterior(NamedTuple):
-    """Mean and variance of `q(z) = 1/N Σₙ q(z|xₙ)`, each `(*latent)`. Where q(z) matches the prior they are near 0 and
-    1."""
+    """Mean and variance of `q(z) = 1/N Σₙ q(z|xₙ)`, each `(*latent)`; near 0 and 1 if q(z) matches the prior."""
 
     mean: Tensor
     variance: Tensor

@@ -34,8 +34,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor
 
 
 def philox(seed: Tensor, subsequence: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 in int64 arithmetic: four words in [0, 2³²) for the key `seed` and the counter (offset,
-    subsequence)."""
+    """Philox4x32-10 in int64 arithmetic: four words in [0, 2³²) for key `seed` and counter (offset, subsequence)."""
     counter = [*_halves(offset), *_halves(subsequence)]
     key = _halves(seed)
     for _ in range(10):

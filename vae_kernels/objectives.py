@@ -50,8 +50,8 @@ def elbo(
             `free_bits` it has more dims: see `free_bits_per`.
         beta: the weight of R, a number or a tensor of one element: beta-VAE, or a value of a schedule
             (`linear_schedule`, `cyclical_schedule`). With `capacity` it is the gamma of Burgess et al.
-        free_bits: λ, in nats: the cost that each part of the KL may have without reducing the bound. A part whose mean
-            over the batch is below λ counts as λ and has gradient 0. A part at or above λ has its own gradient.
+        free_bits: λ, in nats: the value up to which a part of the KL is not penalised. A part whose mean over the batch
+            is below λ counts as λ and has gradient 0. A part at or above λ has its own gradient.
         free_bits_per: the parts of the KL. `"dimension"`: each element of a `kl` of shape `(*batch, *latent)`, which
             the latent step returns with `kl_reduction="none"`. `"group"`: a `kl` of shape `(*batch, J, ...)` has J
             groups (channels, levels of a hierarchy), and the dims after J are summed; a `kl` of the shape of the batch
@@ -236,8 +236,7 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 class _DoublyReparameterized(torch.autograd.Function):
-    """The K-sample bound, with the gradients ŵ for `log_px` and −ŵ² for `kl`. The hook on z scales the former by ŵ
-    again."""
+    """The K-sample bound. The gradient of `log_px` is ŵ, which the hook on z scales by ŵ again; that of `kl` is −ŵ²."""
 
     @staticmethod
     def forward(ctx, log_px, kl, weights):

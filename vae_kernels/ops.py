@@ -1,5 +1,4 @@
-"""The ops of every kernel backend: their schemas, and functions that allocate their results. Tracing uses the
-latter."""
+"""The ops of every kernel backend: schemas, and functions that allocate results, which tracing uses too."""
 
 import torch
 from torch import Tensor

@@ -43,8 +43,7 @@ class Interrupt:
 
 
 def train(trainer: Trainer, rows: list[Row]) -> bool:
-    """Train to the last epoch, append to `rows` and to the history, and save. Returns False if Ctrl-C stopped it
-    earlier."""
+    """Train to the last epoch, extend `rows` and the history, and save. Returns False if Ctrl-C stopped it."""
     folder, epochs = Path(trainer.settings.out), trainer.settings.epochs
     with Interrupt() as interrupt, _progress_bar(trainer) as bar:
         while trainer.epoch < epochs and not processes.any_of(interrupt.asked):

@@ -1,5 +1,4 @@
-"""Detection of transforms and tracing, in which only the eager formulas give correct results; dense upstream
-gradients."""
+"""Detection of cases in which only the eager formulas are correct, and conversion of gradients to dense ones."""
 
 import torch
 from torch import Tensor
@@ -16,16 +15,14 @@ def active() -> bool:
 
 
 def traced() -> bool:
-    """True if this code is traced (compile, export, `make_fx`, `torch.jit.trace`), where values are only those of an
-    example."""
+    """True if this code is traced (compile, export, `make_fx`, `torch.jit.trace`): values are only examples there."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or get_proxy_mode() is not None
 
 
 def readable(tensor: Tensor) -> bool:
-    """True if the tensor's values can be read. Not so for meta and fake tensors, nor under `vmap` and
-    `functionalize`."""
+    """True if the tensor's values can be read: not for meta and fake tensors, nor under `vmap` and `functionalize`."""
     from torch._subclasses.fake_tensor import is_fake
 
     functorch = torch._C._functorch
@@ -35,8 +32,7 @@ def readable(tensor: Tensor) -> bool:
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """An upstream gradient in dense form, which kernels and formulas need. `F.embedding(z, sparse=True)` sends a sparse
-    one."""
+    """The upstream gradient, dense for kernels and formulas. `F.embedding(z, sparse=True)` sends a sparse one."""
     # Dynamo cannot trace `gradient.layout` here.
     if gradient is None or torch.compiler.is_compiling() or gradient.layout is torch.strided:
         return gradient

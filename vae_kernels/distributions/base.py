@@ -131,8 +131,7 @@ class IndependentElements(Distribution):
         return self._elements().sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log-probability of each event, by one kernel; float64 if the value or a parameter is float64, else
-        float32."""
+        """The log-probability of each event, by one kernel; float64 if any argument is float64, else float32."""
         checks.tensor("value", value, checks.TARGETS)
         if self._validate_args:
             self._validate_sample(value)

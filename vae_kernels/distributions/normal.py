@@ -143,8 +143,7 @@ class DiagonalNormal(IndependentElements):
         return z.reshape(sample_shape + self._shape) if len(sample_shape) > 1 else z
 
     def take_kl(self, standard: "DiagonalNormal") -> Tensor | None:
-        """The KL to N(0, 1) that the last sample brought. It is returned once, and only if the parameters have not
-        changed."""
+        """The KL to N(0, 1) of the last sample. It is returned once, and only if the parameters have not changed."""
         if self._kept is None or not self._can_keep() or not standard.narrow_beside(self._kept[0]):
             return None
         (kl, state), self._kept = self._kept, None

@@ -97,8 +97,7 @@ class _Made:
             yield
 
     def refuse_changed(self) -> None:
-        """Raise if the parameters have changed since the posterior was made: the published one would have used the old
-        ones."""
+        """Raise if the parameters have changed: the published posterior would have used the old values."""
         if not self.viewed and _version(self.parameters) != self.version:
             raise RuntimeError(
                 "the parameters were changed in place after the posterior was made of them, and before what it computes of "

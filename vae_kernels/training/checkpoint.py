@@ -59,8 +59,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Tensor]) -> None:
-    """Write weights, optimizer state and `progress` to one file. It is replaced atomically: a crash leaves the old
-    file."""
+    """Write weights, optimizer state and `progress` to one file, atomically: a crash leaves the old file."""
     names = [name for name, _ in model.named_parameters()]
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():

@@ -61,8 +61,7 @@ def digits() -> Pictures:
 
 
 def mnist(folder: Path) -> Pictures:
-    """Load the four IDX files of MNIST, or of a data set in its format, gzipped or not. Its test pictures are held
-    out."""
+    """Load the four IDX files of MNIST, or of a set in its format, gzipped or not. The test pictures are held out."""
     read = {
         (part, kind): read_idx(_find_idx(folder, f"{part}-{kind}"))
         for part in ("train", "t10k")
@@ -84,8 +83,7 @@ def mnist(folder: Path) -> Pictures:
 
 
 def images(folder: Path, size: int) -> Pictures:
-    """Load all pictures in `folder` and its subfolders, in colour, cropped to the central square, scaled to
-    `size`×`size`."""
+    """Load all pictures in `folder` and below, in colour, with the central square scaled to `size`×`size`."""
     image, ops = require("PIL.Image"), require("PIL.ImageOps")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures at {folder}")

@@ -35,8 +35,7 @@ MAX_PIECE = 4096
 
 @triton.jit
 def _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape: tl.constexpr):
-    """The columns `c` of the piece that begins at column `start`, and their logits; −∞ for columns beyond the last
-    class."""
+    """The columns `c` of the piece that begins at column `start`, and their logits; −∞ beyond the last class."""
     DTYPE: tl.constexpr = shape[0]
     c = start + tl.arange(0, shape[4])[None, :]
     at = logits + offsets(r, c, strides, inner_rows, inner_cols, shape[1])

@@ -21,8 +21,7 @@ from .tile import Tile, chunks_per_program, finer, geometry, is_split, row_block
 
 
 class Inputs(NamedTuple):
-    """The tensors of the op. `raw` is the quantity that `scale` names. The prior's parameters, and seed or eps, may be
-    None."""
+    """The tensors of the op. `raw` is what `scale` names. The prior's parameters, and seed or eps, may be None."""
 
     mu: Tensor
     raw: Tensor
@@ -204,8 +203,7 @@ def _tile(form: Layout, inputs: Inputs, options: LatentOptions, tensors: list[Te
 
 
 def _run_length(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
-    """The number of neighbouring columns for which a thread makes noise. It is the number that a thread loads at
-    once."""
+    """The number of neighbouring columns for which a thread makes noise: as many as it loads at once."""
     narrowest = min(t.element_size() for t in tensors)
     return 8 if narrowest <= 2 and min(form.vec, shape.block_cols, shape.held) >= 8 else 4
 
@@ -324,8 +322,7 @@ def _launch_backward(launch: Launch, sums: list[SumOfPartials | None], *argument
 
 
 def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, options: LatentOptions, order: list[int]) -> list:
-    """Copies of the op's tensors with the columns in `order`. A parameter of the prior that all samples share gets the
-    shape of a row."""
+    """Copies of the op's tensors with the columns in `order`. A shared parameter gets the shape of a row."""
 
     def shared(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or _is_one(parameter, mu):

@@ -152,8 +152,7 @@ def _times_slope(x, raw, std, SCALE: tl.constexpr):
 
 @triton.jit
 def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, FLOORED: tl.constexpr, CLAMPED: tl.constexpr):
-    """The gradient of raw from those of std and l, one of which may be None. The latter is passed as twice the
-    gradient."""
+    """The gradient of raw from those of std and l, one of which may be None. That of l is passed doubled."""
     base = std
     if FLOORED:
         base = _std(raw, SCALE)

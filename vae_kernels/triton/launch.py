@@ -59,8 +59,7 @@ def options() -> dict[str, int | bool]:
 
 
 class SplitLaunch:
-    """A launch that computes `chunks` sums for each of `rows` rows, and a second kernel that adds them to the last
-    tensor."""
+    """A launch that computes `chunks` sums for each of `rows` rows, and a second one that adds them up."""
 
     def __init__(self, launch: Launch, device: int, rows: int, chunks: int) -> None:
         self._launch, self._size = launch, chunks * rows

@@ -1,5 +1,4 @@
-"""Reconstruction terms: `log p(x)`, summed per sample. Each family is a pair of functions; one pair of kernels serves
-all."""
+"""Reconstruction terms: `log p(x)`, summed per sample. Each family has two functions; all share two kernels."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -323,8 +322,7 @@ def _poisson_log_prob(rate, base, offset, x):
 
 @triton.jit
 def _poisson_grad_x(rate, base, offset, x):
-    """log r − ψ(x+1). The terms of the recurrence are added one by one; the largest is last, because it cancels log
-    r."""
+    """log r − ψ(x+1). The terms of the recurrence are added one by one, the largest last: it cancels log r."""
     step, a, log_rate, _ = _poisson_terms(rate, base, offset, x)
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     slopes = x * 0.0
@@ -350,8 +348,7 @@ def poisson_rate_grad(rate, x):
 
 @triton.jit
 def _rate(log_rate):
-    """The rate, and base and offset with log_rate = log(base) + offset. Where the rate is near an end of its dtype's
-    range, base is a constant."""
+    """The rate, base and offset, with log_rate = log(base) + offset. base is constant near the ends of the range."""
     if log_rate.dtype == tl.float64:
         LOW: tl.constexpr = -600.0
         HIGH: tl.constexpr = 709.0
@@ -393,8 +390,10 @@ def _bin(mean, x, log_scale, bins):
 
 @triton.jit
 def discretized_logistic_log_prob(mean, x, log_scale, bins):
-    """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s; log σ(p) in the first bin, log σ(−q) in the
-    last."""
+    """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s.
+
+    In the first bin it is `log σ(p)`, in the last `log σ(−q)`.
+    """
     half, p, q, width, first, last = _bin(mean, x, log_scale, bins)
     upper, lower = -softplus(-p, exp_minus_abs(p)), -softplus(q, exp_minus_abs(q))
     inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
@@ -585,8 +584,7 @@ def _key(inputs: tuple[Tensor | None, ...], options: LikelihoodOptions) -> Hasha
 
 
 def _launched(inputs: tuple[Tensor | None, ...], numbers: tuple[float | None, ...]) -> tuple[tuple, tuple]:
-    """The arguments of the kernels. In place of a number there is some tensor, which is not read, and the number's
-    parts."""
+    """The arguments of the kernels: tensors, and numbers as parts. The tensor of a number is not read."""
     tensors = tuple(inputs[0] if t is None else t for t in inputs)
     return tensors, tuple(float32_parts(n) if t is None else () for t, n in zip(inputs, numbers, strict=True))
 
@@ -718,8 +716,7 @@ def _strides(
 
 
 def _dense_inputs(inputs: Sequence[Tensor | None], batch_dims: int, order: Sequence[int]) -> list[Tensor | None]:
-    """Copies of the op's tensors with the columns in `order`. A parameter that all samples share gets the shape of a
-    row."""
+    """Copies of the op's tensors with the columns in `order`. A shared parameter gets the shape of a row."""
     full = inputs[0]
     copies = [None] * 4
     for i, t in enumerate(inputs):

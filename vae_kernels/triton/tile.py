@@ -24,8 +24,7 @@ MAX_IN_SEQUENCE = 16
 
 
 class Tile(NamedTuple):
-    """A tile of `block_rows` x `block_cols` elements. There are `row_blocks` tiles along the rows, and `chunks` along
-    columns."""
+    """A tile of `block_rows` x `block_cols` elements. There are `row_blocks` x `chunks` tiles."""
 
     block_rows: int
     block_cols: int
@@ -79,8 +78,7 @@ def finer(shape: Tile, cols: int, tensors: Iterable[Tensor]) -> Tile:
 
 
 def chunks_per_program(shape: Tile) -> int:
-    """The number of chunks of a row that one program sums: all of them, unless there are too few rows to keep a GPU
-    busy."""
+    """The number of chunks of a row that one program sums: all, unless there are too few rows to keep a GPU busy."""
     if shape.row_blocks >= ENOUGH_PROGRAMS:
         return shape.chunks
     return triton.cdiv(shape.chunks, min(shape.chunks, triton.cdiv(MANY_PROGRAMS, shape.row_blocks)))
