@@ -106,8 +106,9 @@ class IndependentLaplace(IndependentElements):
 
 
 class IndependentCategorical(IndependentElements):
-    """Independent elements with one of K classes. It corresponds to `Independent(Categorical(logits=logits),
-    event_dims)`.
+    """Independent elements with one of K classes.
+
+    It corresponds to `Independent(Categorical(logits=logits), event_dims)`.
 
         log_prob(x) = Σ aₓ − ln Σₖ exp(aₖ),    a = logits, k over their last dim        [nats]
 

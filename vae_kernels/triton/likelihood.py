@@ -163,7 +163,7 @@ def bernoulli_probs_log_prob(probs, x):
 def bernoulli_probs_grad(probs, x):
     """The gradients: `(x − p) / max(p (1 − p), 1e-12)` to p, and `log p − log(1 − p)` to x.
 
-    The former is NaN for p outside [0, 1]. A logarithm is clamped to −100 only if the other one is 0, so that the
+    The gradient to p is NaN for p outside [0, 1]. A logarithm is clamped to −100 only if the other one is 0, so that the
     gradient to x is the difference, clamped to ±100.
     """
     p = probs
@@ -178,8 +178,8 @@ def bernoulli_probs_grad(probs, x):
 def _negative_binomial_terms(mu, x, theta):
     """The terms that value and gradients share. NegativeBinomialTerms in csrc/formulas/likelihood.h derives them.
 
-    They are the `gamma_terms` of c, t and b, 1/e, the factors that scale a large x down and up, log q with q = c g / (t
-    e), log q − (q − 1), e (q − 1), and θ log q.
+    They are the `gamma_terms` of c, t and b, 1/e, the factors that scale a large x down and up, and, for
+    q = c g / (t e), log q, log q − (q − 1), e (q − 1) and θ log q.
     """
     c = gamma_terms(x + theta, x.dtype)
     t = gamma_terms(theta, x.dtype)
@@ -301,8 +301,8 @@ def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
 def _poisson_terms(rate, base, offset, x):
     """The terms that value and gradients share. PoissonTerms in csrc/formulas/likelihood.h derives them.
 
-    They are `step`, which is 0 for a large x and else 1, the `gamma_terms` of x + step, log(r/z), and log(r/z) − (r/z −
-    1), for r = rate with log r = log(base) + offset.
+    r = rate has the logarithm log(base) + offset. The terms are `step`, which is 0 for a large x and else 1, the
+    `gamma_terms` of x + step, log(r/z), and log(r/z) − (r/z − 1).
     """
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     step = tl.where(x < STEPS, x * 0.0 + 1.0, x * 0.0)
