@@ -1,9 +1,10 @@
-"""Builds the kernel libraries that this machine can build, and installs in any case: the package works without them.
+"""Builds the kernel libraries that this machine can build. The package is installed in any case, and works without
+them.
 
-VAE_KERNELS_BUILD_CPU = auto | 0 | 1    1: fail if it cannot be built; 0: leave it out
-VAE_KERNELS_BUILD_CUDA = auto | 0 | 1   auto: build it where nvcc is found, with or without a GPU or a CUDA torch
-TORCH_CUDA_ARCH_LIST                    as torch reads it, in numbers; older ones than 8.0, without bfloat16, are left out
-CXX, LDFLAGS                            the C++ compiler (c++), and what the linker is told besides
+VAE_KERNELS_BUILD_CPU = auto | 0 | 1    1: it is an error if the library cannot be built; 0: leave it out
+VAE_KERNELS_BUILD_CUDA = auto | 0 | 1   auto: build it if nvcc is found, with or without a GPU or a CUDA torch
+TORCH_CUDA_ARCH_LIST                    as for torch, in numbers; those below 8.0, without bfloat16, are left out
+CXX, LDFLAGS                            the C++ compiler (c++), and additional options of the linker
 """
 
 import json
@@ -21,13 +22,13 @@ from setuptools.command.build_ext import build_ext
 
 FIND_TORCH = "import json, torch.utils.cpp_extension as c; print(json.dumps([c.include_paths(), c.library_paths()]))"
 STANDARD = "-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000"
-# Without contraction the same bits come out of every instruction set and of every kernel that computes a formula.
+# Without contraction, all instruction sets, and all kernels with the same formula, give the same bits.
 CPU = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off --param=vect-epilogues-nomask=0 -fvisibility=hidden"
 CUDA = "-O3 --fmad=false --threads=0 -Xcompiler=-fPIC,-fvisibility=hidden"  # contraction: at most 3 % less code
 
 
 def find_torch() -> tuple[str, str]:
-    """Options for torch's headers and libraries: of the environment that is installed into, also from an isolated build."""
+    """Compiler options for torch's headers and libraries. An isolated build finds them in the outer environment."""
     for command in ([sys.executable, "-c"], [sys.executable, "-I", "-c"]):
         found = subprocess.run([*command, FIND_TORCH], capture_output=True, text=True)
         if found.returncode == 0:
@@ -37,7 +38,7 @@ def find_torch() -> tuple[str, str]:
 
 
 def commands(kind: str) -> tuple[str, str]:
-    """How to compile and how to link."""
+    """The commands to compile and to link."""
     if kind == "cpu":
         cxx, (include, library) = os.environ.get("CXX", "c++"), find_torch()
         pic = "" if os.name == "nt" else "-fPIC"
@@ -50,14 +51,15 @@ def commands(kind: str) -> tuple[str, str]:
     numbers = sorted(number for number in named if f"sm_{number}" in known)
     if not numbers:
         raise RuntimeError(f"nvcc knows none of the architectures {listed}" if nvcc else "no nvcc")
-    # PTX for the oldest becomes machine code for all, in 57 % of the time: the kernels gain nothing from newer PTX.
+    # PTX for the oldest architecture is compiled to machine code for all. This takes 57 % of the time, and newer PTX
+    # does not make the kernels faster.
     kinds = [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in numbers[:1] if "+PTX" in listed]
     (include, library), code = find_torch(), f"-gencode=arch=compute_{numbers[0]},code=[{','.join(kinds)}]"
     return f"{nvcc} {STANDARD} {CUDA} {code} {include}", f"{nvcc} --shared --cudart=shared {library}"  # torch's runtime
 
 
 def run_ninja(kind: str, folder: Path, library: Path) -> None:
-    """Compiles what changed and what includes it, and links; without make's job server, which is not handed down."""
+    """Compile what changed, and link, without make's job server, which is not handed down to this process."""
     compiler, linker = commands(kind)
     sources = [Path(f"csrc/bind/{kind}.cpp"), *sorted(Path("csrc", kind).glob("*.c*"))]
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def run_ninja(kind: str, folder: Path, library: Path) -> None:
 
 class BuildLibraries(build_ext):
     def get_ext_filename(self, name: str) -> str:
-        return str(Path(*name.split(".")).with_suffix(".so"))  # for torch.ops.load_library: not a module of one Python
+        return str(Path(*name.split(".")).with_suffix(".so"))  # for torch.ops.load_library, not for `import`
 
     def build_extension(self, ext: Extension) -> None:
         kind, library = KINDS[ext.name], Path(self.get_ext_fullpath(ext.name))
@@ -83,16 +85,16 @@ class BuildLibraries(build_ext):
             if WANTED[kind] == "1":
                 raise SystemExit(f"vae_kernels: the kernels for {kind} cannot be built: {reason}") from None
             print(f"vae_kernels: leaving out the kernels for {kind}: {reason}", file=sys.stderr)
-            for path in (library, Path(self.get_ext_filename(ext.name))):  # rather none than those of other sources
+            for path in (library, Path(self.get_ext_filename(ext.name))):  # rather no library than an old one
                 path.unlink(missing_ok=True)
 
 
-class PlainWheel(bdist_wheel):
+class AnyPythonWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]  # the libraries use no Python symbol
+        return "py3", "none", super().get_tag()[2]  # the libraries use no symbol of Python
 
 
 KINDS = {"vae_kernels._cpp": "cpu", "vae_kernels._cuda": "cuda"}
 WANTED = {kind: os.environ.get(f"VAE_KERNELS_BUILD_{kind.upper()}", "auto") for kind in KINDS.values()}
 wanted = [Extension(name, [], optional=WANTED[kind] != "1") for name, kind in KINDS.items() if WANTED[kind] != "0"]
-setup(ext_modules=wanted, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlainWheel})
+setup(ext_modules=wanted, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel})

@@ -1,1 +1,1 @@
-"""Benchmarks of vae_kernels: `python -m benchmarks --help`, and README.md beside this file."""
+"""Benchmarks of vae_kernels: see `python -m benchmarks --help`, and README.md in this folder."""

@@ -21,12 +21,12 @@ TABLE = "results.csv"
 
 SUITES = (*suites.SUITES, "training", "first_call")
 
-# Asked for by its name: it needs other packages, and takes longer than all others.
+# This suite runs only if it is named: it needs other packages, and takes longer than all other suites.
 INTEGRATIONS, ITS_TABLE = "integrations", "integrations.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if a contender gave a wrong result or failed."""
+    """Run the command. Returns the exit status: 1 if a contender gave a wrong result or failed."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             complete = False
             print("interrupted")
-    if complete and not options.out:  # only a whole run replaces a machine's committed results
+    if complete and not options.out:  # only a complete run replaces a machine's committed results
         measured, folder = folder / table, RESULTS / machine.folder_name(plan.device)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(measured, folder / table)
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _measure(work: list[tuple[int, Callable[[], Iterator[list[Row]]]]]) -> Iterator[list[Row]]:
-    """Does the work, with a line for each cell."""
+    """Do the work, and print a line for each cell."""
     columns, total, before = "", sum(size for size, _ in work), 0
     for size, start in work:
         done = 0
@@ -93,7 +93,7 @@ def _draw(folder: Path, rows: list[Row]) -> list[Path | str]:
 
 
 def _work(plan: Plan, chosen: list[str]) -> Iterator[tuple[int, Callable[[], Iterator[list[Row]]]]]:
-    """For each suite how many cases it has, and what starts it."""
+    """For each suite: its number of cases, and the function that starts it."""
     for suite, cells_of in suites.SUITES.items():
         cells = [cell for cell in cells_of(plan) if plan.wants(cell.case.name)]
         if suite in chosen and cells:
@@ -115,11 +115,11 @@ def _rounds(rounds: int | None) -> dict[str, int]:
     return {} if rounds is None else {"rounds": rounds, "at_least": min(rounds, Effort.at_least)}
 
 
-def _table(given: Path | None) -> list[Row]:
-    """The rows of a CSV; of this machine's committed one if none is given."""
-    if given is None:
-        given = RESULTS / machine.folder_name(_default_device()) / TABLE
-    return results.read(given)
+def _table(path: Path | None) -> list[Row]:
+    """The rows of a CSV file; by default of this machine's committed results."""
+    if path is None:
+        path = RESULTS / machine.folder_name(_default_device()) / TABLE
+    return results.read(path)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What is measured, as data: the ops with the bytes that each must move, and the shapes that people train with."""
+"""The measured cases as data: the ops with the bytes that each must move, and the shapes that people train with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Traffic(NamedTuple):
-    """Names of the tensors that must be read and written once. Per-sample sums are neglected."""
+    """The names of the tensors that must be read and written once. Sums per sample are neglected."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -23,9 +23,9 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True)
 class Op:
-    """An op: the shapes of its inputs for a case's shape, which inputs are differentiated, what it must move.
+    """An op: the shapes of its inputs for a case's shape, the differentiated inputs, and the tensors it must move.
 
-    `grad_t` is the gradient of the tensor t, of its size; `z` has the case's shape.
+    `grad_t` is the gradient of the tensor t and has its size. `z` has the case's shape.
     """
 
     inputs: Callable[[Shape], dict[str, Shape]]
@@ -33,13 +33,13 @@ class Op:
     outputs: tuple[str, ...]
     forward: Traffic
     backward: Traffic
-    shared: tuple[str, ...] = ()  # inputs that all samples have in common
+    shared: tuple[str, ...] = ()  # inputs that all samples share
     batch_dims: int = 1  # leading dims that the sums keep
-    num_samples: int | None = None  # the first dim of the case's shape, if it can be no other
+    num_samples: int | None = None  # the first dim of the case's shape, if it is fixed
     dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
-# 45 levels, of as many pixels squared, as of a very deep VAE on 32×32 images (Child 2021).
+# The heights and widths of 45 levels, as in a very deep VAE on 32×32 images (Child 2021).
 HIERARCHY = (1,) * 2 + (4,) * 3 + (8,) * 6 + (16,) * 12 + (32,) * 22
 SAMPLE_COUNTS = (10, 50)
 PRIOR_INPUTS = ("mu", "logvar", "prior_mu", "prior_logvar")
@@ -67,20 +67,20 @@ OPS = {
         forward=Traffic(("moments",), ("z",)),
         backward=Traffic(("grad_z", "moments"), ("grad_moments",)),
     ),
-    "latent-prior": Op(  # 5N, 9N: a learned prior, as at each level of a hierarchical VAE
+    "latent-prior": Op(  # 5N, 9N: a learned prior, as in each level of a hierarchical VAE
         inputs=lambda s: dict.fromkeys(PRIOR_INPUTS, s),
         differentiated=PRIOR_INPUTS,
         outputs=("z", "kl"),
         forward=Traffic(PRIOR_INPUTS, ("z",)),
         backward=Traffic(("grad_z", *PRIOR_INPUTS), tuple(f"grad_{name}" for name in PRIOR_INPUTS)),
     ),
-    "latent-hierarchy": Op(  # the same at 45 levels, the finest of the case's shape
+    "latent-hierarchy": Op(  # the same at 45 levels; the finest has the case's shape
         inputs=lambda s: {
             name: (*s[:2], size, size) for (level, size) in enumerate(HIERARCHY) for name in level_names(level)
         },
         differentiated=_HIERARCHY_INPUTS,
         outputs=tuple(f"{name}_{level}" for level in range(len(HIERARCHY)) for name in ("z", "kl")),
-        forward=Traffic(_HIERARCHY_INPUTS, _HIERARCHY_MEANS),  # z is of the size of mu, and so is its gradient
+        forward=Traffic(_HIERARCHY_INPUTS, _HIERARCHY_MEANS),  # z and its gradient have the size of mu
         backward=Traffic(_HIERARCHY_MEANS + _HIERARCHY_INPUTS, _HIERARCHY_INPUTS),
     ),
     **{
@@ -93,7 +93,7 @@ OPS = {
             shared=("mu", "logvar"),
             batch_dims=2,
             num_samples=count,
-            dtypes=("float32",),  # a rounded z does not tell the noise, from which the expected KL is found
+            dtypes=("float32",),  # the expected KL is computed from the noise, which cannot be found from a rounded z
         )
         for count in SAMPLE_COUNTS
     },
@@ -113,7 +113,7 @@ OPS = {
         forward=Traffic(("logits", "x"), ()),
         backward=Traffic(("logits", "x"), ("grad_logits",)),
     ),
-    "gaussian": Op(  # 3N, 5N: the decoder gives a log-variance for each element
+    "gaussian": Op(  # 3N, 5N: the decoder outputs a log-variance for each element
         inputs=lambda s: {"mean": s, "x": s, "logvar": s},
         differentiated=("mean", "logvar"),
         outputs=("log_px",),
@@ -151,7 +151,7 @@ OPS = {
         backward=Traffic(("mu", "x", "theta"), ("grad_mu", "grad_theta")),
         shared=("theta",),
     ),
-    "categorical": Op(  # N, 2N, and one integer for each position: the last dim is that of the classes
+    "categorical": Op(  # N, 2N, and one integer for each position: the last dim has the classes
         inputs=lambda s: {"logits": s, "x": s[:-1]},
         differentiated=("logits",),
         outputs=("log_px",),
@@ -172,7 +172,7 @@ def _normal(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _rates(shape: Shape, generator: torch.Generator) -> Tensor:
-    """As genes have them: half of them below 0.3, few above 10."""
+    """Random rates like those of genes: half of them are below 0.3, few are above 10."""
     return torch.exp(1.5 * _normal(shape, generator) - 1.2)
 
 
@@ -180,7 +180,7 @@ def _counts(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.poisson(_rates(shape, generator), generator=generator)
 
 
-# Of what is not normal.
+# The inputs that are not drawn from a normal distribution.
 DRAWS: dict[tuple[str, str], Draw] = {
     ("bernoulli", "x"): _uniform,
     ("bernoulli-samples", "x"): _uniform,
@@ -192,7 +192,7 @@ DRAWS: dict[tuple[str, str], Draw] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape, the first dim being the batch, in one dtype."""
+    """One op on one shape, whose first dim is the batch, in one dtype."""
 
     op: str
     shape: Shape
@@ -205,7 +205,7 @@ class Case:
         return f"{self.op} {format_shape(self.shape)} {self.dtype}"
 
     def dtype_of(self, tensor: str) -> torch.dtype:
-        """Parameters that all samples share are float32, as they are beside bfloat16 activations; classes int64."""
+        """The dtype of a tensor. Shared parameters are float32, as with bfloat16 activations. Classes are int64."""
         if (self.op, tensor) == ("categorical", "x"):
             return torch.int64
         op = OPS[self.op]
@@ -213,22 +213,22 @@ class Case:
         return torch.float32 if parameter else DTYPES[self.dtype]
 
     def size_of(self, tensor: str) -> int:
-        """Bytes of one of the tensors that `Traffic` names."""
+        """The size of a tensor that `Traffic` names, in bytes."""
         shape = OPS[self.op].inputs(self.shape).get(tensor.removeprefix("grad_"), self.shape)
         return prod(shape) * self.dtype_of(tensor).itemsize
 
     def moves(self, mode: str) -> list[tuple[list[int], list[int]]]:
-        """The sizes read and written by each pass that the mode runs, in bytes."""
+        """The sizes of the tensors that each pass of the mode reads and writes, in bytes."""
         passes = ("forward", "backward") if mode == "both" else (mode,)
         traffic = [getattr(OPS[self.op], name) for name in passes]
         return [([self.size_of(t) for t in reads], [self.size_of(t) for t in writes]) for reads, writes in traffic]
 
     def ideal_bytes(self, mode: str) -> int:
-        """What must be read from and written to memory, each tensor once in each pass."""
+        """The bytes that must be read and written, with each tensor once per pass."""
         return sum(sum(reads) + sum(writes) for reads, writes in self.moves(mode))
 
     def inputs(self, device: str) -> dict[str, Tensor]:
-        """Values as in training: variances around 1, targets in their range. The same at each call."""
+        """Values as in training: variances around 1, targets in their range. They are equal in all calls."""
         generator = torch.Generator(device).manual_seed(0)
         tensors = {}
         for name, shape in OPS[self.op].inputs(self.shape).items():
@@ -240,7 +240,7 @@ class Case:
         return tensors
 
     def upstream(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Random gradients of the outputs, the same numbers whatever dtype an output has."""
+        """Random gradients of the outputs. The numbers are the same for every dtype of an output."""
         generator = torch.Generator(outputs[0].device).manual_seed(1)
         return tuple(
             torch.randn(t.shape, generator=generator, device=t.device).to(DTYPES[self.dtype]).to(t.dtype)
@@ -285,13 +285,13 @@ LARGE_SHAPES = {(4096, 16384): "2²⁶ elements", (65536, 1024): "2²⁶ element
 
 LARGE_OPS = ("latent", "bernoulli", "gaussian", "gaussian-fixed", "gaussian-scalar", "gaussian-column")
 
-# What the ten minutes on two cores leave out in bfloat16, and of the variants of the Gaussian.
+# The shapes that ten minutes on two cores include for bfloat16, and for the variants of the Gaussian.
 BFLOAT16_IN_DEFAULT = {(128, 20), (128, 784), (512, 4096), (512, 16384)}
 VARIANTS_IN_DEFAULT = {(128, 784), (64, 3, 64, 64)}
 
 
 def cases(device: str, everything: bool) -> list[Case]:
-    """The cases for a device: on a GPU always all, and the large ones."""
+    """The cases for a device. On a GPU they are always all cases, including the large ones."""
     shapes = {
         "latent": LATENT_SHAPES,
         "latent-packed": PACKED_SHAPES,
@@ -321,10 +321,10 @@ def _in_default(op: str, shape: Shape, dtype: str) -> bool:
     return dtype == "float32" or shape in BFLOAT16_IN_DEFAULT
 
 
-# Overhead alone: one element, so that nothing but Python, autograd, the dispatcher and the launch is left.
+# Overhead only: for one element the time is that of Python, autograd, the dispatcher and the launch.
 HOST_CASES = [Case(op, (1, 1), "float32", "one element") for op in ("latent", "bernoulli", "gaussian")]
 
-# Six decades: N = 2⁴ … 2²⁴, four times as many columns as rows.
+# Six decades: N = 2⁴ … 2²⁴, with four times as many columns as rows.
 SCALING_CASES = [
     Case(op, (2 ** (k // 2 - 1), 2 ** (k // 2 + 1)), "float32", "scaling")
     for op in ("latent", "bernoulli", "gaussian")

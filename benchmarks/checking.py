@@ -1,7 +1,7 @@
-"""Is the result right? Asked of every contender before it is timed.
+"""The check of every contender's results, before it is timed.
 
-Expected values are computed here, in float64, by formulas that share no code with the package. The *magnitude* of an
-element is the sum of the absolute values of the terms that it is made of: the scale on which rounding errors count.
+Expected values are computed in float64, by formulas that share no code with the package. The *magnitude* of an element
+is the sum of the absolute values of its terms. Rounding errors are measured relative to it.
 """
 
 import math
@@ -13,25 +13,25 @@ from torch import Tensor
 
 from .cases import DTYPES, HIERARCHY, OPS, PRIOR_INPUTS, SAMPLE_COUNTS, Case
 
-# A kernel errs, in any element, at most twice as much as eager in the same dtype, plus 4 ulp.
+# The error of a kernel, in every element, is at most twice that of eager in the same dtype, plus 4 ulp.
 SLACK_ULP = 4
 
-# Baselines, which lose digits in small elements, must compute the same function: their errors are counted in eps of the
-# largest magnitude in the tensor, and held to the probabilistic bound of a sum of n terms in any order, `λ √n`, each
-# term having gone through some ten operations (Higham & Mary 2019, "A new approach to probabilistic rounding error
-# analysis"; with λ = 5 it fails with a probability below 10⁻⁵).
+# Baselines must compute the same function, but they lose digits in small elements. Their errors are therefore measured
+# in eps of the largest magnitude in the tensor. The limit is the probabilistic bound `λ √n` for a sum of n terms in any
+# order, with about ten operations per term (Higham & Mary 2019, "A new approach to probabilistic rounding error
+# analysis"; for λ = 5 the bound fails with a probability below 10⁻⁵).
 LAMBDA = 5
 OPERATIONS = 10
 
-# Elements at a time. On a CPU the float64 temporaries stay in cache; a GPU is kept waiting at the end of each, and some
-# 30 temporaries of 128 MiB fit its memory.
+# The number of elements that are checked at a time. On a CPU the float64 temporaries fit into the cache. A GPU waits at
+# the end of each chunk, and about 30 temporaries of 128 MiB fit into its memory.
 _CHUNK = {"cpu": 2**16, "cuda": 2**24}
 
 Terms = dict[str, tuple[Tensor, ...]]
 
 
 def _latent(t: dict[str, Tensor]) -> Terms:
-    """The noise is the contender's own: `½ gz exp(l/2) eps = ½ gz (z − mu)`."""
+    """The noise is that of the contender: `½ gz exp(l/2) eps = ½ gz (z − mu)`."""
     mu, l, z, gz, gkl = t["mu"], t["logvar"], t["z"], t["grad_z"], t["grad_kl"]
     return {
         "kl": (mu**2 / 2, (l.expm1() - l) / 2),
@@ -156,7 +156,7 @@ def results(case: Case, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ..
 
 @dataclass
 class Error:
-    """How far a result is off at worst: in ulp of each element's magnitude, and in eps of the largest magnitude."""
+    """The largest error of a result: in ulp of each element's magnitude, and in eps of the largest magnitude."""
 
     ulp: float = 0.0
     difference: float = 0.0
@@ -184,8 +184,11 @@ class Error:
 
 
 def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, Error]:
-    """The errors of each result. Of `z` no value is expected: none if `(z − mu) / std` has mean 0 and variance 1 within
-    five standard errors, else infinite."""
+    """The errors of each result.
+
+    `z` has no expected value. Its error is 0 if `(z − mu) / std` has mean 0 and variance 1 within five standard errors,
+    and infinite otherwise.
+    """
     op, full = OPS[case.op], case.shape
     upstream = case.upstream([got[name] for name in op.outputs])
     sources = {name: t.detach() for name, t in tensors.items()} | {n: got[n] for n in op.outputs if n[0] == "z"}
@@ -219,7 +222,8 @@ def errors(case: Case, tensors: dict[str, Tensor], got: dict[str, Tensor]) -> di
 
 
 def verdict(case: Case, got: dict[str, Tensor], found: dict[str, Error], eager: dict[str, Error] | None) -> str:
-    """Empty if the errors are allowed; else what is wrong. `eager`: the yardstick of a kernel, None for a baseline."""
+    """An empty string if the errors are allowed, else the reason. `eager` has the errors that limit a kernel's; None
+    for a baseline."""
     for name, error in found.items():
         if eager is None:
             off, allowed, unit = error.normwise, baseline_bound(case, name, got[name].dtype), "eps"
@@ -231,7 +235,7 @@ def verdict(case: Case, got: dict[str, Tensor], found: dict[str, Error], eager: 
 
 
 def baseline_bound(case: Case, name: str, dtype: torch.dtype) -> float:
-    """In eps of the result's dtype, for arithmetic in the case's dtype."""
+    """The bound in eps of the result's dtype, for arithmetic in the case's dtype."""
     shape = OPS[case.op].inputs(case.shape).get(name.removeprefix("grad_"), case.shape)
     if name.partition("_")[0] == "kl" or name == "log_px":
         terms = math.prod(OPS[case.op].inputs(case.shape).get("x", case.shape)[1:])
@@ -242,7 +246,7 @@ def baseline_bound(case: Case, name: str, dtype: torch.dtype) -> float:
 
 
 def _aligned(tensor: Tensor, dims: int) -> Tensor:
-    """In float64, with per-sample values standing before the dims of a sample."""
+    """The tensor in float64, with dims of size 1 appended, so that values per sample broadcast."""
     return tensor.double().reshape(tensor.shape + (1,) * (dims - tensor.dim()))
 
 
@@ -257,6 +261,6 @@ def _is_normal(case: Case, tensors: dict[str, Tensor], level: str, z: Tensor) ->
 
 
 def _variance_margin(n: int) -> float:
-    """Margin of χ²ₙ/n, as improbable as five standard deviations (Laurent & Massart 2000, lemma 1)."""
+    """A deviation of χ²ₙ/n that is as improbable as five standard deviations (Laurent & Massart 2000, lemma 1)."""
     x = 15.0  # e⁻¹⁵ = 3e-7
     return 2 * math.sqrt(x / n) + 2 * x / n

@@ -1,10 +1,10 @@
-"""What changed between two runs beyond noise.
+"""A comparison of two runs: the changes beyond noise.
 
-The noise is measured, not assumed. The baselines (copy, eager, torch.distributions, torch.compile) are the same code in
-both runs, so how far *they* moved is what the machine does by itself: the 99th percentile of their moves is the drift.
-Any other cell has changed if its median moved by more than the drift and by more than the spreads of both runs
-together; by chance alone that happens to one in a hundred at most. Under another torch the baselines are no such
-control, and judged like all others.
+The noise is measured, not assumed. The baselines (copy, eager, torch.distributions, torch.compile) have the same code
+in both runs, so the changes of their times are noise of the machine. The 99th percentile of these changes is the drift.
+Any other cell has changed if its median moved by more than the drift, and by more than the sum of its spreads in both
+runs. By chance this happens to at most one cell in a hundred. If the two runs have different versions of torch, the
+baselines are no control, and are judged like all other cells.
 """
 
 import math
@@ -40,7 +40,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`controls`: code that is the same in both runs; `other`: cells that only one run has, or whose status differs."""
+    """`controls` have the same code in both runs. `other` are cells that only one run has, or whose status differs."""
 
     moves: list[Move]
     controls: list[Move]
@@ -58,9 +58,10 @@ class Comparison:
 
 
 def compare(old: list[Row], new: list[Row]) -> Comparison:
-    """
+    """Compare two runs.
+
     Raises:
-        ValueError: the runs are of different devices.
+        ValueError: the runs are from different devices.
     """
     devices = {row.device for row in (*old, *new)}
     if len(devices) > 1:
@@ -97,7 +98,7 @@ def _describe(move: Move) -> str:
 
 
 def _is_control(move: Move) -> bool:
-    """A baseline, under the same versions but for the package's own."""
+    """True for a baseline with the same versions in both runs, except for the package's own version."""
     old, new = ([v for v in row.versions.split(", ") if "vae_kernels" not in v] for row in (move.old, move.new))
     return move.old.contender in UNCHANGED and old == new
 

@@ -1,4 +1,4 @@
-"""Who is measured: the kernel backends, what people have today, and the floor, a copy of the same bytes."""
+"""The contenders: the kernel backends, the code that people have today, and the floor, a copy of the same bytes."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .cases import OPS, SAMPLE_COUNTS, Case
 from .snippets import DISTRIBUTIONS, EAGER, by_levels
 
 COPY = "copy"
-# Another package without our patch.
+# Another package, without our patch.
 PUBLISHED = "published"
 
 
@@ -47,7 +47,7 @@ KERNELS = {
 }
 
 
-# torch.compile once for each shape, as it does by default, or for any.
+# torch.compile for each shape separately, which is its default, or once for all shapes.
 _BASELINES = {
     "eager": EAGER.__getitem__,
     "distributions": DISTRIBUTIONS.__getitem__,
@@ -55,41 +55,41 @@ _BASELINES = {
     "compile-dynamic": lambda op: torch.compile(EAGER[op], dynamic=True),
 }
 
-# They do not change with the package, so how far they move between two runs is what the machine does by itself.
+# They do not depend on the package, so the changes of their times between two runs are noise of the machine.
 UNCHANGED = (COPY, PUBLISHED, *_BASELINES)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to compute the ops: `build(op)` gives a function of the op's inputs; `backend` is one of vae_kernels'."""
+    """A way to compute the ops. `build(op)` returns a function of the op's inputs; `backend` is one of vae_kernels."""
 
     name: str
     build: Callable[[str], Callable[..., tuple[Tensor, ...]]]
     backend: str | None = None
 
     def chosen(self) -> contextlib.AbstractContextManager:
-        """Within it, vae_kernels' functions run on this contender's backend."""
+        """Context manager within which the functions of vae_kernels run on this contender's backend."""
         return vk.use_backend(self.backend) if self.backend else contextlib.nullcontext()
 
 
 class Calls(NamedTuple):
-    """A forward pass, and the backward pass of what it returned."""
+    """A forward pass, and the backward pass of its results."""
 
     forward: Callable[[], tuple[Tensor, ...]]
     backward: Callable[[tuple[Tensor, ...]], object]
 
 
 def named(name: str) -> Contender:
-    """The contender of that name, whether it can run here or not."""
+    """The contender with this name, even if it cannot run here."""
     if name in _BASELINES:
         return Contender(name, _BASELINES[name])
     return Contender(name, KERNELS.__getitem__, backend=name)
 
 
 def contenders(device: str, *, dynamic: bool = False) -> tuple[list[Contender], dict[str, str]]:
-    """Those that can run on the device, and why others cannot. `dynamic`: torch.compile for any size at once."""
+    """The contenders that can run here, and the reasons of the others. `dynamic`: one torch.compile for all sizes."""
     reasons = {name: "" if state == "available" else state for name, state in vk.backends()[device].items()}
-    del reasons["eager"]  # the package's own fallback; the baseline of that name is what people write
+    del reasons["eager"]  # the package's own fallback; the baseline with this name is the code that people write
     if device == "cpu" and not reasons["triton"]:
         reasons["triton"] = "on a CPU it runs under Triton's interpreter, which is for tests"
     reasons |= {"eager": "", "distributions": "", "compile-dynamic" if dynamic else "compile": _why_not_compile(device)}
@@ -97,7 +97,7 @@ def contenders(device: str, *, dynamic: bool = False) -> tuple[list[Contender], 
 
 
 def calls(function: Callable[..., tuple[Tensor, ...]], case: Case, tensors: dict[str, Tensor]) -> Calls:
-    """The passes of a contender's function on a case's tensors, the backward one under random upstream gradients."""
+    """Both passes of a contender's function on a case's tensors. The backward pass has random upstream gradients."""
     inputs = tuple(tensors.values())
     differentiated = tuple(tensors[name] for name in OPS[case.op].differentiated)
     upstream = case.upstream(function(*inputs))
@@ -108,17 +108,17 @@ def calls(function: Callable[..., tuple[Tensor, ...]], case: Case, tensors: dict
 
 
 def copy_calls(case: Case, device: str) -> Calls:
-    """The floor: as many bytes as the op must write are copied into as many fresh tensors, and as many bytes as it must
-    read beyond those are summed, which reads them and no more."""
+    """The floor. It copies the number of bytes that the op must write, into the same number of fresh tensors. If the op
+    must read more bytes, it sums the number of the additional ones, which only reads them."""
     forward, backward = (_mover(*case.moves(mode)[0], device) for mode in ("forward", "backward"))
     return Calls(forward, lambda _: backward())
 
 
 def _mover(reads: list[int], writes: list[int], device: str) -> Callable[[], list[Tensor]]:
-    # The sum of int64 is the fastest read that torch has on a CPU: 31 GB/s where that of float32 is 17 to 25.
+    # The sum of int64 is torch's fastest read on a CPU: 31 GB/s, and that of float32 17 to 25.
     sources = [_words(size, device) for size in writes]
-    rest = _words(max(0, sum(reads) - sum(writes)), device)
-    return lambda: [source.clone() for source in sources] + [rest.sum()]
+    extra = _words(max(0, sum(reads) - sum(writes)), device)
+    return lambda: [source.clone() for source in sources] + [extra.sum()]
 
 
 def _words(size: int, device: str) -> Tensor:
@@ -127,7 +127,8 @@ def _words(size: int, device: str) -> Tensor:
 
 @cache
 def _why_not_compile(device: str) -> str:
-    """Empty if torch.compile works here. What it compiled before would hide that the compiler is gone."""
+    """An empty string if torch.compile works here, else the reason. The cache is fresh, because a cached result would
+    hide that there is no compiler."""
     from torch._inductor.utils import fresh_cache
 
     try:

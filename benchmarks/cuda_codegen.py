@@ -1,8 +1,8 @@
-"""What nvcc made of the CUDA kernels, read from the built library; no GPU is needed.
+"""The code that nvcc generated for the CUDA kernels, read from the built library. No GPU is needed.
 
-`python -m benchmarks.cuda_codegen` prints the table and writes `results/cuda_codegen.csv`. One PTX is made into machine
-code for every architecture (see setup.py): global moves are counted in it, registers and memory per architecture.
-Instructions are counted in the machine code for sm_90, see machine_code.py.
+`python -m benchmarks.cuda_codegen` prints a table and writes `results/cuda_codegen.csv`. The machine code for every
+architecture comes from one PTX (see setup.py). Moves of global memory are counted in the PTX, registers and memory per
+architecture. Instructions are counted in the machine code for sm_90: see machine_code.py.
 """
 
 import csv
@@ -25,11 +25,14 @@ TABLE = Path(__file__).parent / "results" / "cuda_codegen.csv"
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel on one architecture: memory in bytes, per thread and (shared) per block; moves as they stand in its
-    code, those of 16 bytes apart from smaller ones. `stack` and `local` would hold what registers cannot. `ptx` is the
-    version of that language, which tells nvcc's. On sm_90, of kernels for whole packs: instructions per element, those
-    of the special-function unit, and the predicted fractions of a copy of all tensors that the kernel can read and
-    write."""
+    """One kernel on one architecture.
+
+    Memory is in bytes, per thread and (shared) per block. `stack` and `local` would hold values that do not fit into
+    registers. Moves are counted in the code, those of 16 bytes separately from smaller ones. `ptx` is the version of
+    PTX, from which nvcc's version follows. On sm_90, kernels for complete packs of 16 bytes also have the instructions
+    per element, those of the special-function unit, and the predicted fractions of the speed of a copy of all tensors
+    that the kernel can read and write.
+    """
 
     name: str
     architecture: str
@@ -49,12 +52,12 @@ class Kernel:
 
     @property
     def packs(self) -> bool:
-        """Whether it is for tensors of whole aligned packs of 16 bytes."""
+        """True if the kernel is for tensors that consist of complete, aligned packs of 16 bytes."""
         return "Vectors<" in self.name
 
 
 def why_not() -> str:
-    """Empty if the kernels can be inspected here."""
+    """An empty string if the kernels can be inspected here, else the reason."""
     if not LIBRARY.exists():
         return f"{LIBRARY.name} was not built: no nvcc"
     if not cuobjdump().exists():
@@ -71,7 +74,7 @@ def cuobjdump() -> Path:
 
 
 def kernels() -> list[Kernel]:
-    """Of the library, those of one architecture together."""
+    """The kernels in the library, grouped by architecture."""
     moves, ways = dict(_moves()), dict(_ways("sm_90"))
     version = next(line.removeprefix(".version ") for line in _dump("-ptx") if line.startswith(".version "))
     names = _names(list(moves))
@@ -93,8 +96,11 @@ def kernels() -> list[Kernel]:
 
 
 def _per_element(name: str, loads: int, loops: list[Way]) -> tuple[float | None, ...]:
-    """Instructions, special ones, and a prediction for each card. A pack of each tensor is loaded by one of the `loads`;
-    of logits several packs are. What a second loop loads again comes from a cache."""
+    """Instructions, special ones, and a prediction for each card.
+
+    Each of the `loads` loads a pack of one tensor; for logits there are several packs. A second loop loads from a
+    cache.
+    """
     size = {"float": 4, "BFloat16": 2, "Float16": 2}
     access = re.search(r"\bVectors<(\w+)>", name)
     if not access or not loops:
@@ -117,7 +123,7 @@ def _dump(*options: str) -> list[str]:
 
 
 def _resources() -> Iterator[tuple[str, str, dict[str, int]]]:
-    """Architecture, kernel and what it uses."""
+    """Architecture, kernel, and the resources it uses."""
     architecture = symbol = ""
     for line in _dump("-res-usage"):
         if line.startswith("arch = "):
@@ -129,7 +135,7 @@ def _resources() -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def _ways(architecture: str) -> Iterator[tuple[str, list[Way]]]:
-    """For each kernel, what lies on the way through its main loops; nothing for those of any layout."""
+    """For each kernel, the instructions on the way through its main loops. Kernels for any layout have none."""
     text = "\n".join(_dump("-sass", "-arch", architecture))
     for kernel in re.split(r"^\s*Function : ", text, flags=re.MULTILINE)[1:]:
         symbol, _, code = kernel.partition("\n")
@@ -137,7 +143,7 @@ def _ways(architecture: str) -> Iterator[tuple[str, list[Way]]]:
 
 
 def _moves() -> Iterator[tuple[str, Counter[tuple[str, bool]]]]:
-    """For each kernel, how many loads and stores of 16 bytes and of fewer."""
+    """For each kernel, the number of loads and stores of 16 bytes, and of fewer bytes."""
     count: Counter[tuple[str, bool]] = Counter()
     for line in _dump("-ptx"):
         if entry := re.match(r".*\.entry (\w+)\(", line):
@@ -148,7 +154,7 @@ def _moves() -> Iterator[tuple[str, Counter[tuple[str, bool]]]]:
 
 
 def _names(symbols: list[str]) -> dict[str, str]:
-    """What the sources call them, without namespaces and function arguments."""
+    """The names in the sources, without namespaces and function arguments."""
     demangled = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
     names = (re.sub(r"\(anonymous namespace\)::|\bvk::(cuda::)?|^void ", "", name) for name in demangled.splitlines())
     return {symbol: name.partition("(")[0].replace(" >", ">") for symbol, name in zip(symbols, names, strict=True)}
@@ -162,7 +168,7 @@ def write(path: Path, found: list[Kernel]) -> None:
 
 
 def table(found: list[Kernel]) -> str:
-    """A line for each kernel: its registers on each architecture, its moves of 16 bytes, instructions and predictions."""
+    """A table with a line per kernel: registers on each architecture, moves of 16 bytes, instructions, predictions."""
     architectures = list(dict.fromkeys(kernel.architecture for kernel in found))
     registers = {(kernel.name, kernel.architecture): kernel.registers for kernel in found}
     counted = {kernel.name: kernel for kernel in found if kernel.instructions is not None}

@@ -1,8 +1,9 @@
-"""Forward and backward pass of what one does with `vae_kernels.distributions`, and with the namesakes in torch.
+"""Forward and backward passes with `vae_kernels.distributions`, and with the corresponding classes of torch.
 
     python -m benchmarks.distributions
 
-A table of medians in turn, and how many times faster ours is; both without and with validation of arguments.
+It prints a table of medians, from alternating measurements, and how many times faster ours is, without and with
+validation of arguments.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Pair(NamedTuple):
-    """Both are functions of parameters, which get gradients, and perhaps a value."""
+    """Two functions of the same arguments: parameters, which get gradients, and for some a value."""
 
     theirs: Function
     ours: Function
@@ -110,7 +111,7 @@ def _calls(function: Function, parameters: list[Tensor], value: list[Tensor]) ->
 
 
 def ratio(pair: Pair, shape: tuple[int, ...], effort: Effort) -> float:
-    """How many times faster ours is: the quotient of the medians."""
+    """How many times faster ours is: the ratio of the medians."""
     parameters = [draw(*shape).requires_grad_() for draw in pair.parameters]
     value = [pair.value(*shape)] if pair.value else []
     samplers = {

@@ -1,5 +1,7 @@
-"""How long one waits for the first result: a first forward and backward pass in a fresh process, with empty compiler
-caches, torch and the package being imported and the inputs made. It contains whatever a contender loads or compiles.
+"""The time of the first forward and backward pass in a fresh process with empty compiler caches.
+
+torch and the package are imported before, and the inputs are made before. The time includes everything that a contender
+loads or compiles.
 
 `python -m benchmarks.first_call CONTENDER OP SHAPE DEVICE` prints the milliseconds.
 """
@@ -23,7 +25,7 @@ FIRST_CALL_CASES = [Case("latent", (128, 20), "float32", "MNIST, MLP")]
 
 
 def run(cases: list[Case], plan: Plan) -> Iterator[list[Row]]:
-    """The rows of each case, one list for each."""
+    """The rows of each case, as one list per case."""
     competing = contenders(plan.device)[0]
     for case in cases:
         yield [_measure(contender, case, plan.device) for contender in competing]

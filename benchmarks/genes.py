@@ -1,7 +1,7 @@
-"""A VAE of gene counts as scvi-tools builds it, to see what its negative binomial is worth in a training step.
+"""A VAE of gene counts with the architecture of scvi-tools, to measure the negative binomial within a training step.
 
-Lopez et al. 2018: an encoder of log(1 + x), a decoder that ends in a softmax over the genes, times the counts of the cell
-(its library size), and a dispersion for each gene.
+Lopez et al. 2018: the encoder reads log(1 + x). The decoder ends in a softmax over the genes, multiplied by the total
+count of the cell (its library size). Each gene has its own dispersion.
 """
 
 import torch
@@ -13,12 +13,12 @@ from . import snippets
 
 
 def hidden_layer(inputs: int, outputs: int) -> nn.Sequential:
-    # scvi-tools' settings of the normalisation.
+    # The normalisation has the settings of scvi-tools.
     return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs, eps=1e-3, momentum=0.01), nn.ReLU())
 
 
 class CountsVAE(nn.Module):
-    """One hidden layer on each side."""
+    """One hidden layer in the encoder and one in the decoder."""
 
     def __init__(self, genes: int, hidden: int, latent_dim: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CountsVAE(nn.Module):
 
 
 def counts(shape: tuple[int, ...]) -> Tensor:
-    """Cells of which some are deeper sequenced than others, genes of which most are rare: three quarters are zeros."""
+    """Random counts. The sequencing depth of cells varies, and most genes are rare: three quarters are zeros."""
     depth, genes = torch.exp(0.3 * torch.randn(shape[0], 1)), torch.exp(1.5 * torch.randn(shape[1]) - 2)
     return torch.poisson(depth * genes)
 

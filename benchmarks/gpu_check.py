@@ -1,8 +1,9 @@
-"""What needs a GPU, in stages: `python -m benchmarks.gpu_check STAGE --out FOLDER`. docs/gpu.md has the order.
+"""Everything that needs a GPU, in stages: `python -m benchmarks.gpu_check STAGE --out FOLDER`. docs/gpu.md has the
+order.
 
-A stage demands the backends that it tests, building the CUDA library if the one that is there does not load; it writes
-what it finds as it finds it, needs no other stage, and ends itself after eight minutes. The exit status is 1 if anything
-failed. Installs nothing: the interpreter must see a CUDA torch, triton and pytest.
+A stage requires the backends that it tests. If the CUDA library does not load, the stage builds it. A stage writes each
+result at once, needs no other stage, and ends after eight minutes. The exit status is 1 if anything failed. Nothing is
+installed: the interpreter must find a CUDA torch, triton and pytest.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from .machine import ROOT, cores, device_name, versions
 LIMIT = 480  # seconds
 TESTS = ROOT / "python_tests"
 REQUIRED = ("4096×16384", "latent 128×20")
-# What people train with; the suite `host` has one shape alone.
+# Shapes that people train with. The suite `host` has only one shape.
 TIMED = ("65536×1024", "128×784", "1×1")
 TIMED_NEXT = ("4×4×64×64", "16×16×32×32", "8×786432")
-# Of our own kernels. What torch's read and write is not checked.
+# Parts of the names of our own kernels. The accesses of torch's kernels are not checked.
 KERNEL_NAMES = (
     *(
         "rows_kernel",
@@ -47,7 +48,7 @@ BACKENDS = "import json, sys, vae_kernels as vk; print(json.dumps(vk.backends()[
 
 
 class Stage:
-    """A stage's output and its time: `<name>.txt` in the folder gets all that its commands print, as they print it."""
+    """A stage's output and its time. `<name>.txt` in the folder gets everything that its commands print, at once."""
 
     def __init__(self, name: str, device: str, out: Path, limit: float = LIMIT) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ class Stage:
             print(text, file=stream, flush=True)
 
     def run(self, *command: object, **environment: str) -> bool:
-        """False if it fails or does not end in time; then all its processes are killed."""
+        """Run a command. Returns False if it fails, or does not end in time; all its processes are killed then."""
         self.say(" ".join(["+", *(f"{k}={v}" for k, v in environment.items()), *map(str, command)]))
         try:
             process = subprocess.Popen(
@@ -92,7 +93,7 @@ class Stage:
         return self.run(sys.executable, *arguments, **environment)
 
     def demand(self, *backends: str) -> bool:
-        """Whether the backends serve the device, the CUDA library built for it first if it must be."""
+        """True if the backends serve the device. Builds the CUDA library before, if necessary."""
         states = self._states()
         if "cuda" in backends and states.get("cuda") != "available" and self.device == "cuda":
             self.say(f"cuda: {states.get('cuda')}")
@@ -109,7 +110,7 @@ class Stage:
         return all(states.get(name) == "available" for name in backends)
 
     def _states(self) -> dict[str, str]:
-        """Asked in a process of its own: what did not load once is remembered."""
+        """The states of all backends, from a new process: this one would remember a library that did not load."""
         done = subprocess.run([sys.executable, "-c", BACKENDS, self.device], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             self.say(done.stderr)
@@ -118,12 +119,12 @@ class Stage:
 
 
 def kernels(device: str) -> tuple[str, ...]:
-    """The backends that must serve the device; for a CPU, on which the stages themselves are tested, the C++ one."""
+    """The backends that must serve the device. On a CPU, where the stages are tested, it is the C++ backend."""
     return ("cuda", "triton") if device == "cuda" else ("cpp",)
 
 
 def smoke(stage: Stage) -> bool:
-    """Versions, libraries, and every op of each backend once against eager."""
+    """Print versions and libraries, and compare every op of each backend once with eager."""
     for command in (("nvidia-smi",), ("nvcc", "--version"), ("compute-sanitizer", "--version")):
         if shutil.which(command[0]):
             stage.run(*command)
@@ -133,18 +134,18 @@ def smoke(stage: Stage) -> bool:
 
 
 def required(stage: Stage) -> bool:
-    """The ratios that are required."""
+    """Measure the required ratios."""
     measured = _time(stage, "ops", only=REQUIRED)
     return stage.python("-m", "benchmarks", "required", stage.out / stage.name / "results.csv") and measured
 
 
 def timings(stage: Stage) -> bool:
-    """Other shapes, and the host's part."""
+    """Measure other shapes, and the host's time."""
     return _time(stage, "ops", "host", only=TIMED)
 
 
 def more_timings(stage: Stage) -> bool:
-    """The shapes of convolutional models and latent diffusion."""
+    """Measure the shapes of convolutional models and latent diffusion."""
     return _time(stage, "ops", only=TIMED_NEXT)
 
 
@@ -154,24 +155,24 @@ def _time(stage: Stage, *suites: str, only: tuple[str, ...]) -> bool:
 
 
 def cuda(stage: Stage) -> bool:
-    """The correctness suite for the CUDA kernels."""
+    """Run the correctness tests of the CUDA kernels."""
     name = kernels(stage.device)[0]
     return stage.demand(name) and _test(stage, name)
 
 
 def triton(stage: Stage) -> bool:
-    """The same for the Triton kernels, of which each variant is compiled once."""
+    """Run the correctness tests of the Triton kernels. Each variant is compiled once."""
     return stage.demand("triton") and _test(stage, "triton")
 
 
 def rest(stage: Stage) -> bool:
-    """Tests that concern no kernel backend or all of them; then those that take gigabytes, one by one."""
+    """Run the tests of no backend or of all backends. Then run those that need gigabytes, one at a time."""
     there = stage.demand(*kernels(stage.device))
     return all([there, _test(stage, "rest"), _test(stage, "slow", workers=1)])
 
 
 def _test(stage: Stage, part: str, workers: int | None = None) -> bool:
-    """Tests on the device, chosen by python_tests/gpu_part.py, which writes each outcome at once."""
+    """Run tests on the device. python_tests/gpu_part.py chooses them, and writes each outcome at once."""
     workers = workers or min(16, cores())
     parallel = ("--numprocesses", workers, "--dist", "worksteal") if find_spec("xdist") and workers > 1 else ()
     return stage.python(
@@ -184,18 +185,18 @@ def _test(stage: Stage, part: str, workers: int | None = None) -> bool:
 
 
 def memcheck(stage: Stage) -> bool:
-    """Reads and writes out of bounds. Each tensor has an allocation of its own: the first element behind it is outside."""
+    """Find accesses out of bounds. Each tensor has its own allocation: the element behind it is out of bounds."""
     return _sanitize(stage, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def racecheck(stage: Stage) -> bool:
-    """Races for shared memory."""
+    """Find races in shared memory."""
     return _sanitize(stage)
 
 
 def initcheck(stage: Stage) -> bool:
-    """Reads of what nobody wrote: the tool sees writes of the kernels that it checks, copies and fills, so all that our
-    kernels read was copied from the host or written by them."""
+    """Find reads of uninitialised memory. The tool sees copies, fills, and the writes of the kernels that it checks.
+    All inputs of our kernels are therefore copied from the host, or written by our kernels."""
     return _sanitize(stage, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
@@ -209,7 +210,7 @@ def _sanitize(stage: Stage, **environment: str) -> bool:
         return False
     program = (sys.executable, TESTS / "short_gpu_run.py", stage.device)
     environment["PYTHONPATH"] = str(ROOT)
-    # Triton compiles outside the sanitizer, in parallel, into its cache.
+    # Triton first compiles outside of the sanitizer, in parallel, into its cache.
     if not stage.python(*program[1:], "--processes", COMPILERS, **environment):
         return False
     own = [part for name in KERNEL_NAMES for part in ("--kernel-name", f"kns={name}")]
@@ -232,7 +233,7 @@ STAGES: dict[str, Callable[[Stage], bool]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 without the device, and if anything failed."""
+    """Run a stage. Returns the exit status: 1 if there is no device, or if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.partition("\n\n")[0])
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("out/gpu_check"), help="folder for all that is found")

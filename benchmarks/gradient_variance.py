@@ -1,14 +1,14 @@
-"""Why the reparameterisation is there: the variance of its gradient against that of the score function's.
+"""The variance of the reparameterised gradient, compared with that of the score-function gradient.
 
 Both estimate the gradient of the same ELBO, `E_q[log p(x|z)] − KL(q ‖ N(0, 1))`, with L samples of z from
 `q(z|x) = N(mu, exp(logvar))` and the KL in closed form:
 
     reparameterised   ∇ 1/L Σ log p(x|z_l),  z_l = mu + exp(logvar/2) · eps_l
     score function    1/L Σ log p(x|z_l) ∇ log q(z_l|x),  z_l held fixed
-    with a baseline   the same, from each log p(x|z_l) the mean of the others subtracted (L ≥ 2)
+    with a baseline   the same, after subtracting from each log p(x|z_l) the mean of the others (L ≥ 2)
 
-The gradient is that of the encoder's parameters on one batch of the digits, for a VAE that was trained on them. Its
-variance is the trace of its covariance matrix.
+The gradient is with respect to the encoder's parameters, on one batch of the digits, for a VAE that was trained on the
+digits. Its variance is the trace of its covariance matrix.
 
 Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.2; Williams 1992, "Simple statistical
 gradient-following algorithms for connectionist reinforcement learning"; Mnih & Rezende 2016, "Variational inference for
@@ -36,12 +36,13 @@ from vae_kernels.training import data
 FOLDER = Path(__file__).resolve().parent / "results" / "gradient_variance"
 BATCH = 64
 
-# log p(x|z) of each of L samples, (L, B), and what of it enters the surrogate loss whose gradient is wanted.
+# A function of log p(x|z) and log q(z|x), both (L, B) for L samples, to the surrogate loss whose gradient is the
+# estimate.
 Surrogate = Callable[[Tensor, Tensor], Tensor]
 
 
 class Measured(NamedTuple):
-    """Trace of the covariance of one estimate, its standard error over the repeats, and the mean gradient."""
+    """The trace of the covariance of one estimate, its standard error over the repeats, and the mean gradient."""
 
     variance: float
     standard_error: float
@@ -49,7 +50,7 @@ class Measured(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of the table. `ratio`: over the reparameterised estimate's variance with as many samples."""
+    """A line of the table. `ratio` is relative to the reparameterised estimate with the same number of samples."""
 
     estimator: str
     samples: int
@@ -80,7 +81,7 @@ ESTIMATORS: dict[str, Surrogate] = {
 
 
 def trained_model(epochs: int) -> tuple[MLPVAE, Tensor]:
-    """A VAE after some epochs on the digits, and a batch of them."""
+    """A VAE that was trained on the digits for some epochs, and a batch of digits."""
     pictures = data.digits()
     x = pictures.pixels(pictures.train, torch.float32)
     with torch.random.fork_rng(devices=[]):
@@ -116,8 +117,12 @@ def measure(model: MLPVAE, x: Tensor, estimator: str, samples: int, repeats: int
 
 
 def table(model: MLPVAE, x: Tensor, counts: list[int], repeats: int) -> tuple[list[Line], dict[str, float]]:
-    """The lines, and for each other estimator how far its mean gradient is from the reparameterised one's, as a
-    multiple of what their variances let expect: near 1 if both estimate the same."""
+    """The lines of the table, and for each other estimator the distance of its mean gradient from the reparameterised
+    one.
+
+    The distance is in multiples of its expected value, which follows from the variances. It is near 1 if both estimate
+    the same gradient.
+    """
     work = [(name, count) for name in ESTIMATORS for count in counts if count > 1 or "baseline" not in name]
     found = {key: measure(model, x, *key, repeats) for key in tqdm(work, desc="gradients", unit="estimate")}
     lines = [

@@ -1,4 +1,4 @@
-"""What `vk.patch` is worth in other packages: whole trainings of scvi-tools, and the posteriors of diffusers."""
+"""The effect of `vk.patch` in other packages: complete trainings of scvi-tools, and posteriors of diffusers."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from .contenders import PUBLISHED, Calls, first_line
 from .results import Row, provenance
 from .suites import Plan, fill_times
 
-# How a contender patches the packages.
+# The patch of each contender.
 CONTENDERS: dict[str, Callable[[str], contextlib.AbstractContextManager]] = {
     PUBLISHED: lambda package: contextlib.nullcontext(),
     "patched": lambda package: getattr(vk.patch, package)(),
@@ -30,7 +30,7 @@ WITH_NOISE = {"patched, noise": lambda package: vk.patch.diffusers(noise="kernel
 
 @dataclass(frozen=True)
 class Work:
-    """Something that is timed with and without the patch of a package. `results` must agree to `rtol`."""
+    """A piece of work that is timed with and without the patch of a package. `results` must agree to `rtol`."""
 
     package: str
     op: str
@@ -49,14 +49,14 @@ class Work:
         return CONTENDERS | {name: WITH_NOISE[name] for name in self.more}
 
 
-# scvi-tools: cells are read in batches of 128, nine tenths of them are trained on.
+# scvi-tools: the training uses nine tenths of the cells, in batches of 128.
 
 CELLS, EPOCHS = 1280, 2
 
 
 @cache
 def _cells(shape: Shape) -> object:
-    """Counts of cells and genes, as AnnData."""
+    """Random counts of cells and genes, as AnnData."""
     from anndata import AnnData
 
     with torch.random.fork_rng(devices=[]):
@@ -65,10 +65,10 @@ def _cells(shape: Shape) -> object:
 
 
 def _train(work: Work, device: str) -> tuple[float, Tensor]:
-    """Seconds of a training, from the first epoch to the last, and its history of losses."""
+    """Train. Returns the seconds from the first epoch to the last, and the history of losses."""
     import scvi
 
-    for name in ("pytorch", "fabric"):  # which set their levels when they are imported
+    for name in ("pytorch", "fabric"):  # these set their levels when they are imported
         logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     scvi.settings.seed = 0
     data = _cells(work.shape)
@@ -94,7 +94,7 @@ def _training(likelihood: str, count: int) -> Work:
     )
 
 
-# diffusers: a posterior, its sample and KL, and the backward pass of both.
+# diffusers: a posterior with sample and KL, and the backward pass of both.
 
 
 def _parameters(work: Work, device: str) -> Tensor:
@@ -115,7 +115,7 @@ def _step(p: Tensor) -> Calls:
 
 
 def _kl(work: Work, device: str) -> Tensor:
-    """The KL, which knows no noise."""
+    """The KL, which does not depend on the noise."""
     return _step(_parameters(work, device)).forward()[1].detach().double().cpu()
 
 
@@ -130,7 +130,7 @@ def _posterior(shape: Shape, dtype: str) -> Work:
         sampler=lambda work, device: timing.sampler(
             _step(_parameters(work, device)), "both", device, torch.get_num_threads()
         ),
-        # The published sum of that many terms in that dtype.
+        # The error of the published sum, with this number of terms in this dtype.
         rtol=8 * torch.finfo(getattr(torch, dtype)).eps,
         more=("patched, noise",),
     )
@@ -140,7 +140,7 @@ WORKS = [
     *(_training(likelihood, count) for count in (2000, 10000, 20000) for likelihood in ("nb", "zinb")),
     *(
         _posterior(shape, dtype)
-        # Latents of 512×512 pictures, and of a video of 17 frames.
+        # Latents of 512×512 pictures, and of a video with 17 frames.
         for shape in ((8, 8, 64, 64), (1, 32, 5, 60, 90))
         for dtype in ("float32", "bfloat16")
     ),
@@ -148,7 +148,7 @@ WORKS = [
 
 
 def left_out() -> dict[str, str]:
-    """Packages that are not there, and what to do."""
+    """The packages that are missing, and how to install them."""
     return {
         package: f"pip install {name}"
         for package, name in (("scvi", "scvi-tools"), ("diffusers", "diffusers"))
@@ -157,7 +157,7 @@ def left_out() -> dict[str, str]:
 
 
 def run(works: list[Work], plan: Plan) -> Iterator[list[Row]]:
-    """The rows of each work, one list for each."""
+    """The rows of each work, as one list per work."""
     for work in works:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Where and with what a run was made: no host name, no path."""
+"""The device and the versions of a run, without host name and paths."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def folder_name(device: str) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,9 +1,9 @@
-"""How many instructions a kernel takes per element, read from its machine code, and what that lets one expect of a GPU.
+"""The number of instructions per element of a kernel, read from its machine code, and a prediction of its speed.
 
-Counted is the main loop: a loop around no other, whose body moves tensors in pieces of 16 bytes. Where its body branches,
-the count is that of the longest way that calls no subroutine: both sides of a condition are tried, rare cases that
-compilers move into subroutines (divisions by subnormal numbers) are left out. If threads of a warp disagree, both sides
-run; that is not counted. Without a loop, the way through the whole kernel is counted.
+The instructions of the main loop are counted. It is an innermost loop whose body moves tensors in pieces of 16 bytes.
+If its body branches, the longest way that calls no subroutine is counted: both sides of a condition are tried, but rare
+cases that compilers move into subroutines (divisions by subnormal numbers) are not. If threads of a warp take different
+sides, both run; this is not counted. In a kernel without a loop, the way from its start to its end is counted.
 """
 
 import re
@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-# A thread's move of this many bytes is one of a tensor.
-WHOLE = 16
-
 
 class Card(NamedTuple):
-    """Rates of a GPU: clock in 1/s, a copy's bytes per second, read and written."""
+    """The rates of a GPU: the clock in 1/s, and the bytes per second that a copy reads and writes."""
 
     clock: float
     copy: float
@@ -27,20 +24,22 @@ CARDS = {"h100": Card(1.75e9, 3.0e12), "h200": Card(1.85e9, 4.3e12)}
 MULTIPROCESSORS = 132
 LANES = 128
 SPECIAL_LANES = 16
-ISSUED = 0.85  # of the lanes' cycles, at best
+ISSUED = 0.85  # the highest fraction of cycles in which lanes are issued instructions
 
 
 def predicted(card: Card, instructions: float, special: float, bytes_: float) -> float:
-    """The fraction of a copy's speed that a kernel reaches, a prediction: all three per element.
+    """The predicted fraction of a copy's speed that a kernel reaches. Instructions, special ones and bytes are per
+    element.
 
-    Moving bytes and issuing instructions overlap, but not wholly: taken together as the mean of their fourth powers."""
+    Moving bytes and issuing instructions overlap, but not completely: the combined time is the fourth root of the sum
+    of their fourth powers."""
     cycles = max(instructions / LANES, special / SPECIAL_LANES) / ISSUED
     issue, move = cycles / (MULTIPROCESSORS * card.clock), bytes_ / card.copy
     return (1 + (issue / move) ** 4) ** -0.25
 
 
 class Way(NamedTuple):
-    """What lies on a way through code: moves of 16 bytes, instructions, those of them for the special-function unit."""
+    """The counts on a way through code: moves of 16 bytes, instructions, and those of the special-function unit."""
 
     loads: int = 0
     stores: int = 0
@@ -60,7 +59,8 @@ NOTHING = Way()
 
 @dataclass
 class Block:
-    """Instructions without a branch between them. `calls`: its end calls a subroutine; `table`: it branches by a table."""
+    """Instructions without a branch between them. `calls`: the block ends with a call. `table`: it ends with a branch
+    by a table."""
 
     way: Way = NOTHING
     calls: bool = False
@@ -68,11 +68,11 @@ class Block:
     next: list[str] = field(default_factory=list)
 
 
-Code = dict[str, Block]  # by label, the first is where the kernel begins
+Code = dict[str, Block]  # by label; the first block is the start of the kernel
 
 
 def main_loops(code: Code) -> list[Way]:
-    """The longest way through each main loop; through the whole kernel if it has none."""
+    """The longest way through each main loop; if there is none, the longest way through the kernel."""
     loops = list(_loops(code))
     inner = [(head, body) for head, body in loops if not any(other < body for _, other in loops)]
     ways = [way for head, body in inner if (way := _longest(code, head, body)) and way.moves]
@@ -100,7 +100,7 @@ def _loops(code: Code) -> Iterator[tuple[str, frozenset[str]]]:
 
 
 def _dominators(code: Code) -> dict[str, set[str]]:
-    """For each block that can be reached, those that every way to it passes, itself among them."""
+    """For each reachable block, the blocks that every way to it passes, including itself."""
     start = next(iter(code))
     order, ahead = {start: None}, [start]
     while ahead:
@@ -122,41 +122,41 @@ def _dominators(code: Code) -> dict[str, set[str]]:
 
 
 def _longest(code: Code, head: str, body: frozenset[str]) -> Way | None:
-    """From the head back to it, or to the end of the code; None if every way calls a subroutine or meets a loop."""
+    """The longest way from the head back to it, or to the end of the code. None if every way has a call or a loop."""
 
     @cache
-    def rest(label: str) -> Way | None:
+    def longest(label: str) -> Way | None:
         block = code[label]
         if block.calls:
             return None
         ends = [NOTHING] if head in block.next or not block.next else []
-        following = [way for other in block.next if other in body and other != head if (way := rest(other))]
+        following = [way for other in block.next if other in body and other != head if (way := longest(other))]
         return max((block.way.plus(way) for way in ends + following), key=lambda w: (w.moves, w[2]), default=None)
 
     try:
-        return rest(head)
+        return longest(head)
     except RecursionError:  # a loop
         return None
 
 
 class Instruction(NamedTuple):
     way: Way
-    target: str = ""  # of a branch
-    goes_on: bool = True  # to the next instruction, or may
+    target: str = ""  # the target of a branch
+    goes_on: bool = True  # true if the next instruction may follow
     calls: bool = False
-    table: bool = False  # a branch to one of several places, which are not told
+    table: bool = False  # a branch to one of several targets, which are not named
 
 
 def read_nvidia(text: str) -> Code:
-    """From what `cuobjdump -sass` prints of one kernel."""
+    """Read the output of `cuobjdump -sass` for one kernel."""
     lines = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);", text, re.MULTILINE)
-    return _blocks([(f"{int(at, 16):#x}", _nvidia(*rest)) for at, *rest in lines])
+    return _blocks([(f"{int(at, 16):#x}", _nvidia(*fields)) for at, *fields in lines])
 
 
 def _nvidia(condition: str, opcode: str, operands: str) -> Instruction:
     name, whole = opcode.partition(".")[0], ".128" in opcode
     way = Way(int(whole and name == "LDG"), int(whole and name == "STG"), 1, int(name in ("MUFU", "F2I", "I2F")))
-    if name == "NOP":  # a branch may lead to it
+    if name == "NOP":  # it may be the target of a branch
         return Instruction(NOTHING)
     if name == "BRA":
         conditional = bool(condition or "," in operands)
@@ -166,7 +166,7 @@ def _nvidia(condition: str, opcode: str, operands: str) -> Instruction:
 
 
 def read_amd(text: str) -> Code:
-    """From the assembly of one kernel."""
+    """Read the assembly of one kernel."""
     lines = re.findall(r"^(?:(\.L\w+):|[ \t]+((?:v|s|ds|global|buffer|flat)_\w+)[ \t]*(.*))", text, re.MULTILINE)
     marked, places, labels = [], {}, []
     for label, opcode, operands in lines:
@@ -188,8 +188,10 @@ def _amd(opcode: str, operands: str) -> Instruction:
 
 
 def _blocks(marked: list[tuple[str, Instruction]]) -> Code:
-    """Of instructions with their labels. A block begins at a branch's target and behind a branch or a call. Where nothing
-    else leads to, the branch by a table before it does."""
+    """The blocks of labelled instructions. A block begins at a branch's target, and after a branch or a call.
+
+    A block that no other branch leads to is a target of the branch by a table before it.
+    """
     targets = {instruction.target for _, instruction in marked}
     code: Code = {}
     block, goes_on, begins = Block(), False, True

@@ -1,4 +1,4 @@
-"""Tables for the README, from a run's CSV."""
+"""Tables for the README, made from a run's CSV."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def _ops(rows: list[Row]) -> str:
 
 
 def _floor(rows: list[Row]) -> str:
-    """What is further from the copy than a profile need not explain."""
+    """The cases that are so far from the copy that a profile has to explain them."""
     cells = _by_cell([r for r in rows if (r.suite, r.mode) == ("ops", "both")])
     lines = []
     for cell in cells:
@@ -101,7 +101,7 @@ SECTIONS: dict[str, Callable[[list[Row]], str]] = {
 
 
 def _section(note: str, labels: tuple[str, ...], rows: list[Row], text: Callable[[Row, dict[str, Row]], str]) -> str:
-    """A table with a line for each cell and a column for each contender."""
+    """A table with one line per cell and one column per contender."""
     if not rows:
         return ""
     names = ordered({row.contender for row in rows})

@@ -1,4 +1,4 @@
-"""What a call holds in memory."""
+"""The memory that a call uses."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from .contenders import Calls
 
 
 def saved_bytes(calls: Calls, inputs: list[Tensor]) -> int:
-    """Bytes kept for the backward pass beyond the inputs and the outputs."""
+    """The bytes that are kept for the backward pass, without inputs and outputs."""
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def saved_bytes(calls: Calls, inputs: list[Tensor]) -> int:
 
 
 def peak_bytes(calls: Calls, device: str) -> int:
-    """The most that torch's allocator gave out at one time during a forward and a backward pass."""
+    """The largest number of bytes that torch's allocator held at one time during a forward and a backward pass."""
     return _peak_on_cuda(calls) if device == "cuda" else _peak_on_cpu(calls)
 
 
@@ -42,7 +42,7 @@ def _peak_on_cuda(calls: Calls) -> int:
 
 
 def _peak_on_cpu(calls: Calls) -> int:
-    """From the profiler's record of each allocation and release: on a CPU torch keeps no statistics."""
+    """The peak from the profiler's record of allocations and releases, because torch has no statistics on a CPU."""
     with profiler_silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         calls.backward(calls.forward())
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -55,7 +55,7 @@ def _peak_on_cpu(calls: Calls) -> int:
 
 @contextlib.contextmanager
 def profiler_silenced() -> Iterator[None]:
-    """The profiler of torch 2.13 writes two lines of its own to the standard error each time."""
+    """Silence the profiler of torch 2.13, which writes two lines to the standard error each time."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

@@ -11,7 +11,7 @@ from .contenders import COPY
 from .results import Row
 from .terminal import ordered
 
-# Okabe & Ito's palette, told apart by the colour-blind too.
+# Okabe & Ito's palette, whose colours colour-blind people can distinguish.
 _COLOURS = {
     "cpp": "#0072B2",
     "cuda": "#0072B2",
@@ -25,7 +25,7 @@ _COLOURS = {
 
 
 def draw(folder: Path, rows: list[Row]) -> list[Path]:
-    """All pictures that the rows allow, into the folder."""
+    """Draw all pictures for which there are rows into the folder."""
     drawn = []
     for dtype in ("float32", "bfloat16"):
         chosen = [r for r in rows if (r.suite, r.mode, r.dtype) == ("ops", "both", dtype) and r.fraction_of_copy]

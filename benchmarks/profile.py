@@ -1,8 +1,8 @@
-"""Where the time of a case goes, by samples of Linux's perf: `python -m benchmarks.profile`.
+"""A profile of a case by samples of Linux's perf: `python -m benchmarks.profile`.
 
-Forward and backward passes run in a loop. Of the samples of their thread it is told which share fell on the kernels, on
-waiting for other threads' part of them, on torch, on Python, and on the system, which is page faults almost alone. Without
-arguments: every case that the committed run found further than `FAR` times from its floor.
+Forward and backward passes run in a loop. The samples of their thread are divided among the kernels, waiting for the
+other threads of the kernels, torch, Python, and the system, which is almost only page faults. Without arguments, all
+cases are profiled that took more than `FAR` times their floor in the committed run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from .contenders import calls, named
 from .required import FAR
 from .results import Row
 
-# The first that is found in the name of the library that a sample fell in.
+# The part of a sample is the first one whose key is contained in the name of the sample's library.
 PARTS = {
     "_cpp.so": "kernels",
     "libgomp": "waiting",
@@ -39,8 +39,10 @@ COLUMNS = (*dict.fromkeys(PARTS.values()), OTHER)
 
 
 def shares(report: str) -> tuple[Counter[str], Counter[str]]:
-    """Per cent of the samples, by part, and those of the kernels by function, from `perf report` with fields apart by
-    tabs: share, library, symbol."""
+    """The percentage of samples by part, and those of the kernels by function.
+
+    `report` is the output of `perf report` with the tab-separated fields share, library and symbol.
+    """
     parts: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for line in report.splitlines():
@@ -55,14 +57,14 @@ def shares(report: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def _short(symbol: str) -> str:
-    """`noise` of `vk::cpu::Avx512::noise<float>`, `PlainForward` of what runs that."""
+    """A short name: `noise` for `vk::cpu::Avx512::noise<float>`, `PlainForward` for the function that runs it."""
     symbol = re.sub(r"\(anonymous namespace\)::|vk::(cpu::)?|(Avx512|Avx2|Baseline)::", "", symbol)
     kernel = re.match(r"(?:void )?run<(\w+)", symbol)
     return kernel[1] if kernel else re.sub(r"^void |[<(].*", "", symbol)
 
 
 def far(rows: list[Row]) -> dict[str, float]:
-    """The names of the cases further than `FAR` from their floor, forward and backward, and how far."""
+    """The cases that took more than `FAR` times their floor, forward plus backward, and how many times."""
     return {
         f"{row.op} {row.shape} {row.dtype}": 1 / row.fraction_of_copy
         for row in rows
@@ -73,7 +75,7 @@ def far(rows: list[Row]) -> dict[str, float]:
 
 
 def profile(case: Case, seconds: float) -> tuple[float, str]:
-    """Microseconds of forward and backward, and perf's report of them."""
+    """Microseconds of forward and backward, and perf's report."""
     contender = named("cpp")
     with contender.chosen(), tempfile.TemporaryDirectory() as folder:
         passes = calls(contender.build(case.op), case, case.inputs("cpu"))

@@ -1,4 +1,4 @@
-"""The ratios that the kernels must reach, and whether a run reached them."""
+"""The ratios that the kernels must reach, and a report of those that a run reached."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from .results import Row
 
 
 class AtLeast(NamedTuple):
-    """How many times faster than eager and than torch.compile; None: as it comes."""
+    """The required speedups over eager and over torch.compile; None if none is required."""
 
     eager: float
     compile: float | None = None
 
 
-# A case further from the copy of the same bytes than so many times needs a profile that says why.
+# A case that takes more than this multiple of the time of the copy needs a profile that explains it.
 FAR = 1.3
 
 # CPU, forward and backward.
@@ -59,19 +59,19 @@ CPU: dict[tuple[str, str], dict[Shape, AtLeast]] = {
     ("latent-hierarchy", "float32"): {(16, 16, 32, 32): AtLeast(4)},
 }
 
-# GPU, 2²⁶ elements, forward and backward: the fraction of the copy, and how many times faster than torch.compile.
+# GPU, 2²⁶ elements, forward and backward: the fraction of the copy's speed, and the speedup over torch.compile.
 GPU_SHAPE = (4096, 16384)
 GPU_FRACTION_OF_COPY = 0.88
 GPU_COMPILE = {op: 1.2 if op == "latent" else 0.97 for op in LARGE_OPS}
 
-# GPU, the latent step at 128×20, forward and backward: how many times less of the host's time than eager.
+# GPU, the latent step at 128×20, forward and backward: eager's host time divided by that of the kernels.
 GPU_HOST_SHAPE = (128, 20)
 GPU_HOST = 3.0
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One ratio: of what, over what, at least how much; `measured` is None if the run does not have it."""
+    """One ratio: the kernel, the baseline, and the least value. `measured` is None if the run does not have it."""
 
     kernel: str
     op: str
@@ -89,13 +89,13 @@ class Requirement:
 
 
 def on_gpu(case: Case) -> bool:
-    """Whether a ratio is required of the case on a GPU."""
+    """True if a ratio is required for the case on a GPU."""
     large = case.op in GPU_COMPILE and case.shape == GPU_SHAPE
     return large or (case.op, case.shape) == ("latent", GPU_HOST_SHAPE)
 
 
 def requirements(rows: list[Row]) -> list[Requirement]:
-    """All that apply to the run's device, for each kernel backend in it."""
+    """All requirements for the run's device, for each kernel backend in the run."""
     measured = {(r.op, r.dtype, r.shape, r.contender): r for r in rows if (r.suite, r.mode) == ("ops", "both")}
     kernels = sorted({r.contender for r in rows if r.suite == "ops"} - set(UNCHANGED))
     find = _on_gpu if any(r.host_us is not None for r in measured.values()) else _on_cpu
@@ -103,7 +103,7 @@ def requirements(rows: list[Row]) -> list[Requirement]:
 
 
 def report(rows: list[Row]) -> str:
-    """The table, in Markdown: in each cell what the kernel is compared with, the ratio, and what is required."""
+    """The table in Markdown. Each cell has the baseline, the ratio, and the required ratio."""
     found = requirements(rows)
     shapes = list(dict.fromkeys(r.shape for r in found))
     cells: dict[tuple[str, str, str], dict[Shape, list[str]]] = {}

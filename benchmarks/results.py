@@ -1,4 +1,4 @@
-"""The one table of results: its columns, and its CSV."""
+"""The table of results: its columns and its CSV file."""
 
 import csv
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from . import machine
 
 @dataclass
 class Row:
-    """One contender in one cell. None, an empty field in the CSV: not measured here.
+    """One contender in one cell. None, which is an empty field in the CSV, means not measured here.
 
-    `status` is "ok", or why there is no time: "wrong …" (the values differ), "failed …" (it raised).
+    `status` is "ok", or the reason if there is no time: "wrong …" if the values differ, "failed …" if it raised.
     """
 
     suite: str
@@ -44,12 +44,12 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, str, str, str, str, int]:
-        """What contenders are compared within."""
+        """The cell, within which contenders are compared."""
         return self.suite, self.op, self.mode, self.dtype, self.shape, self.threads
 
     @property
     def key(self) -> tuple[str | int, ...]:
-        """What is compared between runs."""
+        """The key of a row, by which runs are compared."""
         return (*self.cell, self.contender)
 
     @property
@@ -64,7 +64,7 @@ class Row:
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """The last columns, the same for a whole run."""
+    """The last columns, which are equal in all rows of a run."""
     return {
         "device": machine.device_name(device),
         "versions": machine.versions(),
@@ -74,7 +74,7 @@ def provenance(device: str) -> dict[str, str]:
 
 
 class Table:
-    """The CSV, to which rows are added as they are measured: a run that ends early leaves what it has."""
+    """The CSV file. Rows are appended as they are measured, so that a run that ends early keeps its results."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", newline="", encoding="utf-8")
@@ -94,7 +94,8 @@ class Table:
 
 
 def read(path: Path) -> list[Row]:
-    """
+    """Read a CSV file.
+
     Raises:
         ValueError: the columns are not those of `Row`.
     """

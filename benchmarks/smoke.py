@@ -1,6 +1,6 @@
-"""Every op of a kernel backend once against eager: `python -m benchmarks.smoke BACKEND DEVICE`.
+"""A comparison of every op of a kernel backend with eager: `python -m benchmarks.smoke BACKEND DEVICE`.
 
-One line for each call as soon as it is done. What fails does not keep the rest from running.
+It prints a line after each call. After a failure it goes on with the next call.
 """
 
 import sys
@@ -17,7 +17,8 @@ from vae_kernels import ops
 from vae_kernels.families import FAMILIES
 
 SHAPE = (6, 10, 4)
-# A kernel errs at most twice as much as eager in the same dtype, plus 4 units of the largest number's last place.
+# A kernel's error is at most twice that of eager in the same dtype, plus 4 units in the last place of the largest
+# number.
 SLACK = 4
 
 Call = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -28,7 +29,7 @@ def _tensors(family: str) -> int:
 
 
 def _with_x(family: str) -> Call:
-    """The gradient of x too: of another kernel."""
+    """The function itself: x gets a gradient too, which another kernel computes."""
     return getattr(vk, f"{family}_log_likelihood")
 
 
@@ -36,7 +37,7 @@ def _without_x(family: str) -> Call:
     return lambda first, x, *more: _with_x(family)(first, x.detach(), *more)
 
 
-# Functions of tensors of SHAPE with values in (0.1, 0.9), which all of them take.
+# Functions of tensors of SHAPE with values in (0.1, 0.9), which are in the range of all of them.
 CALLS: dict[str, tuple[int, Call]] = {
     "latent": (2, lambda mu, logvar: vk.reparameterize_kl(mu, logvar, seed=_seed(mu))),
     "latent, prior": (
@@ -72,7 +73,7 @@ def _classes(logits: Tensor) -> Tensor:
 
 
 class Called(TorchDispatchMode):
-    """The names of a namespace's ops that were called."""
+    """Records the names of a namespace's ops that were called."""
 
     def __init__(self, namespace: str) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Called(TorchDispatchMode):
 
 
 def results(call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs, and gradients under upstream gradients that differ from element to element."""
+    """Outputs, and gradients for upstream gradients that differ from element to element."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     outputs = call(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -95,16 +96,16 @@ def results(call: Call, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """In units of the last place of the largest number; infinite where something is not finite."""
+    """The error in units in the last place of the largest number; infinite if any number is not finite."""
     difference = (got.double() - want).abs().max() / want.abs().max() / torch.finfo(got.dtype).eps
     return difference.nan_to_num(nan=torch.inf).item()
 
 
 def check(backend: str, call: Call, inputs: list[Tensor]) -> float:
-    """The largest error.
+    """The largest error of a call.
 
     Raises:
-        ValueError: it is larger than the rule allows.
+        ValueError: the error is larger than allowed.
     """
     with vk.use_backend(backend):
         got = results(call, inputs)
@@ -119,7 +120,7 @@ def check(backend: str, call: Call, inputs: list[Tensor]) -> float:
 
 
 def main(backend: str, device: str) -> int:
-    """Returns the exit status: 1 if a call failed or an op of the backend was not called."""
+    """Run all calls. Returns the exit status: 1 if a call failed, or if an op of the backend was not called."""
     generator = torch.Generator().manual_seed(0)
     failed = 0
     with Called(f"vae_kernels_{backend}") as called:

@@ -1,7 +1,8 @@
-"""What people have today, by op: the code found in most VAE repositories, and `torch.distributions`.
+"""The baselines of each op: the code that is in most VAE repositories, and `torch.distributions`.
 
-All give per-sample sums, `(B,)`. The wording is theirs: `pytorch/examples/vae` and PyTorch-VAE for the latent step and
-the Bernoulli, the σ-VAE code of Rybkin et al. 2021 for the Gaussian, diffusers for packed moments, scvi-tools for counts.
+All functions return sums per sample, `(B,)`. The code is taken from `pytorch/examples/vae` and PyTorch-VAE for the
+latent step and the Bernoulli, from the σ-VAE code of Rybkin et al. 2021 for the Gaussian, from diffusers for packed
+moments, and from scvi-tools for counts.
 """
 
 import math
@@ -40,7 +41,7 @@ def latent_prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Ten
 
 
 def by_levels(level: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Of all levels' inputs, four for each, all levels' outputs."""
+    """A function of all levels' inputs, four per level, that returns all levels' outputs."""
 
     def levels(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(t for i in range(0, len(inputs), 4) for t in level(*inputs[i : i + 4]))
@@ -73,7 +74,7 @@ def gaussian_fixed(mean: Tensor, x: Tensor) -> tuple[Tensor]:
 
 
 def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> tuple[Tensor]:
-    """`log_nb_positive`; the distribution around it has broadcast mu and theta to one shape before."""
+    """`log_nb_positive`, after broadcasting mu and theta to one shape, as the distribution that calls it does."""
     mu, theta = torch.broadcast_tensors(mu, theta)
     log_total = torch.log(theta + mu + 1e-8)
     log_prob = (
@@ -137,7 +138,7 @@ def distributions_bernoulli_samples(logits: Tensor, x: Tensor) -> tuple[Tensor]:
 
 
 def distributions_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
-    # Grey values are outside the support that is checked by default.
+    # Grey values are not in the support, which is checked by default.
     return (_per_sample(Bernoulli(logits=logits, validate_args=False).log_prob(x)),)
 
 

@@ -1,4 +1,4 @@
-"""The suites of single ops: cells of work, and their rows. Right values first, then times."""
+"""The suites of single ops: their cells and rows. Values are checked before times are measured."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, from its command line. Names and parts of them are words: `128×20` is no part of `128×2000`."""
+    """The options of a run. `only` is compared by complete words: `128×20` does not select `128×2000`."""
 
     device: str
     everything: bool
@@ -27,13 +27,13 @@ class Plan:
     effort: Effort
 
     def wants(self, name: str) -> bool:
-        """Whether the run is to do what is called so."""
+        """True if the run includes the case with this name."""
         return not self.only or any(f" {words} " in f" {name} " for words in self.only)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of work: a case whose rows come in these modes."""
+    """A piece of work: a case, and the modes in which it is measured."""
 
     case: Case
     modes: tuple[str, ...]
@@ -41,7 +41,7 @@ class Cell:
 
 
 def ops(plan: Plan) -> list[Cell]:
-    """On a GPU those with a required ratio first: the time there is short."""
+    """The cells of the suite. On a GPU, those with a required ratio come first, because the time is short."""
     chosen = cases(plan.device, plan.everything)
     if plan.device == "cuda":
         chosen.sort(key=lambda case: not required.on_gpu(case))
@@ -57,7 +57,7 @@ def scaling(plan: Plan) -> list[Cell]:
 
 
 def threads(plan: Plan) -> list[Cell]:
-    """1, 2, 4, … and all threads; a GPU has nothing to show here."""
+    """The cells for 1, 2, 4, … and all threads; none for a GPU."""
     if plan.device == "cuda":
         return []
     most = torch.get_num_threads()
@@ -69,21 +69,21 @@ SUITES: dict[str, Callable[[Plan], list[Cell]]] = {"ops": ops, "host": host, "sc
 
 
 class Entrant(NamedTuple):
-    """A contender whose values are right, ready to be timed."""
+    """A contender with correct values, ready to be timed."""
 
     contender: Contender
     calls: Calls
 
 
 def run(suite: str, cells: list[Cell], plan: Plan) -> Iterator[list[Row]]:
-    """The rows of each cell, one list for each of its modes, as soon as they are measured."""
-    dynamic = suite == "scaling"  # one code for all sizes: as many compilations as points would take most of the run
+    """The rows of each cell, as one list per mode, as soon as they are measured."""
+    dynamic = suite == "scaling"  # one compilation for all sizes, because one per size would take most of the run
     competing, _ = contenders(plan.device, dynamic=dynamic)
     if suite in ("scaling", "threads"):
-        competing = [c for c in competing if c.name != "distributions"]  # eager's curve, a little higher
+        competing = [c for c in competing if c.name != "distributions"]  # its curve is that of eager, a little higher
     functions, built_for = {}, None
     for cell in cells:
-        # Elsewhere each cell has code of its own, free of the guards of what was compiled before.
+        # Otherwise each cell is compiled anew, without the guards of earlier compilations.
         build_for = cell.case.op if dynamic else cell
         if build_for != built_for:
             torch.compiler.reset()
@@ -119,7 +119,7 @@ def _measure(
 def prepare(
     competing: list[Contender], functions: dict[str, Function], case: Case, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Entrant], dict[str, str]]:
-    """Those whose values are right, and the status of all. Eager comes first: its errors are the kernels' yardstick."""
+    """The contenders with correct values, and the status of all. Eager is first: its errors limit the kernels'."""
     entrants, status, yardstick = {}, {}, {}
     for contender in sorted(competing, key=lambda c: c.name != "eager"):
         try:
@@ -169,7 +169,7 @@ def _held(entrant: Entrant, tensors: dict[str, Tensor], device: str) -> tuple[in
 
 
 def _host_us(suite: str, row: Row, entrant: Entrant, mode: str, device: str) -> float | None:
-    """On a CPU a call returns when its work is done, so only the call of one element shows the host's part."""
+    """The host's time. On a CPU, where a call returns when its work is done, only one element shows it."""
     if device != "cuda":
         return row.median_us if suite == "host" else None
     with entrant.contender.chosen():

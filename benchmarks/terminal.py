@@ -1,4 +1,4 @@
-"""Results as lines of text, while a run goes on."""
+"""Results as lines of text during a run."""
 
 from .contenders import COPY, PUBLISHED
 from .results import Row
@@ -21,7 +21,7 @@ def format_bytes(size: float) -> str:
 
 
 def ordered(contenders: set[str]) -> list[str]:
-    """The copy, the kernels, the baselines: the order of columns everywhere."""
+    """The contenders in the order of all tables: the copy, the kernels, the baselines."""
     last = (PUBLISHED, "eager", "distributions", "compile", "compile-dynamic")
     return sorted(
         contenders, key=lambda name: (name != COPY, name in last, last.index(name) if name in last else 0, name)
@@ -34,7 +34,7 @@ def header(rows: list[Row]) -> str:
 
 
 def line(rows: list[Row]) -> str:
-    """A cell: the median of each contender and, in brackets, how many times the copy's it is. Then what went wrong."""
+    """A line for a cell: each contender's median and, in brackets, its multiple of the copy's; then the failures."""
     by_name = {row.contender: row for row in rows}
     row = rows[0]
     threads = f" {row.threads} threads" if row.suite == "threads" else ""

@@ -1,4 +1,4 @@
-"""How long a call takes: contenders alternate, and what is reported are percentiles over all rounds."""
+"""The time of a call. Contenders alternate; the results are percentiles over all rounds."""
 
 import random
 from collections.abc import Callable
@@ -18,8 +18,10 @@ Sampler = Callable[[], list[float]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one cell (a case in one mode, all contenders) is measured: `rounds`, but after `at_least` no longer than
-    `seconds`."""
+    """The duration of the measurement of one cell (a case in one mode, with all contenders).
+
+    It has `rounds` rounds, but after `at_least` rounds it ends when `seconds` have passed.
+    """
 
     rounds: int = 15
     at_least: int = 5
@@ -36,8 +38,8 @@ class Percentiles(NamedTuple):
 
 
 def alternate(samplers: dict[str, Sampler], effort: Effort) -> dict[str, Percentiles]:
-    """Samples of all contenders in turn, in another order each round, so that none always follows the same other and
-    what the machine does meanwhile hits all alike."""
+    """Sample all contenders in turn. Each round has another order, so that no contender always follows the same one,
+    and disturbances of the machine affect all of them equally."""
     order = random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     began = perf_counter()
@@ -55,13 +57,13 @@ def percentiles(times: list[float]) -> Percentiles:
 
 
 def sampler(calls: Calls, mode: str, device: str, threads: int) -> Sampler:
-    """Each call of it gives a few times of one pass, in seconds."""
+    """A sampler for a mode. Each call of it returns a few times, in seconds."""
     return CudaSampler(calls, mode) if device == "cuda" else _cpu_sampler(calls, mode, threads)
 
 
 class Stopwatch:
-    """A clock for `Timer` that stands still while a graph is built for a backward pass: a graph that is kept and run
-    again would forbid torch.compile to reuse its buffers."""
+    """A clock for `Timer` that stops while the graph for a backward pass is built. It is built for each pass, because
+    torch.compile cannot reuse the buffers of a graph that is run twice."""
 
     def __init__(self) -> None:
         self.stood = self.paused_at = 0.0
@@ -86,23 +88,23 @@ _STATEMENTS = {
 def _cpu_sampler(calls: Calls, mode: str, threads: int) -> Sampler:
     clock = Stopwatch()
     timer = Timer(_STATEMENTS[mode], globals=calls._asdict() | {"clock": clock}, timer=clock, num_threads=threads)
-    # Its first, uncounted runs bring this contender's tensors back into the cache. 10 ms: some blocks of the fast ones,
-    # one call of the slow ones.
+    # The first runs are not counted; they bring this contender's tensors back into the cache. 10 ms are several blocks
+    # of a fast contender, and one call of a slow one.
     return lambda: list(timer.blocked_autorange(min_run_time=0.01).times)
 
 
 class CudaSampler:
-    """Device time between two events, the L2 cache holding none of the tensors before each call.
+    """Device time between two events. Before each call the L2 cache holds none of the tensors.
 
-    The device is kept busy while the host enqueues the call, so that the events see the kernels back to back, not the
-    host's launches; the host's time is measured apart.
+    The device is kept busy while the host enqueues the call. The events therefore measure the kernels without gaps, and
+    not the host's launches. The host's time is measured separately.
     """
 
     per_round = 5
 
     def __init__(self, calls: Calls, mode: str) -> None:
         self.calls, self.mode = calls, mode
-        # Clocks of the device that last twice as long as the host needs, at 2 GHz.
+        # Clock cycles of the device that last twice as long as the host needs, at 2 GHz.
         self.head_start = int(2 * percentiles(host_times(calls, mode)).median * 2e9)
 
     def __call__(self) -> list[float]:
@@ -113,7 +115,7 @@ class CudaSampler:
     def _one(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         call = _prepared(self.calls, self.mode)
-        _larger_than_l2().sum()  # read, not written: clean lines need no write-back while the call is timed
+        _larger_than_l2().sum()  # a read, because clean cache lines need no write-back while the call is timed
         torch.cuda._sleep(self.head_start)
         start.record()
         kept = call()
@@ -129,7 +131,7 @@ def _larger_than_l2() -> Tensor:
 
 
 def host_times(calls: Calls, mode: str, samples: int = 20) -> list[float]:
-    """Seconds that the host needs to enqueue one call, the device being idle before: no queue is full."""
+    """Seconds that the host needs to enqueue one call. The device is idle before, so that no queue is full."""
     times = []
     for _ in range(samples + 3):
         call = _prepared(calls, mode)
@@ -143,7 +145,7 @@ def host_times(calls: Calls, mode: str, samples: int = 20) -> list[float]:
 
 
 def _prepared(calls: Calls, mode: str) -> Callable[[], object]:
-    """The call to time; for a backward pass, its graph is built now."""
+    """The call that is timed. For a backward pass, its graph is built here."""
     if mode == "forward":
         return calls.forward
     if mode == "both":

@@ -1,5 +1,5 @@
-"""What the ops are worth in a whole training step: forward, backward, Adam. Of the reference VAEs, and of one of gene
-counts."""
+"""The effect of the ops on a complete training step (forward, backward, Adam) of the reference VAEs, and of a VAE of
+gene counts."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ def kernel_terms(model: VAE, x: Tensor) -> Terms:
 
 
 def eager_terms(model: VAE, x: Tensor) -> Terms:
-    """The same model with the losses that people write."""
+    """The terms of the model, with the losses that people write."""
     z, kl = snippets.latent(*model.encode(x))
     parameters = model.decode(z)
     if model.settings.likelihood == "bernoulli":
@@ -39,7 +39,7 @@ def eager_terms(model: VAE, x: Tensor) -> Terms:
 
 @dataclass(frozen=True)
 class Training:
-    """A model, the batches that it is trained on, and its terms with the kernels and as people write them; float32."""
+    """A float32 model, its batches, and its terms: with the kernels, and as people write them."""
 
     name: str
     shape: Shape
@@ -75,7 +75,7 @@ TRAININGS = [
 
 
 def run(trainings: list[Training], plan: Plan) -> Iterator[list[Row]]:
-    """The rows of each training, one list for each."""
+    """The rows of each training, as one list per training."""
     for training in trainings:
         torch.compiler.reset()
         competing = [c for c in contenders(plan.device)[0] if c.name != "distributions"]
@@ -124,8 +124,11 @@ def _terms64(training: Training, device: str) -> Terms:
 
 
 def _wrong(terms: Terms, expected: Terms) -> str:
-    """The KL knows no noise: it agrees to the rounding of a network in float32 (√eps). The log-likelihoods are those of
-    different z: their mean over the batch agrees within five standard errors."""
+    """An empty string if the terms are correct, else the reason.
+
+    The KL does not depend on the noise, so it must agree to the rounding error of a float32 network (√eps). The
+    log-likelihoods are at different z, so their means over the batch must agree within five standard errors.
+    """
     (log_px, kl), (log_px64, kl64) = ((t.detach().double() for t in pair) for pair in (terms, expected))
     if not torch.allclose(kl, kl64, rtol=math.sqrt(torch.finfo(torch.float32).eps), atol=0):
         return f"wrong kl: {(kl - kl64).abs().max():.3g} nats off"

@@ -1,8 +1,9 @@
-"""What the compiler makes of the Triton kernels, without a GPU: `python -m benchmarks.triton_codegen`.
+"""The code that the compiler generates for the Triton kernels, without a GPU: `python -m benchmarks.triton_codegen`.
 
-Every kernel, forward and backward, is compiled for each target by the very calls that launch it, and its code is read:
-bytes that a thread loads and stores per element of the (rows, cols) tensors, beside the least there can be, registers,
-spills, instructions per element (see machine_code.py) and, for sm_90, predictions from them. Prints a table and keeps it in `benchmarks/results/triton_codegen.csv`.
+Every kernel, forward and backward, is compiled for each target, by the calls that launch it. Read from its code are the
+bytes that a thread loads and stores per element of the (rows, cols) tensors, with the least possible number, registers,
+spills, instructions per element (see machine_code.py) and, for sm_90, predictions from them. The table is printed and
+written to `benchmarks/results/triton_codegen.csv`.
 """
 
 import csv
@@ -45,13 +46,16 @@ DTYPES = {
     "float64": torch.float64,
 }
 
-# Whole tiles, each row in one program.
+# Rows and columns are multiples of a tile, and one program computes each row.
 ROWS, COLS = 1024, 8192
 
 
 class Case(NamedTuple):
-    """What launches the kernels, given a dtype, and the least traffic: how many tensors of the full shape must be loaded
-    and stored; of these in the dtype of sums, float32 at least, `wide_loaded` and `wide_stored`."""
+    """A function of the dtype that launches the kernels, and the least traffic.
+
+    The traffic is the number of tensors of full shape that must be loaded and stored. `wide_loaded` and `wide_stored`
+    of them have the dtype of sums, at least float32.
+    """
 
     call: Callable[[torch.dtype], object]
     loaded: int
@@ -60,7 +64,7 @@ class Case(NamedTuple):
     wide_stored: int = 0
 
     def ideal_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
-        """Loaded and stored, per element."""
+        """The bytes loaded and stored per element."""
         extra = max(dtype.itemsize, 4) - dtype.itemsize
         return (
             self.loaded * dtype.itemsize + self.wide_loaded * extra,
@@ -73,7 +77,7 @@ def _full(dtype: torch.dtype, count: int = 1) -> list[Tensor]:
 
 
 class LatentVariant(NamedTuple):
-    """What is not as in the plain step. `prior` holds the shapes of the prior's two parameters."""
+    """The differences from the default latent step. `prior` has the shapes of the prior's two parameters."""
 
     prior: tuple[tuple[int, ...], ...] = ()
     packed: bool = False
@@ -90,7 +94,7 @@ class LatentVariant(NamedTuple):
         return latent.latent_forward(*self.inputs(dtype), *self.options)
 
     def backward(self, dtype: torch.dtype) -> object:
-        """All gradients, the noise having none."""
+        """All gradients except that of the noise."""
         from vae_kernels.triton import latent
 
         inputs = self.inputs(dtype)
@@ -99,7 +103,8 @@ class LatentVariant(NamedTuple):
         return latent.latent_backward(*upstream, *inputs, *self.options, needs)
 
     def cases(self) -> tuple[Case, Case]:
-        """Of several samples, forward has one instruction in a loop, backward one for the first and one for the others."""
+        """The forward and the backward case. For several samples, the code has one load or store in a loop (forward),
+        or one for the first and one for all others (backward)."""
         read = 2 + sum(shape == (ROWS, COLS) for shape in self.prior)
         elements = int(not self.options.summed)
         samples = 1 if self.options.num_samples is None else 2
@@ -121,12 +126,12 @@ LATENT_VARIANTS = {
 }
 
 
-# What a parameter behind x is: full shape where nothing else is said, one element, or a number.
+# A parameter after x has the full shape by default. It can be one element, or a number.
 ONE = "one element"
 
 
 def _arguments(family: str, parameters: tuple, dtype: torch.dtype) -> tuple[list[Tensor | None], LikelihoodOptions]:
-    """The op's tensors and options."""
+    """The tensors and options of the op."""
     names = FAMILIES[family].arguments[2:]
     parameters = parameters or tuple(256.0 if name in FAMILIES[family].numbers else None for name in names)
     tensors, numbers = _full(dtype, 2), [None, None]
@@ -146,7 +151,7 @@ def _forward(family: str, parameters: tuple, dtype: torch.dtype) -> object:
 
 
 def _backward(family: str, parameters: tuple, dtype: torch.dtype) -> object:
-    """All gradients but that of x."""
+    """All gradients except that of x."""
     from vae_kernels.triton import likelihood
 
     tensors, options = _arguments(family, parameters, dtype)
@@ -180,7 +185,7 @@ def _cases() -> dict[str, Case]:
         cases[f"{family} forward"] = Case(partial(_forward, family, ()), count, 0)
         cases[f"{family} backward"] = Case(partial(_backward, family, ()), count, count - 1)
     cases["categorical forward"] = Case(_categorical_forward, 1, 0)
-    # The second time from a cache.
+    # The second load is from a cache.
     cases["categorical backward"] = Case(_categorical_backward, 2, 1)
     for name, parameter in (("fixed variance", 0.5), ("one logvar", ONE)):
         cases[f"gaussian, {name}, forward"] = Case(partial(_forward, "gaussian", (parameter,)), 2, 0)
@@ -193,8 +198,9 @@ CASES = _cases()
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. `held` is how many elements a thread works on at once. Bytes and instructions are per element;
-    `other_accesses` are the instructions that move fewer than 16 bytes: the seed, one number per row."""
+    """One compiled kernel. `held` is the number of elements that a thread holds at once. Bytes and instructions are per
+    element. `other_accesses` are the instructions that move fewer than 16 bytes: for the seed, and for one number per
+    row."""
 
     kernel: str
     dtype: str
@@ -217,7 +223,8 @@ class Row:
 
 
 class Target:
-    """Stands where Triton looks for a GPU, as one that no machine has: Triton keeps what it compiles by device number."""
+    """A stand-in for the GPU that Triton looks for. Its device number exists on no machine, because Triton caches
+    compiled kernels by device number."""
 
     def __init__(self, name: str) -> None:
         self._target, self._number = TARGETS[name], 1000 + list(TARGETS).index(name)
@@ -233,7 +240,7 @@ class Target:
 
 
 def compiled(call: Callable[[], object], target: str) -> list[tuple[Any, int]]:
-    """The compiled kernels that a call would launch, in order, each with the size of its tiles."""
+    """The compiled kernels that a call would launch, in order, with the sizes of their tiles."""
     from vae_kernels.triton import launch
 
     kernels = []
@@ -264,7 +271,7 @@ class Access(NamedTuple):
 
 
 def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
-    """What is in the code of a case's kernels; of those behind the first, which add up few numbers, without an ideal."""
+    """The rows of a case's kernels. Those after the first have no ideal, because they only add up a few numbers."""
     dtype = DTYPES[dtype_name]
     rows = []
     for i, (kernel, tile) in enumerate(compiled(partial(CASES[case].call, dtype), target)):
@@ -298,7 +305,7 @@ def rows_of(case: str, dtype_name: str, target: str) -> list[Row]:
 
 
 def _per_element(code: Code, held: float, bytes_: int, target: str) -> tuple[float | None, ...]:
-    """Instructions, and a prediction for each card: an iteration of a main loop is for a tile."""
+    """Instructions, and a prediction for each card. One iteration of a main loop computes one tile."""
     ways = main_loops(code)
     if not ways or not bytes_:
         return (None,) * (1 + len(CARDS))
@@ -347,13 +354,13 @@ def _read_amd(kernel: Any) -> tuple[list[Access], int, int, int, int, Code]:
         return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
 
     opcodes = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat)_\w+)", code, re.MULTILINE)
-    # Scalar registers spill into lanes of vector registers, not into memory.
+    # Scalar registers are spilled to lanes of vector registers, not to memory.
     spilled, local = number("vgpr_spill_count"), number("private_segment_fixed_size")
     return accesses, number("vgpr_count"), spilled, local, opcodes.count("s_barrier"), read_amd(code)
 
 
 def all_rows() -> list[Row]:
-    """Every case in every dtype for every target, on all cores."""
+    """The rows of every case in every dtype for every target, computed on all cores."""
     jobs = [(case, dtype, target) for case in CASES for dtype in DTYPES for target in TARGETS]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return [row for rows in pool.map(rows_of, *zip(*jobs, strict=True)) for row in rows]

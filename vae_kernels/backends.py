@@ -1,4 +1,4 @@
-"""Which backend serves which device, and why another does not."""
+"""The choice of a backend for each device, and the reason if a backend cannot serve it."""
 
 import os
 import threading
@@ -12,17 +12,17 @@ from . import blocks, transforms
 
 NAMES = ("auto", "eager", "cpp", "cuda", "triton")
 
-# What `auto` tries for a device, best first. `eager` serves every device.
+# The backends that `auto` tries for a device, best first. `eager` serves every device.
 AUTO = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
 _DEVICES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")}
 
-# The process's choice, where no block makes another.
+# The process's choice. A `with` block overrides it.
 _default = os.environ.get("VAE_KERNELS_BACKEND", "auto")
 
 
 class _Undecided(threading.local):
-    """Id and name of the `use_backend` that this thread made last, while it may yet be entered as a block."""
+    """Id and name of this thread's last `use_backend`, as long as a `with` block may still enter it."""
 
     choice: tuple[int, str] | None = None
 
@@ -31,15 +31,15 @@ _undecided = _Undecided()
 
 
 class use_backend:
-    """Choose the backend of later calls: as a function for the whole process, as a context manager for a block.
+    """Choose the backend of later calls: as a function for the whole process, as a context manager for a `with` block.
 
-    `"auto"` (the default, or what the environment variable `VAE_KERNELS_BACKEND` says) takes the fastest backend that can
-    serve the device and never raises for the lack of one; a backend named here that cannot serve raises `RuntimeError`
-    with the reason. A backward pass runs on the backend of its forward pass.
+    `"auto"` takes the fastest backend that can serve the device, and never raises: eager serves every device. It is the
+    default, unless the environment variable `VAE_KERNELS_BACKEND` names another backend. Naming a backend that cannot
+    serve the device raises `RuntimeError` with the reason. A backward pass runs on the backend of its forward pass.
 
-    A block's choice holds in its own thread and async context, where it comes before the process's: blocks of several
-    threads or tasks may overlap. A thread started within a block begins with the process's choice; `torch.utils.checkpoint`
-    repeats a forward pass on a GPU in such a thread.
+    A block's choice overrides the process's choice in the block's own thread and async context, so the blocks of
+    several threads or tasks may overlap. A thread that is started within a block begins with the process's choice.
+    `torch.utils.checkpoint` repeats a forward pass on a GPU in such a thread.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.use_backend("eager"):
@@ -75,13 +75,13 @@ class use_backend:
 
 
 def _decide() -> None:
-    """What this thread chose and did not enter is for the process."""
+    """Make this thread's last choice the process's choice, because no `with` block has entered it."""
     global _default
     _default, _undecided.choice = _undecided.choice[1], None
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """What serves each device: per device type, each backend's name with `"available"` or the reason why it is not.
+    """The state of every backend: for each device type, a backend's name and `"available"` or the reason why it is not.
 
     >>> import vae_kernels as vk
     >>> vk.backends()["cpu"]["eager"]
@@ -98,14 +98,14 @@ def backends() -> dict[str, dict[str, str]]:
 
 
 def current_backend(device_type: str) -> str:
-    """The backend that serves tensors on this type of device here and now."""
+    """The backend that serves tensors on this device type, under the current thread's blocks."""
     if _undecided.choice is not None:
         _decide()
     return _select(device_type, blocks.innermost("backend") or _default)
 
 
 def backend_of(tensor: Tensor) -> str:
-    """The backend of a call with this tensor here and now: eager under transforms, which see through its formulas."""
+    """The backend of a call with this tensor: eager under functorch transforms, which differentiate its formulas."""
     if transforms.active():
         return "eager"
     return current_backend("cpu" if tensor.is_cpu else tensor.device.type)
@@ -115,7 +115,8 @@ def _select(device_type: str, requested: str) -> str:
     return _resolve(device_type, requested)
 
 
-# `torch.compiler.assume_constant_result`, spelt out: calling it imports torch._dynamo and triton, a second at import.
+# This is what `torch.compiler.assume_constant_result` sets. Calling it would import torch._dynamo and triton, which
+# adds one second to the import of this package.
 _select._dynamo_marked_constant = True
 
 
@@ -132,7 +133,7 @@ def _resolve(device_type: str, requested: str) -> str:
 
 @cache
 def _why_not(name: str, device_type: str) -> str:
-    """Empty if the backend can serve the device, its ops being registered then; else the reason."""
+    """An empty string if the backend can serve the device; its ops are then registered. Otherwise the reason."""
     if device_type not in _DEVICES[name]:
         return f"{name} serves {' and '.join(_DEVICES[name])} tensors only"
     if name == "triton":

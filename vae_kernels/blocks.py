@@ -1,7 +1,8 @@
-"""What `with` blocks choose, each for its own thread and async context.
+"""The choices that `with` blocks make, each for its own thread and async context.
 
-Dynamo cannot trace a `ContextVar`. It reads attributes of a module and guards what it read, so compiled code finds the
-blocks around it as attributes of this one. Blocks within compiled code are a global, whose changes Dynamo follows.
+Dynamo cannot trace a `ContextVar`, but it can read a module's attribute and guard the value. Compiled code therefore
+reads the choices of the blocks around it as attributes of this module. The choices of blocks within compiled code are
+in a global variable, whose changes Dynamo follows.
 """
 
 import sys
@@ -9,7 +10,8 @@ from contextvars import ContextVar
 
 import torch
 
-# Outermost first. An object that is entered twice, or by several threads, keeps nothing itself.
+# Each tuple holds the outermost block's choice first. The context managers themselves hold no state, so that one object
+# may be entered twice, or by several threads.
 _CHOICES: dict[str, ContextVar[tuple]] = {
     kind: ContextVar(f"vae_kernels.{kind}", default=()) for kind in ("backend", "check_values")
 }
@@ -17,7 +19,7 @@ _traced: dict[str, tuple] = dict.fromkeys(_CHOICES, ())
 
 
 def innermost(kind: str) -> object:
-    """The innermost block's choice, None outside of blocks."""
+    """The innermost block's choice; None outside of all blocks."""
     if torch.compiler.is_dynamo_compiling():
         return _traced[kind][-1] if _traced[kind] else getattr(sys.modules[__name__], kind)
     choices = _CHOICES[kind].get()

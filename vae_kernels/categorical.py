@@ -1,4 +1,4 @@
-"""The reconstruction term of discrete data: the log-likelihood of classes under a softmax, summed per sample."""
+"""The reconstruction term for discrete data: the log-likelihood of classes under a softmax, summed per sample."""
 
 import torch
 from torch import Tensor
@@ -13,27 +13,28 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
 
         log p(x) = Σ aₓ − ln Σₖ exp(aₖ),    a = logits, k over their last dim        [nats]
 
-    This is `−cross_entropy(..., reduction="sum")` of each sample, with the classes in the last dim: for tokens, or for
-    pixels of 256 values. The largest logit is taken out of the sum, and what the others add to it is not lost however
-    little it is. Nothing is kept for the backward pass but `logits` and `x`.
+    For each sample this is `−cross_entropy(..., reduction="sum")` with the classes in the last dim. Use it for tokens,
+    or for pixels of 256 values. The log-sum-exp is accurate even if one class has nearly all of the probability. Only
+    `logits` and `x` are kept for the backward pass.
 
-    Where `x` is no class, the value of its sample is NaN, and so is the gradient of all logits of that position;
-    `check_values` names the sample instead. There is no `ignore_index`: with `reduction="none"` mask the log-likelihoods
-    of padded positions, which may have any class.
+    If an element of `x` is no valid class, its sample's value is NaN, and so are the gradients of all logits at that
+    position. Within `check_values` a `ValueError` names the sample instead. There is no `ignore_index`: for padding,
+    use `reduction="none"` and mask the log-likelihoods at the padded positions, where `x` may be any class.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, of shape `(B, …, classes)`, any strides.
-        x: classes from 0 to `classes − 1`, of any integer dtype or bool; of the shape of `logits` without its last dim,
-            except that leading batch dims may be missing or 1. It has no gradient.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every position.
+        x: classes from 0 to `classes − 1`, any integer dtype or bool, of the shape of `logits` without its last dim.
+            Leading batch dims may be missing or 1. It has no gradient.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood at every position.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, or without a sum `logits.shape[:-1]`; float64 if `logits` is, else float32.
+        Shape `logits.shape[:batch_dims]`, or `logits.shape[:-1]` for `reduction="none"`; float64 if `logits` is
+        float64, else float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit; no class.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
+        ValueError: shapes, devices, `batch_dims` or `reduction` do not fit, or there are no classes.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Source: Bishop 2006, "Pattern Recognition and Machine Learning", equations 4.104 and 4.108.
@@ -50,7 +51,7 @@ def categorical_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1
 
 
 class CategoricalLogLikelihood(torch.autograd.Function):
-    """One kernel forward, one backward."""
+    """Autograd function with one kernel per direction."""
 
     @staticmethod
     def forward(ctx, logits, x, batch_dims, namespace):
@@ -75,7 +76,7 @@ def _eager(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
 
 
 def _check(logits: Tensor, x: Tensor, batch_dims: int, reduction: str) -> tuple[Tensor, int]:
-    """`x`, one class for each position, and how many dims are kept."""
+    """Check the arguments. Returns `x`, broadcast to one class for each position, and the number of dims kept."""
     checks.tensor("logits", logits, checks.FLOATS)
     checks.tensor("x", x, checks.INTEGERS)
     checks.same_device("x", x, "logits", logits)

@@ -1,4 +1,4 @@
-"""What a call must look like. Shapes and dtypes are checked at every call, values only where asked: that costs a sync."""
+"""Checks of arguments. Shapes and dtypes are always checked, values only on request, because it costs a sync."""
 
 import numbers
 import os
@@ -17,7 +17,7 @@ TARGETS = (*FLOATS, *INTEGERS)
 
 
 class Range(NamedTuple):
-    """What values an argument may have, in words and as a test of each element; that of a NaN fails."""
+    """The values that an argument may have: in words, and as an elementwise test, which NaN fails."""
 
     need: str
     good: Callable[[Tensor], Tensor]
@@ -32,13 +32,13 @@ _CHECK_ALWAYS = os.environ.get("VAE_KERNELS_CHECK", "0") not in ("", "0")
 
 
 class check_values:
-    """Context manager: within it, values are checked too: NaN, and what its distribution does not allow (a Bernoulli's
-    target outside [0, 1], a negative rate, a class that does not exist).
+    """Context manager within which every call also checks the values of its arguments.
 
-    The argument and the first offending sample are named in a `ValueError`. Every check waits for the device: for
-    finding a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment does the same for a whole program. Nothing
-    is checked where there are no values to read: in compiled, exported or traced code, under `vmap`, of meta and fake
-    tensors. A block holds in its own thread and async context.
+    A `ValueError` names the argument and the first sample that holds NaN or a value that the distribution does not
+    allow (a Bernoulli target outside [0, 1], a negative rate, a class that does not exist). Every check waits for the
+    device: use it to find a bug, not for training. `VAE_KERNELS_CHECK=1` in the environment switches the checks on for
+    a whole program. They are skipped if there are no values to read: in compiled, exported or traced code, under
+    `vmap`, and for meta and fake tensors. A block holds in its own thread and async context.
 
     >>> import torch, vae_kernels as vk
     >>> with vk.check_values():
@@ -54,14 +54,14 @@ class check_values:
 
 
 def values_checked() -> bool:
-    """Whether values are to be checked here."""
+    """True if calls have to check values here."""
     if torch.compiler.is_compiling():
         return False
     return (_CHECK_ALWAYS or blocks.innermost("check_values") is not None) and not transforms.traced()
 
 
 def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
-    """`value` is a tensor of one of `dtypes`."""
+    """Raise unless `value` is a tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -76,7 +76,7 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
 
 
 def dense(name: str, value: Tensor) -> None:
-    """`value` is stored as one block with strides."""
+    """Raise unless `value` is strided: not nested, not sparse."""
     if value.is_nested:
         raise TypeError(
             f"{name} must be dense, got a nested tensor: pass {name}.to_padded_tensor(0.0), and mask in the result what "
@@ -87,7 +87,7 @@ def dense(name: str, value: Tensor) -> None:
 
 
 def integer(name: str, value: object, need: str = "an int") -> int:
-    """`value` as an int; NumPy's integers are some too."""
+    """`value` as a Python int. NumPy's integers are accepted too."""
     if not isinstance(value, int):
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} must be {need}, got {type(value).__name__}")
@@ -98,14 +98,14 @@ def integer(name: str, value: object, need: str = "an int") -> int:
 
 
 def choice(name: str, value: object, choices: dict[str, int | None]) -> int | None:
-    """The number of what `value` names."""
+    """`choices[value]`, or an error that lists the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return choices[value]
 
 
 def is_number(value: object) -> bool:
-    """Whether a parameter is given as one number, of Python or NumPy."""
+    """True if a parameter is a Python or NumPy number instead of a tensor."""
     return isinstance(value, int | float | numbers.Real) and not isinstance(value, bool)
 
 
@@ -126,7 +126,7 @@ def same_shape(name: str, value: Tensor, reference_name: str, reference: Tensor)
 
 
 def batch_dims(value: int, name: str, reference: Tensor, others: int = 0, summed: bool = True) -> int:
-    """0 ≤ batch_dims ≤ dims of the tensor, but for its last `others`; of one number that is not summed, none."""
+    """Raise unless `0 ≤ value ≤ reference.dim() − others`. Returns 0 if that bound is 0 and nothing is summed."""
     value = integer("batch_dims", value)
     most = reference.dim() - others
     if most == 0 and not summed:
@@ -141,8 +141,7 @@ def batch_dims(value: int, name: str, reference: Tensor, others: int = 0, summed
 
 
 def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Tensor:
-    """`x` in the shape that the decoder's output asks for; only batch dims are broadcast, so that no other mismatch
-    passes."""
+    """`x` expanded to `shape`, that of the decoder's output. Only batch dims broadcast; other mismatches raise."""
     if x.shape == shape:
         return x
     missing = len(shape) - x.dim()
@@ -161,7 +160,7 @@ def target(x: Tensor, shape: torch.Size, first_name: str, batch_dims: int) -> Te
 
 
 def all_samples(name: str, value: Tensor, batch_dims: int, good: Tensor, need: str) -> None:
-    """Raises naming the first sample of `value` in which an element is not `good`, if that can be read."""
+    """Raise, naming the first sample of `value` with an element that is not `good`, if `good` can be read."""
     if transforms.readable(good) and not good.all():
         index = tuple((~good).nonzero()[0, :batch_dims].tolist())
         culprit = value[~good][0].item()
@@ -174,6 +173,6 @@ def no_nan(name: str, value: Tensor, batch_dims: int) -> None:
 
 
 def in_range(name: str, value: Tensor, batch_dims: int, allowed: Range) -> None:
-    # torch compares an integer tensor with a number in the tensor's dtype, in which 256 may be 0.
+    # torch compares an integer tensor with a number in the tensor's own dtype: in uint8, 256 becomes 0.
     wide = value if value.is_floating_point() else value.long()
     all_samples(name, value, batch_dims, allowed.good(wide), allowed.need)

@@ -1,4 +1,4 @@
-"""How good a trained model is: log p(x) by importance sampling, and what its latents do."""
+"""Evaluation of a trained model: log p(x) by importance sampling, and statistics of its latents."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -13,23 +13,23 @@ PROPOSALS = ("posterior", "prior")
 
 
 class LatentModel(Protocol):
-    """A model with a standard normal prior and a diagonal Gaussian posterior, as `vae_kernels.models.VAE` is one."""
+    """A model with a standard normal prior and a diagonal Gaussian posterior, for example `vae_kernels.models.VAE`."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`mu` and `logvar` of `q(z|x)`, each `(*batch, *latent)`."""
 
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """`log p(x|z)` for z of shape `(K, *batch, *latent)`, `(K, *batch)`."""
+        """`log p(x|z)`, of shape `(K, *batch)`, for z of shape `(K, *batch, *latent)`."""
 
 
 class LogMarginalLikelihood(NamedTuple):
-    """An estimate of log p(x) for each x, of the batch's shape, in nats."""
+    """An estimate of log p(x) for each x, in nats; both tensors have the shape of the batch."""
 
     value: Tensor
-    """`ln 1/N Σ w`: a lower bound of log p(x) in the mean, and as `num_samples` grows, log p(x) itself."""
+    """`ln 1/N Σ w`. Its expectation is a lower bound of log p(x); it converges to log p(x) as `num_samples` grows."""
     standard_error: Tensor
-    """Of the value, from the spread of the weights; NaN for one sample. Where it is large (above ½, say), single
-    weights dominate, and it is itself too small."""
+    """The standard error of `value`, from the standard deviation of the weights; NaN for one sample. If it is large
+    (above ½, say), a few weights dominate the sum, and the standard error itself is too small."""
 
 
 @torch.no_grad()
@@ -43,20 +43,21 @@ def log_marginal_likelihood(
     generator: torch.Generator | None = None,
     batch_dims: int = 1,
 ) -> LogMarginalLikelihood:
-    """log p(x) by importance sampling, in bounded memory.
+    """Estimate log p(x) by importance sampling, in bounded memory.
 
         log p(x) ≈ ln 1/N Σₙ wₙ,    wₙ = p(x|zₙ) p(zₙ) / q(zₙ|x),    zₙ ~ q(z|x)        [nats]
         standard error ≈ sd(w) / (mean(w) √N)
 
     Args:
-        model: what has `encode(x)` and `log_px(x, z)` as `LatentModel` says, with the prior N(0, 1).
-        x: `(*batch, ...)`, as the model wants it.
-        num_samples: N, samples of z for each x.
-        chunk: how many of them are decoded at once: memory is that of so many decoder outputs for each x, whatever N.
-        proposal: where z is drawn from. `"posterior"`: the encoder's q(z|x). `"prior"`: plain Monte Carlo from p(z),
-            the baseline, which needs about `exp(KL)` samples.
-        generator: where the noise's seeds are drawn from, one for each chunk; on the device of `mu`. Default: torch's.
-        batch_dims: how many leading dims of the posterior's `mu` are the batch's.
+        model: an object with the methods `encode(x)` and `log_px(x, z)` of `LatentModel`, and with the prior N(0, 1).
+        x: data of shape `(*batch, ...)`, passed to the model.
+        num_samples: N, the number of samples of z for each x.
+        chunk: the number of samples that are decoded at once. Memory holds `chunk` decoder outputs for each x, for any
+            N.
+        proposal: the distribution of z. `"posterior"`: the encoder's q(z|x). `"prior"`: simple Monte Carlo from p(z), a
+            baseline that needs about `exp(KL)` samples.
+        generator: the generator of the noise's seeds, one seed for each chunk; on the device of `mu`. Default: torch's.
+        batch_dims: the number of leading dims of the posterior's `mu` that belong to the batch.
 
     Returns:
         `LogMarginalLikelihood(value, standard_error)`, each of the batch's shape, without gradient.
@@ -82,7 +83,7 @@ def log_marginal_likelihood(
         raise ValueError(f"proposal must be one of {', '.join(PROPOSALS)}, got {proposal!r}")
     mu, logvar = model.encode(x)
     if proposal == "prior":
-        # q = p: the same weights with a KL of 0.
+        # With q = p the weights are p(x|z): the same formula with a KL of 0.
         mu, logvar = torch.zeros_like(mu), torch.zeros_like(logvar)
     totals: tuple[Tensor, ...] = ()
     shift = None
@@ -97,7 +98,7 @@ def log_marginal_likelihood(
         )
         log_weights = model.log_px(x, z) - kl
         if shift is None:
-            # Near 0 the logarithms keep the digits that the standard error is the difference of.
+            # Shifted near 0, the logarithms keep the digits whose difference is the standard error.
             shift = log_weights.amax(0).nan_to_num(neginf=0.0)
         log_weights -= shift
         sums = torch.logsumexp(log_weights, 0), torch.logsumexp(2 * log_weights, 0)
@@ -107,22 +108,22 @@ def log_marginal_likelihood(
 
 
 def _mean_and_error(log_sum: Tensor, log_sum_of_squares: Tensor, n: int) -> LogMarginalLikelihood:
-    """With S₁ = Σ w and S₂ = Σ w²: ln(S₁/n), and `sqrt((n S₂/S₁² − 1) / (n − 1))`."""
+    """`ln(S₁/n)` and `sqrt((n S₂/S₁² − 1) / (n − 1))`, with S₁ = Σ w and S₂ = Σ w²."""
     ratio = torch.expm1(math.log(n) + log_sum_of_squares - 2 * log_sum).clamp(min=0)
     error = torch.sqrt(ratio / (n - 1)) if n > 1 else torch.full_like(ratio, math.nan)
     return LogMarginalLikelihood(log_sum - math.log(n), error)
 
 
 def kl_per_dimension(kl: Tensor) -> Tensor:
-    """The KL of each latent dimension, averaged over the samples: which dimensions the model uses, and how much.
+    """Average the KL of each latent dimension over the samples. It shows how much the model uses each dimension.
 
         KLⱼ = 1/N Σₙ KL(q(zⱼ|xₙ) ‖ p(zⱼ))        [nats]
 
     Args:
-        kl: `(N, *latent)`, as the latent step gives it with `kl_reduction="none"`.
+        kl: `(N, *latent)`, as the latent step returns it with `kl_reduction="none"`.
 
     Returns:
-        `(*latent)`. Summed, it is the rate: the mean of the KL.
+        Shape `(*latent)`. Its sum is the rate, the mean KL per sample.
 
     Raises:
         ValueError: kl has no latent dims.
@@ -137,13 +138,13 @@ def kl_per_dimension(kl: Tensor) -> Tensor:
 
 
 def active_units(mu: Tensor, *, threshold: float = 0.01) -> Tensor:
-    """Which latent dimensions depend on x.
+    """Find the latent dimensions that depend on x.
 
         active = Var_x(E_{q(z|x)}[z]) > threshold
 
     Args:
         mu: posterior means of many x, `(N, *latent)`, N at least 2.
-        threshold: of the variance (that of the sample, over N − 1).
+        threshold: the least variance of an active unit; the variance over samples divides by N − 1.
 
     Returns:
         bool, `(*latent)`; `.sum()` is the number of active units.
@@ -163,24 +164,24 @@ def active_units(mu: Tensor, *, threshold: float = 0.01) -> Tensor:
 
 
 class AggregatePosterior(NamedTuple):
-    """Of `q(z) = 1/N Σₙ q(z|xₙ)`, each `(*latent)`. Near 0 and 1 where the prior is matched."""
+    """Mean and variance of `q(z) = 1/N Σₙ q(z|xₙ)`, each `(*latent)`; near 0 and 1 if q(z) matches the prior."""
 
     mean: Tensor
     variance: Tensor
 
 
 def aggregate_posterior(mu: Tensor, logvar: Tensor) -> AggregatePosterior:
-    """Mean and variance, by dimension, of what the encoder makes of all the data together.
+    """Compute mean and variance of the aggregate posterior, for each latent dimension.
 
         mean = 1/N Σₙ muₙ,    variance = 1/N Σₙ exp(logvarₙ) + 1/N Σₙ (muₙ − mean)²
 
     Args:
-        mu, logvar: moments of `q(z|x)` for many x, `(N, *latent)`.
+        mu, logvar: means and log-variances of `q(z|x)` for many x, `(N, *latent)`.
 
     Raises:
         ValueError: shapes differ, or there is no sample.
 
-    Source: Hoffman & Johnson 2016, "ELBO surgery", section 2, for q(z); the moments are those of a mixture.
+    Source: Hoffman & Johnson 2016, "ELBO surgery", section 2, for q(z); mean and variance are those of a mixture.
 
     >>> import torch, vae_kernels as vk
     >>> vk.aggregate_posterior(torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1))
@@ -194,15 +195,16 @@ def aggregate_posterior(mu: Tensor, logvar: Tensor) -> AggregatePosterior:
 
 
 def bits_per_dimension(log_px: Tensor, dimensions: int, *, bin_width: float = 1.0) -> Tensor:
-    """Nats per sample as bits per element of x.
+    """Convert nats per sample to bits per element of x.
 
         −(log p(x) / dimensions + ln bin_width) / ln 2
 
     Args:
         log_px: log p(x), or a bound on it, in nats, any shape.
-        dimensions: how many elements an x has: channels · height · width.
-        bin_width: for a *density* of x that was rounded (or had noise added) to steps of this width, in the units in
-            which the density is one: 1/255 for 8-bit pixels scaled to [0, 1], 2/255 for [−1, 1]. 1 for probabilities.
+        dimensions: the number of elements of one x: channels · height · width.
+        bin_width: if log p(x) is a *density*, the width of the steps to which x was rounded (or dequantised with
+            noise), in the density's units: 1/255 for 8-bit pixels scaled to [0, 1], 2/255 for [−1, 1]. 1 for
+            probabilities.
 
     Raises:
         ValueError: `dimensions` below 1, or `bin_width` not positive.

@@ -1,11 +1,11 @@
-"""Packages that not everyone needs."""
+"""Optional packages."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 def require(module: str, install: str = "'vae_kernels[train]'") -> ModuleType:
-    """Import `module`, or raise an `ImportError` that says how to get it."""
+    """Import `module`, or raise an `ImportError` that says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -9,10 +9,12 @@ from . import checks, eager
 
 
 class Family(NamedTuple):
-    """One family of distributions: the arguments in order, the log-probability of an element in plain PyTorch, and
-    which values `check_values` lets pass, and which arguments are numbers, never tensors.
+    """One family of distributions.
 
-    Kernels know the family by its place in `FAMILIES`, which is that of its struct in csrc/formulas/likelihood.h.
+    `arguments` are named in order. `log_prob` is the log-probability of an element in eager PyTorch. `ranges` are the
+    values that `check_values` accepts. `numbers` are the arguments that must be numbers, never tensors.
+
+    Kernels identify a family by its index in `FAMILIES`. The structs in csrc/formulas/likelihood.h have the same order.
     """
 
     arguments: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The latent step: sample and KL divergence in one pass."""
+"""The latent step: a sample of q and the KL divergence, in one pass over memory."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .noise import SEED_LIMIT, draw_seed, normal_like
 from .options import ESTIMATORS, REDUCTIONS, SCALES, KlEstimator, LatentOptions, Scale
 from .rows import check_broadcast, empty_samples, expand_other, sum_other
 
-# Where the eager kl's node keeps its options.
+# Key under which the eager kl's autograd node stores its options.
 _OPTIONS = "vae_kernels.options"
 
 
@@ -38,60 +38,66 @@ def reparameterize_kl(
         z  = mu + exp(logvar/2) · eps
         kl = Σ ½ ((mu − prior_mu)² · exp(−prior_logvar) + exp(d) − 1 − d),   d = logvar − prior_logvar        [nats]
 
-    `logvar` is the natural logarithm of the *variance*; for anything else say what it is with `scale`.
+    `logvar` is the natural logarithm of the *variance*. If the encoder gives another quantity, name it with `scale`.
 
     Args:
         mu: means, float64, float32, bfloat16 or float16, any shape and strides.
         logvar: log-variances, of the shape of `mu`, in any of these dtypes.
-        prior_mu: means of the prior, in any of these dtypes; broadcast to `mu`. Default: 0.
-        prior_logvar: log-variances of the prior, likewise, whatever `scale` is. Default: 0, variance 1.
-        num_samples: draw so many z for each mu, from one read of it: `z` gets this as a leading dim.
-        kl_estimator: `"analytic"`, the formula above; or its one-sample estimate `log q(z) − log p(z)` at each z drawn:
-            `"monte_carlo"` with its full gradient, `"path"` with the gradient of q's parameters through z alone, which
-            vanishes where q is the posterior ("sticking the landing"). The prior's parameters keep their gradient.
-        kl_reduction: `"sum"` per sample, or `"none"`: the KL of every element, for free bits and statistics.
-        scale: what the second argument holds: `"logvar"`, `"logstd"` (log standard deviation), `"std"`, `"variance"` or
-            `"softplus"`, any number r of which the standard deviation is `ln(1 + eʳ)`. Gradients are those of what was
-            passed.
-        std_floor: a number, at least 0, that is added to the standard deviation, whatever `scale` is: 1e-4 beside
-            `"softplus"` in Stable Audio's autoencoder.
-        logvar_clamp: `(lo, hi)` between which the log-variance, that of the standard deviation with its floor, is clamped
-            before anything else. Its derivative is 1 from lo to hi, at both bounds too, and 0 outside. (`torch.clamp`: at
-            a bound 1 up to torch 2.13, 0 from 2.14.)
+        prior_mu: means of the prior, in any of these dtypes, broadcast to `mu`. Default: 0.
+        prior_logvar: log-variances of the prior for every `scale`, in any of these dtypes, broadcast to `mu`. Default:
+            0, which is variance 1.
+        num_samples: the number of samples z for each mu, drawn with one read of mu. `z` has it as its leading dim.
+        kl_estimator: `"analytic"` for the formula above, or the one-sample estimate `log q(z) − log p(z)` at each z.
+            `"monte_carlo"` has the full gradient of the estimate. `"path"` has only the gradient of q's parameters
+            through z, which is 0 if q is the true posterior ("sticking the landing"). The prior's parameters have their
+            gradient in all three.
+        kl_reduction: `"sum"` for one number per sample, or `"none"` for the KL of every element, for free bits and
+            statistics.
+        scale: the quantity in the second argument: `"logvar"`, `"logstd"` (log standard deviation), `"std"`,
+            `"variance"` or `"softplus"`, any number r with the standard deviation `ln(1 + eʳ)`. Gradients are with
+            respect to this quantity.
+        std_floor: a number ≥ 0 that is added to the standard deviation, for every `scale`. Stable Audio's autoencoder
+            has 1e-4 with `"softplus"`.
+        logvar_clamp: bounds `(lo, hi)` of the log-variance, which is computed from the standard deviation with its
+            floor and clamped before any other use. The clamp's derivative is 1 from lo to hi, including both bounds,
+            and 0 outside. (`torch.clamp` has at a bound 1 up to torch 2.13, 0 from 2.14.)
         seed: fixes the noise: an int in [0, 2⁶³) or an int64 tensor of one element on the device of `mu`. The same seed
-            gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor of as many
-            elements as the batch gives each sample a seed of its own, so that its noise does not depend on its place in
-            the batch. Default: drawn from torch's random state, so that `torch.manual_seed` reproduces.
-        generator: where the seed is drawn from instead of torch's default generator; not within
-            `torch.compile(fullgraph=True)`, which cannot trace one.
-        eps: the noise itself, of the shape of `z`, instead of a seed; it gets a gradient too.
-        batch_dims: how many leading dims of `mu` are kept; all others are summed.
+            gives the same noise on every backend, device and dtype (see `vae_kernels.noise`). A tensor with one element
+            per sample of the batch gives each sample its own seed: its noise then does not depend on its place in the
+            batch. Default: a seed from torch's random state, so that `torch.manual_seed` reproduces the noise.
+        generator: the generator from which the seed is drawn, instead of torch's default. It cannot be used within
+            `torch.compile(fullgraph=True)`, which cannot trace a generator.
+        eps: the noise itself, of the shape of `z`, instead of a seed. It also gets a gradient.
+        batch_dims: the number of leading dims of `mu` that are kept; all others are summed.
 
     Returns:
-        `z` of the shape, dtype and layout of `mu`, behind a leading dim of `num_samples` if that is given. `kl` of the
-        shape `mu.shape[:batch_dims]`, float64 if an input is, else float32; with another estimator than the analytic
-        one also behind the leading dim; with `kl_reduction="none"` of the shape of `mu` or `z`.
+        `z`, of the shape, dtype and layout of `mu`, with the leading dim `num_samples` if that is not None.
 
-        Arithmetic is float32 for half precision inputs, so no `logvar` that float32 can exponentiate overflows: it may be
-        within ±177 (float64: ±1418), where the standard deviation is a number of the type. With `"softplus"` it may be any
-        number: where its exponential underflows it is the log standard deviation itself. With the analytic KL
-        `prior_logvar` may be any number where the means are equal or differ by more than 1e-15, with the others it is to be
-        above −177 too.
+        `kl`, of the shape `mu.shape[:batch_dims]`, float64 if an input is float64, else float32. Estimates have the
+        leading dim `num_samples` too. With `kl_reduction="none"`, `kl` has the shape of `mu`, or for estimates that of
+        `z`.
 
-        `eps` is drawn in registers and never stored; nothing of the size of `mu` is kept for the backward pass but the
-        inputs themselves. Views are read where they lie (halves of a chunk, channels_last, slices, broadcasts): a copy is
-        made only of inputs whose batch dims or whose other dims have strides that merge into no two dims, such as the
-        inside of a larger 3-D box.
+        Arithmetic is float32 for half precision inputs, so `logvar` has float32's limits: it may be within ±177
+        (float64: ±1418), where the standard deviation is a number of the arithmetic's dtype. With `"softplus"` the
+        second argument may be any
+        number: where its exponential underflows, it is the log standard deviation itself. With the analytic KL,
+        `prior_logvar` may be any number where the means are equal or differ by more than 1e-15. With an estimate it
+        must be above −177 too.
+
+        `eps` is drawn in registers and never stored. Of the tensors with the size of `mu`, only the inputs are kept for
+        the backward pass. Views are read in place (halves of a chunk, channels_last, slices, broadcasts). An input is
+        copied only if the strides of its batch dims, or those of its other dims, cannot be merged into two dims; an
+        example is the inside of a larger 3-D box.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
-        ValueError: shapes, devices, `batch_dims` or names do not fit, a number is out of range, or more than one of seed,
-            generator, eps is given.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
+        ValueError: shapes, devices, `batch_dims` or names do not fit, a number is out of range, or more than one of
+            seed, generator and eps is passed.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B; Roeder et al. 2017,
-    "Sticking the Landing", for `"path"`; diffusers, `OobleckDiagonalGaussianDistribution`, for a softplus with a floor,
-    whose `kl` is twice this one.
+    "Sticking the Landing", for `"path"`; diffusers, `OobleckDiagonalGaussianDistribution`, for softplus with a floor
+    (its `kl` is twice this one).
 
     >>> import torch, vae_kernels as vk
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
@@ -128,26 +134,27 @@ def reparameterize_kl_packed(
     eps: Tensor | None = None,
     batch_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`reparameterize_kl` of an encoder's output that holds both moments: `mu, logvar = moments.chunk(2, dim)`.
+    """Apply `reparameterize_kl` to an encoder output that holds both moments: `mu, logvar = moments.chunk(2, dim)`.
 
-    Both halves are read where they lie, and the gradient is written into one tensor of the shape and layout of
-    `moments`: nothing is split, concatenated or filled with zeros.
+    Both halves are read in place, and the gradient is written into one tensor with the shape and layout of `moments`.
+    Nothing is split, concatenated or filled with zeros.
 
     Args:
-        moments: float64, float32, bfloat16 or float16, any shape and strides, of an even size along `dim`.
-        dim: 1 for a convolutional encoder's channels, −1 for a linear head; −1 where pairs `(mu, logvar)` lie side by
-            side in a last dim of two elements, which `z` keeps as a last dim of one.
-        others: those of `reparameterize_kl`, for the halves.
+        moments: float64, float32, bfloat16 or float16, any shape and strides, with an even size along `dim`.
+        dim: 1 for the channels of a convolutional encoder, −1 for a linear head. −1 also serves pairs `(mu, logvar)` in
+            a last dim of two elements; `z` then has a last dim of one element.
+        others: as for `reparameterize_kl`, applied to the halves.
 
     Returns:
-        `z` and `kl` as of `reparameterize_kl(*moments.chunk(2, dim))`.
+        `z` and `kl` of `reparameterize_kl(*moments.chunk(2, dim))`.
 
     Raises:
-        TypeError, RuntimeError: as `reparameterize_kl`.
-        ValueError: also where `dim` is none of the dims behind `batch_dims`, or its size is odd.
+        TypeError, RuntimeError: as for `reparameterize_kl`.
+        ValueError: as for `reparameterize_kl`; also if `dim` is not one of the dims after `batch_dims`, or its size is
+            odd.
 
-    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", whose autoencoder's
-    encoder ends like that; Kingma & Welling 2014, appendix B.
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", whose encoder ends in
+    both moments; Kingma & Welling 2014, appendix B.
 
     >>> import torch, vae_kernels as vk
     >>> moments = torch.zeros(4, 8, 64, 64)
@@ -163,7 +170,7 @@ def reparameterize_kl_packed(
 
 
 def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, options: LatentOptions):
-    """The latent step of mu and logvar, or of both moments in `mu` and None."""
+    """The latent step. `mu` holds both moments if `logvar` is None."""
     floor, low, high = options.std_floor, options.low, options.high
     numbers = () if floor is None and low is None and high is None else (floor, low, high)
     if any(number is not None and symbols.changes(number) for number in numbers):
@@ -193,7 +200,7 @@ def _latent_step(mu, logvar, prior_mu, prior_logvar, seed, generator, eps, optio
 
 
 def kl_estimator_of(kl: Tensor) -> str | None:
-    """How a kl that comes straight from the latent step was estimated; None where that is not known."""
+    """The estimator of a `kl` that comes directly from the latent step; None if it is not known."""
     if torch.compiler.is_compiling() or kl.grad_fn is None:
         return None
     of_step = isinstance(kl.grad_fn, LatentStep._backward_cls)
@@ -202,7 +209,7 @@ def kl_estimator_of(kl: Tensor) -> str | None:
 
 
 class LatentStep(torch.autograd.Function):
-    """One kernel forward, one backward; the noise is made again from the seed, not stored."""
+    """Autograd function with one kernel per direction. The backward pass makes the noise again from the seed."""
 
     @staticmethod
     def forward(ctx, mu, logvar, prior_mu, prior_logvar, noise, options, namespace):
@@ -229,17 +236,21 @@ class LatentStep(torch.autograd.Function):
         if prior_mu is None and prior_logvar is None:
             return *op(grad_z, grad_kl, mu, logvar, None, None, noise, *options, wanted), None, None
         like, tensors = _mean(mu, logvar, options), (mu, logvar, prior_mu, prior_logvar)
-        m = expand_other(prior_mu, like, options.batch_dims, tensors)
-        v = expand_other(prior_logvar, like, options.batch_dims, tensors)
-        to_mu, to_raw, to_m, to_v, to_noise = op(grad_z, grad_kl, mu, logvar, m, v, noise, *options, wanted)
-        to_m = to_m if m is prior_mu else sum_other(to_m, prior_mu)
-        to_v = to_v if v is prior_logvar else sum_other(to_v, prior_logvar)
-        return to_mu, to_raw, to_m, to_v, to_noise, None, None
+        expanded_mu = expand_other(prior_mu, like, options.batch_dims, tensors)
+        expanded_logvar = expand_other(prior_logvar, like, options.batch_dims, tensors)
+        to_mu, to_raw, to_prior_mu, to_prior_logvar, to_noise = op(
+            grad_z, grad_kl, mu, logvar, expanded_mu, expanded_logvar, noise, *options, wanted
+        )
+        to_prior_mu = to_prior_mu if expanded_mu is prior_mu else sum_other(to_prior_mu, prior_mu)
+        to_prior_logvar = (
+            to_prior_logvar if expanded_logvar is prior_logvar else sum_other(to_prior_logvar, prior_logvar)
+        )
+        return to_mu, to_raw, to_prior_mu, to_prior_logvar, to_noise, None, None
 
 
 def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A saved tensor in the layout that it had: in another its columns, and so the noise, would come in another order.
-    `torch.autograd.graph.save_on_cpu(pin_memory=True)` hands all tensors back contiguous."""
+    """Restore the layout that a saved tensor had. Columns are counted in memory order, so another layout would change
+    the noise. `torch.autograd.graph.save_on_cpu(pin_memory=True)` returns all tensors contiguous."""
     if saved.stride() == strides:
         return saved
     like = torch.empty_like(torch.empty_strided(saved.shape, strides, device="meta"))
@@ -247,12 +258,12 @@ def _laid_out(saved: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def _mean(mu: Tensor, logvar: Tensor | None, options: LatentOptions) -> Tensor:
-    """mu itself, also where `mu` holds both moments."""
+    """mu alone: `mu`, or its first half if it holds both moments."""
     return mu if logvar is not None else mu.narrow(options.packed_dim, 0, mu.shape[options.packed_dim] // 2)
 
 
 def _differentiable_backward(upstream, inputs, needs, options: LatentOptions) -> list[Tensor | None]:
-    """The gradients by autograd through the eager formulas, so that they can be differentiated again."""
+    """Gradients by autograd through the eager formulas, which can be differentiated again."""
     mu, logvar, prior_mu, prior_logvar, noise = inputs
     if not noise.is_floating_point():
         noise = normal_like(_mean(mu, logvar, options), noise, options.batch_dims, options.num_samples)
@@ -273,7 +284,7 @@ def _seed_tensor(mu: Tensor, seed: int | Tensor | None, generator: torch.Generat
 def _eager_noise(
     mu: Tensor, seed: int | Tensor | None, generator: torch.Generator | None, options: LatentOptions
 ) -> Tensor:
-    """With a seed the noise that it stands for; without one what people draw today, at its speed."""
+    """The noise of the seed. Without a seed, torch's own normal numbers, because they are faster."""
     if seed is not None:
         return normal_like(mu, _seed_tensor(mu, seed, None), options.batch_dims, options.num_samples)
     dtype = eager.compute_dtype(mu)
@@ -300,7 +311,7 @@ def _packed_dim(moments: Tensor, dim: int, batch_dims: int) -> int:
 def _options(
     batch_dims, packed_dim, num_samples, scale, std_floor, logvar_clamp, kl_estimator, kl_reduction
 ) -> LatentOptions:
-    """What the caller chose, checked."""
+    """Check the caller's choices."""
     if num_samples is not None:
         num_samples = checks.integer("num_samples", num_samples, "an int or None")
         if num_samples < 1:
@@ -314,7 +325,7 @@ def _options(
 
 
 def _check_floor(std_floor: float) -> float | None:
-    """None for 0."""
+    """Check the floor. Returns None for 0."""
     if not checks.is_number(std_floor):
         raise TypeError(f"std_floor must be a number, got {type(std_floor).__name__}")
     if not 0 <= std_floor < math.inf:
@@ -323,7 +334,7 @@ def _check_floor(std_floor: float) -> float | None:
 
 
 def _check_clamp(logvar_clamp: Sequence[float]) -> tuple[float | None, float | None]:
-    """Both bounds; None for one that is infinite."""
+    """Check both bounds. Returns None for an infinite bound."""
     if not isinstance(logvar_clamp, Sequence):
         raise TypeError(f"logvar_clamp must be (lo, hi) or None, got {type(logvar_clamp).__name__}")
     if not all(map(checks.is_number, logvar_clamp)):

@@ -1,4 +1,4 @@
-"""Reconstruction terms: log-likelihoods of `x` under the decoder's output, summed per sample."""
+"""Reconstruction terms: the log-likelihood of `x`, given the decoder's output, summed per sample."""
 
 import math
 from collections.abc import Sequence
@@ -21,21 +21,22 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, *, batch_dims: int = 1, 
 
         log p(x) = Σ x · a − softplus(a),    a = logits        [nats]
 
-    This is `−binary_cross_entropy_with_logits(logits, x, reduction="sum")` of each sample. `x` outside [0, 1] is
-    evaluated by the formula. Accurate for `logits` as far as their type goes.
+    For each sample this is `−binary_cross_entropy_with_logits(logits, x, reduction="sum")`. For `x` outside [0, 1] the
+    formula is evaluated too. It is accurate for `logits` over the whole range of their dtype.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
-        x: targets, any of these or an integer dtype or bool; of the shape of `logits`, except that leading batch dims
-            may be missing or 1.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: targets, any of these dtypes, an integer dtype or bool, of the shape of `logits`.
+            Leading batch dims may be missing or 1.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, or without a sum that of `logits`; float64 if an input is, else float32.
+        Shape `logits.shape[:batch_dims]`, or for `reduction="none"` that of `logits`; float64 if an input is float64,
+        else float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -55,24 +56,25 @@ def gaussian_log_likelihood(
 
         log p(x) = Σ −½ (logvar + (x − mean)² · exp(−logvar) + ln 2π)        [nats]
 
-    The constant is always there. `logvar` is the natural logarithm of the *variance*; from a log standard deviation pass
-    `2 * logstd`. Accurate for all arguments as far as their type goes: also where `exp(−logvar)` would be infinite and
-    `x` is `mean`.
+    The constant is always included. `logvar` is the natural logarithm of the *variance*; for a log standard deviation
+    pass `2 * logstd`. The result is accurate for all arguments over the whole range of their dtype, even if
+    `exp(−logvar)` overflows and `x` equals `mean`.
 
     Args:
         mean: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
-        x: targets, any of these or an integer dtype or bool; of the shape of `mean`, except that leading batch dims may
-            be missing or 1.
-        logvar: a float, or a tensor that broadcasts to `mean`: one for all, one per channel, one per element. Its
-            gradient has its own shape and dtype.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: targets, any of these dtypes, an integer dtype or bool, of the shape of `mean`.
+            Leading batch dims may be missing or 1.
+        logvar: a float, or a tensor that broadcasts to `mean`: one number for all elements, one per channel or one per
+            element. Its gradient has its own shape and dtype.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `mean.shape[:batch_dims]`, or without a sum that of `mean`; float64 if an input is, else float32.
+        Shape `mean.shape[:batch_dims]`, or for `reduction="none"` that of `mean`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -92,23 +94,25 @@ def laplace_log_likelihood(
 
         log p(x) = Σ −|x − loc| · exp(−log_scale) − log_scale − ln 2        [nats]
 
-    An L1 reconstruction loss with its scale. The derivative at `x = loc` is 0. Accurate for all arguments as far as their
-    type goes.
+    This is an L1 reconstruction loss with a scale. The derivative at `x = loc` is 0. The result is accurate for all
+    arguments over the whole range of their dtype.
 
     Args:
         loc: the decoder's output, the median; float64, float32, bfloat16 or float16, any shape and strides.
-        x: targets, any of these or an integer dtype or bool; of the shape of `loc`, except that leading batch dims may
-            be missing or 1.
+        x: targets, any of these dtypes, an integer dtype or bool, of the shape of `loc`.
+            Leading batch dims may be missing or 1.
         log_scale: natural logarithm of the scale b (the variance is 2 b²): a float, or a tensor that broadcasts to
-            `loc`: one for all, one per channel, one per element. Its gradient has its own shape and dtype.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+            `loc`: one number for all elements, one per channel or one per element. Its gradient has its own shape and
+            dtype.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `loc.shape[:batch_dims]`, or without a sum that of `loc`; float64 if an input is, else float32.
+        Shape `loc.shape[:batch_dims]`, or for `reduction="none"` that of `loc`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -128,22 +132,24 @@ def continuous_bernoulli_log_likelihood(
 
         log p(x) = Σ x · a − ln((exp(a) − 1) / a),    a = logits        [nats]
 
-    The density on [0, 1] that a Bernoulli decoder's loss lacks the normalizer of: for grey values in [0, 1] it is a
-    true likelihood. Accurate around `a = 0` (p = ½), where the normalizer is 0/0, and for |a| as large as its type goes.
-    It is positive where the density is above 1. `x` outside [0, 1] is evaluated by the formula.
+    This is the Bernoulli formula with the normalizer that makes it a density on [0, 1], so for grey values in [0, 1] it
+    is a true likelihood. It is accurate near `a = 0` (p = ½), where the normalizer is 0/0, and for `logits` over the
+    whole range of their dtype. It is positive where the density is above 1. For `x` outside [0, 1] the formula is
+    evaluated too.
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
-        x: targets, any of these or an integer dtype or bool; of the shape of `logits`, except that leading batch dims
-            may be missing or 1.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: targets, any of these dtypes, an integer dtype or bool, of the shape of `logits`.
+            Leading batch dims may be missing or 1.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `logits.shape[:batch_dims]`, or without a sum that of `logits`; float64 if an input is, else float32.
+        Shape `logits.shape[:batch_dims]`, or for `reduction="none"` that of `logits`; float64 if an input is float64,
+        else float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -162,23 +168,25 @@ def bernoulli_probs_log_likelihood(probs: Tensor, x: Tensor, *, batch_dims: int 
 
         log p(x) = Σ x · max(ln p, −100) + (1 − x) · max(ln(1 − p), −100),    p = probs        [nats]
 
-    This is `−binary_cross_entropy(probs, x, reduction="sum")` of each sample, for decoders that end in a sigmoid, with
-    its gradient `(x − p) / max(p (1 − p), 1e-12)`: next to 0 and 1 that is not the derivative of the clamped value, but what
-    people train with. `bernoulli_log_likelihood` from logits is exact where this one is clamped. `x` outside [0, 1] is evaluated by the formula.
+    For each sample this is `−binary_cross_entropy(probs, x, reduction="sum")`, for decoders that end in a sigmoid. It
+    also has the gradient of that function, `(x − p) / max(p (1 − p), 1e-12)`. Next to 0 and 1 this is not the
+    derivative of the clamped value, but it is the gradient with which people train. Where this function is clamped,
+    `bernoulli_log_likelihood` is exact. For `x` outside [0, 1] the formula is evaluated too.
 
     Args:
-        probs: the decoder's output in [0, 1] (elsewhere the result is NaN), float64, float32, bfloat16 or float16, any
-            shape and strides.
-        x: targets, any of these or an integer dtype or bool; of the shape of `probs`, except that leading batch dims
-            may be missing or 1.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        probs: the decoder's output in [0, 1], float64, float32, bfloat16 or float16, any shape and strides. Outside
+            [0, 1] the result is NaN.
+        x: targets, any of these dtypes, an integer dtype or bool, of the shape of `probs`.
+            Leading batch dims may be missing or 1.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `probs.shape[:batch_dims]`, or without a sum that of `probs`; float64 if an input is, else float32.
+        Shape `probs.shape[:batch_dims]`, or for `reduction="none"` that of `probs`; float64 if an input is float64,
+        else float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -200,29 +208,31 @@ def negative_binomial_log_likelihood(
         log p(x) = Σ ln Γ(x + θ) − ln Γ(θ) − ln Γ(x + 1) + θ ln((θ + ε) / e) + x ln((mu + ε) / e)    [nats]
         e = mu + θ + ε,    θ = theta,    ε = 1e-8
 
-    Mean mu, variance mu + mu²/θ. A drop-in for the `log_prob` of scvi-tools' `NegativeBinomial(mu=, theta=)`, summed
-    over genes, its ε included: it keeps value and gradient finite at mu = 0. Terms that do not depend on the parameters
-    are included. The gamma functions and the logarithms are put together before they are evaluated, so that large counts
-    and large θ, a Poisson's limit, do not cancel.
+    The mean is mu, the variance is mu + mu²/θ. This replaces the `log_prob` of scvi-tools' `NegativeBinomial(mu=,
+    theta=)`, summed over genes. It includes the ε of scvi-tools, which keeps value and gradient finite at mu = 0, and
+    all terms that do not depend on the parameters. Gamma functions and logarithms are combined before they are
+    evaluated, so that nothing cancels for large counts, nor for a large θ, the Poisson limit.
 
-    To 16 ulp for mu and θ from the least normal number of their type to an eighth of the largest, mu also 0, and counts
-    up to 1e30 (float64: 1e300); of an x between 0 and 0.1 that is no count, to 16 ulp of 1. NaN for x ≤ −1, x + θ < 0 and
-    other arguments that the formula does not have.
+    Largest error: 16 ulp, for mu and θ from the least normal number of their dtype to an eighth of the largest, for
+    mu = 0, and for counts up to 1e30 (float64: 1e300). For a non-integer x between 0 and 0.1 it is 16 ulp of 1. The
+    result is NaN for x ≤ −1, for x + θ < 0 and for other arguments for which the formula is not defined.
 
     Args:
         mu: the decoder's mean, not negative; float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `mu`, except that leading batch dims may be
-            missing or 1. A floating-point `x` gets its gradient, by the formula between the integers.
-        theta: inverse dispersion, positive (not its logarithm): a float, or a tensor that broadcasts to `mu`: one for
-            all, one per gene, one per element. Its gradient has its own shape and dtype.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: counts, any of these dtypes, an integer dtype or bool, of the shape of `mu`.
+            Leading batch dims may be missing or 1. A floating-point `x` also gets a gradient: that of the formula for
+            real x.
+        theta: inverse dispersion, positive (not its logarithm): a float, or a tensor that broadcasts to `mu`: one
+            number for all elements, one per gene or one per element. Its gradient has its own shape and dtype.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `mu.shape[:batch_dims]`, or without a sum that of `mu`; float64 if an input is, else float32.
+        Shape `mu.shape[:batch_dims]`, or for `reduction="none"` that of `mu`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -249,27 +259,28 @@ def zero_inflated_negative_binomial_log_likelihood(
 
         log p(x) = Σ ln(s + (1 − s) NB(0))    where x < 1e-8
                      ln(1 − s) + ln NB(x)     elsewhere        [nats]
-        s = sigmoid(zero_logits),    ln NB that of `negative_binomial_log_likelihood`
+        s = sigmoid(zero_logits),    ln NB from `negative_binomial_log_likelihood`
 
-    A drop-in for the `log_prob` of scvi-tools' `ZeroInflatedNegativeBinomial(mu=, theta=, zi_logits=)` summed over
-    genes. As there, x below 1e-8 counts as zero, in value and gradients. Accurate where
-    `negative_binomial_log_likelihood` is, for logits as far as their type goes.
+    This replaces the `log_prob` of scvi-tools' `ZeroInflatedNegativeBinomial(mu=, theta=, zi_logits=)`, summed over
+    genes. As in scvi-tools, x below 1e-8 is treated as zero, in the value and in the gradients. It is accurate where
+    `negative_binomial_log_likelihood` is accurate, with logits over the whole range of their dtype.
 
     Args:
         mu: the decoder's mean, not negative; float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `mu`, except that leading batch dims may be
-            missing or 1.
-        theta: inverse dispersion, positive (not its logarithm): a float, or a tensor that broadcasts to `mu`: one for
-            all, one per gene, one per element. Its gradient has its own shape and dtype.
-        zero_logits: logits of the probability that a count is dropped; like `theta`.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: counts, any of these dtypes, an integer dtype or bool, of the shape of `mu`.
+            Leading batch dims may be missing or 1.
+        theta: inverse dispersion, positive (not its logarithm): a float, or a tensor that broadcasts to `mu`: one
+            number for all elements, one per gene or one per element. Its gradient has its own shape and dtype.
+        zero_logits: logits of the probability that a count is dropped; a float or a tensor like `theta`.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `mu.shape[:batch_dims]`, or without a sum that of `mu`; float64 if an input is, else float32.
+        Shape `mu.shape[:batch_dims]`, or for `reduction="none"` that of `mu`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -293,31 +304,32 @@ def discretized_logistic_log_likelihood(
     batch_dims: int = 1,
     reduction: str = "sum",
 ) -> Tensor:
-    """Sum the log-likelihood of pixels under a logistic distribution cut into bins per sample.
+    """Sum the log-likelihood of pixels per sample, under a logistic distribution that is cut into bins.
 
         log p(x) = Σ ln(σ((x − mean + h) / s) − σ((x − mean − h) / s))        [nats]
         s = exp(log_scale),    h = 1 / (bins − 1),    σ the logistic sigmoid
 
-    `x` in [−1, 1] takes the values −1, −1 + 2h, …, 1. The ends are open: where x is in the first bin its lower edge is
-    −∞, in the last its upper edge is ∞, so that the probabilities of all bins add up to 1. Evaluated as a sum of
-    logarithms of one sign, without a floor on the difference: accurate for `mean` and `log_scale` as far as their type
-    goes.
+    `x` in [−1, 1] takes the values −1, −1 + 2h, …, 1. The lower edge of the first bin is −∞ and the upper edge of the
+    last bin is ∞, so that the probabilities of all bins add up to 1. The formula is evaluated as a sum of logarithms of
+    the same sign, without a floor on the difference. It is accurate for `mean` and `log_scale` over the whole range of
+    their dtype.
 
     Args:
         mean: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
-        x: targets in [−1, 1], any of these or an integer dtype or bool; of the shape of `mean`, except that leading
-            batch dims may be missing or 1.
-        log_scale: natural logarithm of the scale s: a float, or a tensor that broadcasts to `mean`: one for all, one
-            per channel, one per element. Its gradient has its own shape and dtype.
-        bins: how many values x takes, at least 2; 256 for 8-bit pixels.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: targets in [−1, 1], any of these dtypes, an integer dtype or bool, of the shape of `mean`.
+            Leading batch dims may be missing or 1.
+        log_scale: natural logarithm of the scale s: a float, or a tensor that broadcasts to `mean`: one number for
+            all elements, one per channel or one per element. Its gradient has its own shape and dtype.
+        bins: the number of values that x takes, at least 2; 256 for 8-bit pixels.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `mean.shape[:batch_dims]`, or without a sum that of `mean`; float64 if an input is, else float32.
+        Shape `mean.shape[:batch_dims]`, or for `reduction="none"` that of `mean`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here; `bins` not an int.
+        TypeError: an argument is not a tensor, or its dtype is not listed here; `bins` is not an int.
         ValueError: shapes, devices, `bins`, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
@@ -339,29 +351,32 @@ def poisson_log_likelihood(log_rate: Tensor, x: Tensor, *, batch_dims: int = 1, 
 
         log p(x) = Σ x · l − exp(l) − ln Γ(x + 1),    l = log_rate        [nats]
 
-    This is `−F.poisson_nll_loss(log_rate, x, full=True, reduction="sum")` of each sample, with the exact ln Γ(x + 1). The
-    gamma function and the logarithms are put together before they are evaluated, so that large counts do not cancel.
+    For each sample this is `−F.poisson_nll_loss(log_rate, x, full=True, reduction="sum")` with the exact ln Γ(x + 1).
+    The gamma function and the logarithms are combined before they are evaluated, so that nothing cancels for large
+    counts.
 
-    To 16 ulp, on the scale of |x − exp(l)| and the result, for counts up to 1e30 (float64: 1e300) and `log_rate` as far as
-    its type goes; −∞ where exp(l) overflows. NaN for x ≤ −1.
+    Largest error: 16 ulp of the larger of |x − exp(l)| and the result, for counts up to 1e30 (float64: 1e300) and for
+    `log_rate` over the whole range of its dtype. The result is −∞ where exp(l) overflows, and NaN for x ≤ −1.
 
     Args:
         log_rate: the decoder's output, float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `log_rate`, except that leading batch dims
-            may be missing or 1. A floating-point `x` gets its gradient, by the formula between the integers.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: counts, any of these dtypes, an integer dtype or bool, of the shape of `log_rate`.
+            Leading batch dims may be missing or 1. A floating-point `x` also gets a gradient: that of the formula for
+            real x.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `log_rate.shape[:batch_dims]`, or without a sum that of `log_rate`; float64 if an input is, else float32.
+        Shape `log_rate.shape[:batch_dims]`, or for `reduction="none"` that of `log_rate`; float64 if an input is
+        float64, else float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: Bishop 2006, "Pattern Recognition and Machine Learning", section 4.2.4, whose exponential family it is of;
-    `torch.distributions.Poisson`.
+    Source: Bishop 2006, "Pattern Recognition and Machine Learning", section 4.2.4, for the exponential family to which
+    it belongs; `torch.distributions.Poisson`.
 
     >>> import torch, vae_kernels as vk
     >>> vk.poisson_log_likelihood(torch.zeros(2, 3), torch.tensor([[0, 1, 2]] * 2))
@@ -375,26 +390,28 @@ def poisson_rate_log_likelihood(rate: Tensor, x: Tensor, *, batch_dims: int = 1,
 
         log p(x) = Σ x · ln r − r − ln Γ(x + 1),    r = rate        [nats]
 
-    For decoders that end in a softplus or a softmax; elsewhere `poisson_log_likelihood`. At a rate of 0 the
-    log-likelihood is 0 where x is 0, with the derivative −1, and −∞ elsewhere.
+    Use this for decoders that end in a softplus or a softmax, and `poisson_log_likelihood` otherwise. For a rate of 0
+    the log-likelihood is 0 with the derivative −1 if x = 0, and −∞ otherwise.
 
     Args:
         rate: the decoder's output, not negative; float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `rate`, except that leading batch dims may
-            be missing or 1. A floating-point `x` gets its gradient, by the formula between the integers.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        x: counts, any of these dtypes, an integer dtype or bool, of the shape of `rate`.
+            Leading batch dims may be missing or 1. A floating-point `x` also gets a gradient: that of the formula for
+            real x.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `rate.shape[:batch_dims]`, or without a sum that of `rate`; float64 if an input is, else float32.
+        Shape `rate.shape[:batch_dims]`, or for `reduction="none"` that of `rate`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: `torch.distributions.Poisson`; Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics",
-    whose scvi-tools has it as `gene_likelihood="poisson"`.
+    Source: `torch.distributions.Poisson`; Lopez et al. 2018, "Deep generative modeling for single-cell
+    transcriptomics", whose scvi-tools has this likelihood as `gene_likelihood="poisson"`.
 
     >>> import torch, vae_kernels as vk
     >>> vk.poisson_rate_log_likelihood(torch.ones(2, 3), torch.tensor([[0, 1, 2]] * 2))
@@ -413,36 +430,38 @@ def negative_binomial_mixture_log_likelihood(
     batch_dims: int = 1,
     reduction: str = "sum",
 ) -> Tensor:
-    """Sum the log-likelihood of the counts `x` under a mixture of two negative binomials per sample.
+    """Sum the log-likelihood of the counts `x` per sample, under a mixture of two negative binomials.
 
         log p(x) = Σ ln(s NB₁(x) + (1 − s) NB₂(x))        [nats]
-        s = sigmoid(mixture_logits),    ln NBᵢ that of `negative_binomial_log_likelihood` with muᵢ and theta
+        s = sigmoid(mixture_logits),    ln NBᵢ from `negative_binomial_log_likelihood` with muᵢ and theta
 
-    Counts with a background: proteins in totalVI. A drop-in for the `log_prob` of scvi-tools'
-    `NegativeBinomialMixture(mu1=, mu2=, theta1=, mixture_logits=)` summed over proteins. Each component is one kernel;
-    PyTorch mixes them, so that five tensors of the size of `mu1` are kept for the backward pass.
+    This is for counts with a background, such as proteins in totalVI. It replaces the `log_prob` of scvi-tools'
+    `NegativeBinomialMixture(mu1=, mu2=, theta1=, mixture_logits=)`, summed over proteins. Each component is one kernel.
+    PyTorch mixes the two, so five tensors of the size of `mu1` are kept for the backward pass.
 
     Args:
-        mu1: the mean of the first component, not negative; float64, float32, bfloat16 or float16, any shape and strides.
-        x: counts, any of these or an integer dtype or bool; of the shape of `mu1`, except that leading batch dims may be
-            missing or 1.
-        mu2: the mean of the second, not negative: a float, or a tensor that broadcasts to `mu1`: one for all, one per
-            protein, one per element. Its gradient has its own shape and dtype.
-        theta: inverse dispersion of both, positive (not its logarithm); like `mu2`.
-        mixture_logits: logits of the probability of the first; like `mu2`.
-        batch_dims: how many leading dims are kept; all others are summed.
-        reduction: `"sum"` per sample, or `"none"`: the log-likelihood of every element.
+        mu1: the mean of the first component, not negative; float64, float32, bfloat16 or float16, any shape and
+            strides.
+        x: counts, any of these dtypes, an integer dtype or bool, of the shape of `mu1`.
+            Leading batch dims may be missing or 1.
+        mu2: the mean of the second component, not negative: a float, or a tensor that broadcasts to `mu1`: one for all,
+            one per protein, one per element. Its gradient has its own shape and dtype.
+        theta: inverse dispersion of both components, positive (not its logarithm); a float or a tensor like `mu2`.
+        mixture_logits: logits of the probability of the first component; a float or a tensor like `mu2`.
+        batch_dims: the number of leading dims that are kept; all others are summed.
+        reduction: `"sum"` for one number per sample, or `"none"` for the log-likelihood of every element.
 
     Returns:
-        Shape `mu1.shape[:batch_dims]`, or without a sum that of `mu1`; float64 if an input is, else float32.
+        Shape `mu1.shape[:batch_dims]`, or for `reduction="none"` that of `mu1`; float64 if an input is float64, else
+        float32.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not named here.
+        TypeError: an argument is not a tensor, or its dtype is not listed here.
         ValueError: shapes, devices, `batch_dims` or `reduction` do not fit.
         RuntimeError: a backend chosen with `use_backend` cannot serve the device.
 
-    Source: Gayoso et al. 2021, "Joint probabilistic modeling of single-cell multi-omic data with totalVI", Nature Methods
-    18, methods; `log_mixture_nb` of scvi-tools.
+    Source: Gayoso et al. 2021, "Joint probabilistic modeling of single-cell multi-omic data with totalVI", Nature
+    Methods 18, methods; `log_mixture_nb` of scvi-tools.
 
     >>> import torch, vae_kernels as vk
     >>> mu, x = torch.ones(2, 3), torch.tensor([[0, 1, 2]] * 2)
@@ -467,7 +486,7 @@ def negative_binomial_mixture_log_likelihood(
 
 
 def _check_parameter(name: str, parameter: object, full_name: str, full: Tensor) -> None:
-    """A number, or a tensor that broadcasts to `full`."""
+    """Raise unless the parameter is a number, or a tensor that broadcasts to `full`."""
     if isinstance(parameter, Tensor):
         checks.tensor(name, parameter, checks.FLOATS)
         checks.same_device(name, parameter, full_name, full)
@@ -486,7 +505,7 @@ def _log_likelihood(family: str, arguments: tuple[Tensor | float, ...], batch_di
 
 
 class LogLikelihood(torch.autograd.Function):
-    """One kernel forward, one backward."""
+    """Autograd function with one kernel per direction."""
 
     @staticmethod
     def forward(ctx, first, x, parameter0, parameter1, options, namespace):
@@ -511,12 +530,12 @@ class LogLikelihood(torch.autograd.Function):
         first, x, parameter0, parameter1 = inputs
         if parameter0 is None and parameter1 is None:
             return *op(grad, *inputs, *options, wanted), None, None
-        a = expand_other(parameter0, first, options.batch_dims, inputs)
-        b = expand_other(parameter1, first, options.batch_dims, inputs)
-        to_first, to_x, to_a, to_b = op(grad, first, x, a, b, *options, wanted)
-        to_a = to_a if a is parameter0 else sum_other(to_a, parameter0)
-        to_b = to_b if b is parameter1 else sum_other(to_b, parameter1)
-        return to_first, to_x, to_a, to_b, None, None
+        expanded0 = expand_other(parameter0, first, options.batch_dims, inputs)
+        expanded1 = expand_other(parameter1, first, options.batch_dims, inputs)
+        to_first, to_x, to_parameter0, to_parameter1 = op(grad, first, x, expanded0, expanded1, *options, wanted)
+        to_parameter0 = to_parameter0 if expanded0 is parameter0 else sum_other(to_parameter0, parameter0)
+        to_parameter1 = to_parameter1 if expanded1 is parameter1 else sum_other(to_parameter1, parameter1)
+        return to_first, to_x, to_parameter0, to_parameter1, None, None
 
 
 def _eager(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Tensor:
@@ -534,7 +553,7 @@ def _eager(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Tenso
 def _check(
     family: str, arguments: tuple[Tensor | float, ...], batch_dims: int, reduction: str
 ) -> tuple[tuple[Tensor | None, ...], LikelihoodOptions]:
-    """The op's four tensors and its options."""
+    """Check the arguments. Returns the op's four tensors and its options."""
     names = FAMILIES[family].arguments
     first, x, *parameters = arguments
     checks.tensor(names[0], first, checks.FLOATS)
@@ -546,14 +565,14 @@ def _check(
         x = x.to(_dtype_of(arguments))
     x = checks.target(x, first.shape, names[0], batch_dims)
     if reduction is not None and batch_dims == first.dim() > 0:
-        batch_dims -= 1  # nothing is summed, and kernels are fast along columns
+        batch_dims -= 1  # nothing is summed, and kernels are faster along columns than along rows
     tensors, numbers = [None, None], [None, None]
     for i, (name, parameter) in enumerate(zip(names[2:], parameters, strict=True)):
         _check_parameter(name, parameter, names[0], first)
         if isinstance(parameter, Tensor):
             tensors[i] = parameter
         elif name not in FAMILIES[family].numbers and (symbols.changes(parameter) or not math.isfinite(parameter)):
-            # No exported program can hold a number that is not finite.
+            # An exported program cannot hold a number that is not finite.
             tensors[i] = symbols.tensor(parameter, first, _dtype_of(arguments))
         else:
             numbers[i] = float(parameter)
@@ -571,7 +590,7 @@ def _check_values(family: str, inputs: Sequence[Tensor | None], numbers: list[fl
         value = inputs[i]
         if value is None:
             value = torch.tensor(numbers[i - 2], dtype=torch.float64, device="cpu")
-        # What is the same for all samples belongs to none.
+        # A parameter that all samples share belongs to no single sample.
         dims = batch_dims if value.shape == inputs[0].shape else 0
         checks.no_nan(name, value, dims)
         if allowed := FAMILIES[family].ranges.get(name):

@@ -1,7 +1,8 @@
-"""Reference VAEs: an MLP and a convolutional one, whose loss terms are this package's ops.
+"""Reference VAEs with an MLP and with convolutions. Their loss terms are this package's ops.
 
-A `VAE` is an encoder, a decoder and a `Likelihood` that says what the decoder's output means. `VAE.forward` gives the
-parts of every objective in `vae_kernels.objectives`; `VAE.elbo` is the one of Kingma & Welling 2014.
+A `VAE` has an encoder, a decoder, and a `Likelihood` that interprets the decoder's output. `VAE.forward` returns the
+terms from which every objective in `vae_kernels.objectives` is computed. `VAE.elbo` is the ELBO of Kingma & Welling
+2014.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +19,18 @@ from torch import Tensor, nn
 from .latent import reparameterize_kl_packed
 from .likelihood import bernoulli_log_likelihood, gaussian_log_likelihood
 
-# Smooth, so that rounding stays rounding: over 2300 steps on the digits, the held-out ELBOs of two backends, whose
-# noise differs in the last bit, stay within 3e-6 nats. With ReLU, units near their kink flip, and it is 4e-2.
+# A smooth activation does not amplify rounding errors. Two backends, whose noise differs in the last bit, have held-out
+# ELBOs within 3e-6 nats of each other after 2300 steps on the digits. With ReLU, whose units flip near the kink, it is
+# 4e-2.
 ACTIVATION = nn.SiLU
 
 
 @dataclass(frozen=True)
 class VAESettings:
-    """All that rebuilds a model but its weights; `dataclasses.asdict` of it is JSON.
+    """The settings from which a model is built, without its weights. `dataclasses.asdict` makes them JSON.
 
-    `hidden` are the widths of the MLP's layers, or the channels of the convolutions. `logvar` is the fixed log-variance
-    of a Gaussian decoder, or where a learned one starts; a Bernoulli decoder ignores it.
+    `hidden` has the widths of the MLP's layers, or the channels of the convolutions. `logvar` is the fixed log-variance
+    of a Gaussian decoder, or the initial value of a learned one. A Bernoulli decoder ignores it.
     """
 
     model: str
@@ -51,7 +53,7 @@ class VAESettings:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {self.likelihood!r}")
 
     def build(self) -> "VAE":
-        """A model with these settings and fresh weights."""
+        """Build a model with these settings and new random weights."""
         arguments = asdict(self)
         name = arguments.pop("model")
         if name not in MODELS:
@@ -60,13 +62,13 @@ class VAESettings:
 
 
 class Likelihood(nn.Module, ABC):
-    """`p(x|z)`: called with the decoder's output `(B, outputs, *input_shape)`, it gives the distribution's parameters.
+    """`p(x|z)`. It maps the decoder's output `(B, outputs, *input_shape)` to the distribution's parameters.
 
-    A further family is a subclass and a row in `LIKELIHOODS`.
+    To add a family, write a subclass and a row in `LIKELIHOODS`.
     """
 
     outputs: ClassVar[int] = 1
-    """How many numbers the decoder gives for each element of x."""
+    """The number of decoder outputs for each element of x."""
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__()
@@ -76,15 +78,15 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_px(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """`log p(x|z)` per sample in nats: the parameters' shape without that of an x, `(B,)` or `(K, B)`."""
+        """`log p(x|z)` per sample in nats, of shape `(B,)` or `(K, B)`: the parameters' shape without `input_shape`."""
 
     @abstractmethod
     def mean(self, *parameters: Tensor) -> Tensor:
-        """`E[x|z]`, of the parameters' shape."""
+        """`E[x|z]`, of the shape of the parameters."""
 
 
 class Bernoulli(Likelihood):
-    """The decoder gives logits; x in [0, 1]."""
+    """The decoder outputs logits; x is in [0, 1]."""
 
     def log_px(self, x: Tensor, logits: Tensor) -> Tensor:
         return bernoulli_log_likelihood(logits, x, batch_dims=_batch_dims(logits, x))
@@ -94,7 +96,7 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """The decoder gives means; the variance is `exp(settings.logvar)` throughout."""
+    """The decoder outputs means; all variances are `exp(settings.logvar)`."""
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__(settings)
@@ -108,7 +110,7 @@ class Gaussian(Likelihood):
 
 
 class GaussianLearned(Gaussian):
-    """The decoder gives means; one log-variance for all elements is learned with the weights.
+    """The decoder outputs means; one log-variance, shared by all elements, is learned with the weights.
 
     Source: Rybkin et al. 2021, "Simple and effective VAE training with calibrated decoders".
     """
@@ -119,11 +121,11 @@ class GaussianLearned(Gaussian):
 
 
 class GaussianPerElement(Likelihood):
-    """The decoder gives a mean and a log-variance for each element of x.
+    """The decoder outputs a mean and a log-variance for each element of x.
 
-    A pixel that is the same in all pictures would have its variance driven to 0 and its density to infinity, so the
-    log-variance is bounded from below, softly: `logvar = floor + softplus(output − floor)`, as in Rybkin et al. 2021.
-    The floor, −8, is the rounding error of x in [0, 1] stored in 17 steps: `ln(1/16² / 12) = −8.0`.
+    Training would drive the variance of a pixel that is equal in all pictures to 0, and its density to infinity. The
+    log-variance therefore has a soft lower bound: `logvar = floor + softplus(output − floor)`, as in Rybkin et al.
+    2021. The floor −8 is the variance of the rounding error of x in [0, 1] with 17 levels: `ln(1/16² / 12) = −8.0`.
     """
 
     outputs = 2
@@ -145,7 +147,7 @@ class GaussianPerElement(Likelihood):
 
 
 def _batch_dims(parameter: Tensor, x: Tensor) -> int:
-    """1, or 2 where there are K samples of z for each x."""
+    """The number of batch dims: 1, or 2 if there are K samples of z for each x."""
     return parameter.dim() - x.dim() + 1
 
 
@@ -158,14 +160,14 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 
 
 class Pass(NamedTuple):
-    """What one pass through a VAE gives: every objective is made of these."""
+    """The results of one pass through a VAE, from which every objective is computed."""
 
     z: Tensor
-    """The sample of `q(z|x)`, `(B, latent_dim)`, or K of them, `(K, B, latent_dim)`."""
+    """One sample of `q(z|x)`, `(B, latent_dim)`, or K samples, `(K, B, latent_dim)`."""
     kl: Tensor
-    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`; otherwise as of `vae_kernels.reparameterize_kl`."""
+    """`KL(q(z|x) ‖ N(0, 1))` in nats, `(B,)`; other shapes are those of `vae_kernels.reparameterize_kl`."""
     parameters: tuple[Tensor, ...]
-    """The parameters of `p(x|z)`, as of `VAE.decode`."""
+    """The parameters of `p(x|z)`, as returned by `VAE.decode`."""
 
 
 class Elbo(NamedTuple):
@@ -179,8 +181,8 @@ class Elbo(NamedTuple):
 class VAE(nn.Module, ABC):
     """`q(z|x) = N(mu, exp(logvar))`, prior `N(0, 1)`, and one of `LIKELIHOODS` for `p(x|z)`.
 
-    A subclass builds the encoder, `(B, *input_shape)` to the packed moments `(B, 2·latent_dim)`, and the decoder,
-    `(B, latent_dim)` to `(B, likelihood.outputs, *input_shape)`.
+    A subclass builds the encoder and the decoder. The encoder maps `(B, *input_shape)` to the packed moments
+    `(B, 2·latent_dim)`. The decoder maps `(B, latent_dim)` to `(B, likelihood.outputs, *input_shape)`.
     """
 
     def __init__(self, settings: VAESettings) -> None:
@@ -197,10 +199,11 @@ class VAE(nn.Module, ABC):
     def _build_decoder(self) -> nn.Module: ...
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`mu` and `logvar` of `q(z|x)`, each `(B, latent_dim)`: two views of one tensor, which the ops read in place.
+        """Encode x to `mu` and `logvar` of `q(z|x)`, each `(B, latent_dim)`. They are two views of one tensor, which
+        the ops read in place.
 
         Args:
-            x: `(B, *input_shape)`, any dtype; converted to that of the weights.
+            x: `(B, *input_shape)`, any dtype; it is converted to the dtype of the weights.
 
         Raises:
             ValueError: x has another shape.
@@ -215,12 +218,12 @@ class VAE(nn.Module, ABC):
         return self.encoder(x.to(next(self.parameters()).dtype))
 
     def decode(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The parameters of `p(x|z)`, each `(B, *input_shape)`: `(logits,)`, `(mean,)` or `(mean, logvar)`.
+        """Decode z to the parameters of `p(x|z)`, each `(B, *input_shape)`: `(logits,)`, `(mean,)` or `(mean, logvar)`.
 
-        `model.likelihood` knows what they mean: `model.likelihood.mean(*model.decode(z))` are pictures.
+        `model.likelihood` interprets them: `model.likelihood.mean(*model.decode(z))` are pictures.
 
         Args:
-            z: `(B, latent_dim)`; or `(K, B, latent_dim)`, then the parameters are `(K, B, *input_shape)`.
+            z: `(B, latent_dim)`, or `(K, B, latent_dim)` for parameters of shape `(K, B, *input_shape)`.
 
         Raises:
             ValueError: z has another shape.
@@ -232,7 +235,7 @@ class VAE(nn.Module, ABC):
         return tuple(p.unflatten(0, z.shape[:-1]) for p in parameters) if z.dim() == 3 else parameters
 
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """`log p(x|z)` in nats, `(B,)`, or `(K, B)` for z of shape `(K, B, latent_dim)`; x is not repeated for that."""
+        """`log p(x|z)` in nats, `(B,)`, or `(K, B)` for z of shape `(K, B, latent_dim)`, without repeating x."""
         return self.likelihood.log_px(x, *self.decode(z))
 
     def forward(
@@ -246,7 +249,7 @@ class VAE(nn.Module, ABC):
         generator: torch.Generator | None = None,
         eps: Tensor | None = None,
     ) -> Pass:
-        """Encode x, sample z and decode it. All but x as of `vae_kernels.reparameterize_kl`."""
+        """Encode x, sample z and decode it. The other arguments are those of `vae_kernels.reparameterize_kl`."""
         z, kl = reparameterize_kl_packed(
             self._moments(x),
             dim=-1,
@@ -267,16 +270,16 @@ class VAE(nn.Module, ABC):
         generator: torch.Generator | None = None,
         eps: Tensor | None = None,
     ) -> Elbo:
-        """The evidence lower bound with one sample of z, per sample of x.
+        """Compute the evidence lower bound of each x, with one sample of z.
 
             elbo = log p(x|z) − KL(q(z|x) ‖ N(0, 1)),    z ~ q(z|x)        [nats]
 
         Args:
-            x: `(B, *input_shape)`, any dtype, in the range that the likelihood wants ([0, 1] for Bernoulli).
-            seed, generator, eps: where z's noise comes from, as of `vae_kernels.reparameterize_kl`.
+            x: `(B, *input_shape)`, any dtype, in the range of the likelihood ([0, 1] for Bernoulli).
+            seed, generator, eps: the source of z's noise, as for `vae_kernels.reparameterize_kl`.
 
         Returns:
-            `Elbo(elbo, log_px, kl)`, each `(B,)`; float32, or float64 if the model or x is.
+            `Elbo(elbo, log_px, kl)`, each `(B,)`; float64 if the model or x is float64, else float32.
 
         Raises:
             ValueError: x has another shape.
@@ -297,7 +300,7 @@ class VAE(nn.Module, ABC):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """`E[x|z]` for n draws of `z ~ N(0, 1)`, `(n, *input_shape)`, without gradient.
 
-        `generator` is one of the model's device.
+        `generator` must be on the model's device.
         """
         weight = next(self.parameters())
         z = torch.randn(n, self.settings.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
@@ -311,7 +314,7 @@ class VAE(nn.Module, ABC):
 
 
 class MLPVAE(VAE):
-    """Fully connected layers with SiLU, the decoder the mirror of the encoder.
+    """VAE with fully connected layers and SiLU. The decoder mirrors the encoder.
 
     >>> from vae_kernels.models import MLPVAE
     >>> MLPVAE(784, hidden=(400, 400), latent_dim=20).sample(3).shape
@@ -342,12 +345,12 @@ class MLPVAE(VAE):
 
 
 class ConvVAE(VAE):
-    """4×4 convolutions of stride 2 with SiLU, each halving the picture, then one linear layer; the decoder the mirror.
+    """VAE with 4×4 convolutions of stride 2 and SiLU, then one linear layer. The decoder mirrors the encoder.
 
     Args:
         input_shape: `(channels, height, width)`; height and width are halved once for each entry of `hidden`.
-        hidden: channels after each convolution. Default: as many of (32, 64, 128, 256) as leave a picture of at least
-            4×4, so all four for 64×64.
+        hidden: channels after each convolution, which halves the picture. Default: as many of (32, 64, 128, 256) as
+            leave a picture of at least 4×4; for 64×64 these are all four.
 
     Raises:
         ValueError: the picture cannot be halved that often.
@@ -396,7 +399,7 @@ class ConvVAE(VAE):
 
     @property
     def _innermost(self) -> tuple[int, int, int]:
-        """The shape between the convolutions and the linear layer."""
+        """The shape of the tensor between the convolutions and the linear layer."""
         channels, height, width = self.settings.input_shape
         halvings = len(self.settings.hidden)
         return ((channels, *self.settings.hidden)[-1], height >> halvings, width >> halvings)

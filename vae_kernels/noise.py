@@ -1,12 +1,16 @@
-"""What a seed means, and how one is drawn.
+"""The noise that a seed stands for, and the drawing of seeds.
 
-The noise of a tensor is the stream of cuRAND's `Philox4_32_10` normal generator. For row `r` and column `c` of the row
-form (see `rows`) it is the number of generator `(seed, subsequence=r, offset=4 * (c // 4))`, lane `c % 4`. It depends on
-nothing else: not on backend, threads, dtype or device, within 4 ulp of float32. One exception: where `mu` and the spread
-are both bfloat16 or float16, the CUDA kernels' noise is within 2⁻¹⁴ of that number, before z is rounded to the dtype (a
-sampled KL has the exact noise), in forward and backward the same. With several samples r counts the rows of z, samples first. With
-a seed of its own for each sample of the batch, sample b of the k-th draw is `(seed[b], subsequence=k)`: it does not
-depend on its place in the batch.
+The noise of a tensor is the stream of cuRAND's `Philox4_32_10` normal generator. The element in row `r` and column `c`
+of the row form (see `rows`) is lane `c % 4` of the generator `(seed, subsequence=r, offset=4 * (c // 4))`. It does not
+depend on backend, threads, dtype or device, within 4 ulp of float32.
+
+There is one exception. If `mu` and the spread are both bfloat16 or float16, the CUDA kernels' noise is within 2⁻¹⁴ of
+that number before z is rounded to its dtype. Forward and backward use the same noise. An estimated KL has the exact
+noise.
+
+With several samples of z, r counts the rows of z, whose leading dim is the samples. If each sample of the batch has its
+own seed, sample b in the k-th draw has the generator `(seed[b], subsequence=k)`: its noise does not depend on its place
+in the batch.
 
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 """
@@ -25,7 +29,7 @@ _WORD = 0xFFFFFFFF
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """A seed as an int64 tensor of one element: drawing never leaves the device."""
+    """Draw a seed as an int64 tensor of one element, without a sync with the device."""
     return torch.randint(SEED_LIMIT, (1,), device=device, generator=generator)
 
 
@@ -34,7 +38,7 @@ def philox(seed: Tensor, subsequence: Tensor, offset: Tensor) -> tuple[Tensor, T
     counter = [*_halves(offset), *_halves(subsequence)]
     key = _halves(seed)
     for _ in range(10):
-        # The product wraps in int64, its 64 bits are right all the same: low and high word are read off as unsigned.
+        # The product wraps in int64, but its 64 bits are correct. Its low and high words are read as unsigned numbers.
         product = [counter[0] * _MULTIPLIERS[0], counter[2] * _MULTIPLIERS[1]]
         counter = [
             ((product[1] >> 32) & _WORD) ^ counter[1] ^ key[0],
@@ -51,11 +55,14 @@ def _halves(value: Tensor) -> list[Tensor]:
 
 
 def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normals, float32, from two words: radius `sqrt(-2 ln u)`, `u = word0·2⁻³² + 2⁻³³` rounded to float32 as cuRAND
-    does, times sine and cosine of `(word1 + ½)·2⁻³²` turns. All but `u` in float64, rounded once; on devices without it
-    in float32, within 4 ulp."""
+    """Two float32 normal numbers from two words.
+
+    They are `sqrt(−2 ln u)` times sine and cosine of `(word1 + ½)·2⁻³²` turns, where `u = word0·2⁻³² + 2⁻³³` is rounded
+    to float32, as in cuRAND. All arithmetic after `u` is float64 and rounded once. On devices without float64 it is
+    float32, within 4 ulp.
+    """
     u = word0.to(torch.float32) * 2.0**-32 + 2.0**-33
-    # The nearest axis is taken off as an integer: near π the angle itself would leave the sine an error of 12 ulp.
+    # The nearest axis is subtracted in integers. With the full angle, the sine near π would have an error of 12 ulp.
     position = 2 * word1 + 1  # in 2⁻³³ turns
     quadrant = (position + 2**30) >> 31
     from_axis = position - (quadrant << 31)
@@ -72,25 +79,26 @@ def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     return (radius * (sign_of_sine * sine)).float(), (radius * (sign_of_cosine * cosine)).float()
 
 
-# In float32, from additions, multiplications and bits alone: the errors of a device's own functions differ. A number
-# whose product with another is to be exact is cut into two parts. Polynomials are fits to the function named beside them.
+# The float32 functions use additions, multiplications and bit patterns only, because the errors of a device's own
+# functions differ. A number is split into two parts if a product with it has to be exact. A comment beside each
+# polynomial names the function that it fits.
 
 
 def _minus_2_log(u: Tensor) -> Tensor:
-    """`−2 ln u`: float32 in [2⁻³³, 1], 1 ulp."""
+    """`−2 ln u`, for float32 u in [2⁻³³, 1]; largest error 1 ulp."""
     bits = u.view(torch.int32)
     exponent = (bits - 0x3F2AAAAB) >> 23  # u = 2ⁿ (1 + f), f in [−1/3, 1/3): 0x3F2AAAAB is 2/3
     g = 2 - 2 * (bits - (exponent << 23)).view(torch.float32)
     n = exponent.float()
-    # In g = −2f: (−2 ln(1 + f) − g) / g²
+    # With g = −2f: (−2 ln(1 + f) − g) / g²
     q = _polynomial(g, _LOG)
-    far = n * -1.38629150390625
-    total = far + g
-    return total + ((g - (total - far)) + (g * g * q - n * 2.8572136e-06))
+    of_exponent = n * -1.38629150390625
+    total = of_exponent + g
+    return total + ((g - (total - of_exponent)) + (g * g * q - n * 2.8572136e-06))
 
 
 def _sine_cosine(from_axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Of an angle in 2⁻³³ turns, at most 2³⁰ of them: 2 ulp."""
+    """Sine and cosine of an angle in units of 2⁻³³ turns, |angle| ≤ 2³⁰; largest error 2 ulp."""
     coarse = (from_axis + 2**18) >> 19 << 19
     x_high, x_low = (part.float() * 2.0**-30 for part in (coarse, from_axis - coarse))
     x = x_high + x_low
@@ -118,10 +126,10 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 def normal_like(tensor: Tensor, seed: Tensor, batch_dims: int, num_samples: int | None = None) -> Tensor:
-    """The float32 noise that belongs to `tensor` under `seed`. Slow: the definition, not the kernel.
+    """The float32 noise of `tensor` for `seed`. This is the definition: it is much slower than the kernels.
 
-    Several samples are rows one behind the other. A seed of one element per row is each row's own key; its samples are
-    then the subsequences 0, 1, ….
+    The rows of several samples follow each other. If `seed` has one element per row, it is that row's own key, and the
+    samples are the subsequences 0, 1, ….
     """
     rows, cols = row_shape(tensor, batch_dims)
     samples = 1 if num_samples is None else num_samples

@@ -1,7 +1,7 @@
-"""What to maximise: bounds on log p(x) and their gradient estimators, from the per-sample terms that the kernels give.
+"""Objectives: bounds on log p(x) and their gradient estimators, computed from the per-sample terms of the kernels.
 
-Pure functions over `log_px = log p(x|z)` and `kl`, in nats. A leading dim of either, where there is one, counts samples
-of z for the same x.
+They are pure functions of `log_px = log p(x|z)` and `kl`, in nats. A leading dim of either, if it has one, counts
+samples of z for the same x.
 """
 
 import math
@@ -33,46 +33,47 @@ def elbo(
     reduction: str = "mean",
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor:
-    """The evidence lower bound, and what is maximised in its place to shape the latents.
+    """Compute the evidence lower bound, or one of its variants with another weight or target for the KL.
 
         elbo = 1/L Σₗ log p(x|zₗ) − beta · R        [nats]
-        R = KL(q(z|x) ‖ p(z))                       as it comes
+        R = KL(q(z|x) ‖ p(z))                       the ELBO for beta = 1
         R = Σⱼ max(free_bits, mean of KLⱼ)          free bits; mean over the batch, j runs over dimensions or groups
         R = |KL − capacity|                         capacity per sample
         R = |mean of KL − capacity|                 capacity per batch; mean over the batch
 
-    With the analytic KL this is estimator B of Kingma & Welling, with a Monte-Carlo one estimator A.
+    With the analytic KL this is estimator B of Kingma & Welling, with a Monte Carlo estimate it is their estimator A.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
-            dim the first counts samples. `log_px[None]` is one sample of a batch of several dims.
-        kl: of the batch's shape, or of that of such a `log_px` where it is estimated by Monte Carlo. With `free_bits` its
-            parts: see there.
-        beta: weight of R, a number or a tensor of one element: beta-VAE, or a step of a schedule (`linear_schedule`,
-            `cyclical_schedule`). With `capacity` it is Burgess' gamma.
-        free_bits: λ, in nats: what each part of the KL may cost, averaged over the batch, before it is held against the
-            bound. A part whose mean is below λ counts as λ and has gradient 0; one at or above λ has its own gradient.
-        free_bits_per: what these parts are. `"dimension"`: each element of a `kl` of shape `(*batch, *latent)`, as the
-            latent step gives it with `kl_reduction="none"`. `"group"`: a `kl` of `(*batch, J, ...)` has J groups
-            (channels, levels of a hierarchy), dims behind J being summed; one of the batch's shape is a single group.
-            Several samples of such a `kl` are to be averaged before.
-        capacity: C, in nats, a number or a tensor of one element, to which the KL is drawn from both sides; the
-            gradient at the very C is 0. Burgess et al. raise it with the steps: `linear_schedule`.
-        capacity_per: `"sample"` (each sample's own KL is drawn to C) or `"batch"` (only their mean is).
-        dataset_size: N. Each sample's bound is scaled by N/B, B being the elements of the batch, whatever the reduction:
-            `reduction="sum"` then estimates the bound of the whole data set.
-        reduction: `"mean"` or `"sum"` over the batch, or `"none"`. Where R is defined by a mean over the batch,
-            `"none"` gives values whose mean it is.
-        process_group: processes that share a batch. Means over the batch that R is defined by are then taken over the
-            parts of all; the reduction is over this process's part.
+        log_px: `log p(x|z)`, of shape `(B,)`, or `(L, *batch)` for L samples of z per x, which are averaged. If it has
+            more than one dim, the first counts samples: pass `log_px[None]` for one sample and a batch of several dims.
+        kl: the KL, of the shape of the batch. A Monte Carlo estimate may have the shape `(L, *batch)` too. For
+            `free_bits` it has more dims: see `free_bits_per`.
+        beta: the weight of R, a number or a tensor of one element: beta-VAE, or a value of a schedule
+            (`linear_schedule`, `cyclical_schedule`). With `capacity` it is the gamma of Burgess et al.
+        free_bits: λ, in nats: the value up to which a part of the KL is not penalised. A part whose mean over the batch
+            is below λ counts as λ and has gradient 0. A part at or above λ has its own gradient.
+        free_bits_per: the parts of the KL. `"dimension"`: each element of a `kl` of shape `(*batch, *latent)`, which
+            the latent step returns with `kl_reduction="none"`. `"group"`: a `kl` of shape `(*batch, J, ...)` has J
+            groups (channels, levels of a hierarchy), and the dims after J are summed; a `kl` of the shape of the batch
+            is a single group. Average a `kl` with several samples over the samples before.
+        capacity: C, in nats, a number or a tensor of one element: the target of the KL. A KL of exactly C has gradient
+            0. Burgess et al. raise C during training, as `linear_schedule` does.
+        capacity_per: `"sample"`: each sample's KL has the target C. `"batch"`: the mean of the KL over the batch has
+            it.
+        dataset_size: N. For every reduction, each sample's bound is scaled by N/B, where B is the number of elements of
+            the batch. With `reduction="sum"` the result then estimates the bound of the full data set.
+        reduction: `"mean"` or `"sum"` over the batch, or `"none"`. If the definition of R contains a mean over the
+            batch, the mean of the values for `"none"` is the bound.
+        process_group: processes that share a batch. The means over the batch in the definition of R are then taken over
+            the parts of all processes. The reduction is over this process's part only.
 
     Returns:
-        A number, or the batch's shape with `reduction="none"`.
+        A scalar tensor, or a tensor of the shape of the batch with `reduction="none"`.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
         ValueError: shapes or devices do not fit, an option is unknown or out of range, or both `free_bits` and
-            `capacity` are given.
+            `capacity` are passed.
 
     Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equations 6 (A), 7 (B) and 8 (minibatches).
     Higgins et al. 2017, "beta-VAE", equation 4. Kingma et al. 2016, "Improved Variational Inference with Inverse
@@ -108,40 +109,41 @@ def elbo(
 
 
 def importance_weighted_elbo(log_px: Tensor, kl: Tensor, *, z: Tensor | None = None, gradient: str = "iwae") -> Tensor:
-    """The K-sample bound on log p(x): between the ELBO (K = 1) and log p(x), and nearer to it with every sample.
+    """Compute the K-sample bound on log p(x). It lies between the ELBO (K = 1) and log p(x), and rises with K.
 
         bound = ln 1/K Σₖ wₖ,    ln wₖ = log p(x|zₖ) − klₖ = ln p(x, zₖ) − ln q(zₖ|x)        [nats]
 
-    With ŵₖ = wₖ / Σ w, the gradients are, per estimator:
+    With ŵₖ = wₖ / Σ w, the gradient estimators are:
 
-        "iwae"   Σₖ ŵₖ ∂ln wₖ                                        as autograd has it
-        "dreg"   Σₖ ŵₖ ∂ln wₖ/∂θ                                     to the decoder: the same
-                 Σₖ ŵₖ² ∂ln wₖ/∂zₖ ∂zₖ/∂φ                            to the encoder
+        "iwae"   Σₖ ŵₖ ∂ln wₖ                                        the gradient that autograd computes
+        "dreg"   Σₖ ŵₖ ∂ln wₖ/∂θ                                     for the decoder: the same
+                 Σₖ ŵₖ² ∂ln wₖ/∂zₖ ∂zₖ/∂φ                            for the encoder
 
-    The "dreg" estimate (doubly reparameterised) has the same expectation and less variance: the signal-to-noise ratio
-    of the encoder's gradient falls as 1/√K with "iwae" (Rainforth et al. 2018, "Tighter Variational Bounds are Not
-    Necessarily Better") and rises as √K with "dreg".
+    The "dreg" estimate (doubly reparameterised) has the same expectation and a lower variance. The signal-to-noise
+    ratio of the encoder's gradient falls as 1/√K with "iwae" (Rainforth et al. 2018, "Tighter Variational Bounds are
+    Not Necessarily Better") and rises as √K with "dreg".
 
     Args:
-        log_px: `log p(x|z)` of K samples of z, `(K, *batch)`, of a batch of any shape.
-        kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, *batch)`: the latent step's with `num_samples=K` and
-            `kl_estimator="monte_carlo"`, or `"path"`. The latter with "iwae" and K = 1 is sticking the landing (Roeder
-            et al.); with K > 1 it is biased, and "dreg" is right.
-        z: the samples themselves, `(K, *batch, ...)`, for "dreg" only: the very tensor that the latent step gave and from
-            which `log_px` was computed. A hook is left on it that scales *every* gradient that reaches it, so it must
-            not serve another loss in the same backward pass, nor a second call.
-        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must be a "path" one of the latent step, whose gradient does
-            not pass through the tensor z: that of one computed from z by hand would be scaled twice. It is for fixed
-            priors: the parameters of a learned one would get ŵₖ² for ŵₖ (Bauer & Mnih 2021, "Generalized
-            Doubly-Reparameterized Gradient Estimators", says what they need).
+        log_px: `log p(x|z)` for K samples of z, `(K, *batch)`, for a batch of any shape.
+        kl: `ln q(z|x) − ln p(z)` at the same samples, `(K, *batch)`, from the latent step with `num_samples=K` and
+            `kl_estimator="monte_carlo"` or `"path"`. With "iwae", `"path"` is sticking the landing for K = 1 (Roeder et
+            al.), and biased for K > 1: use "dreg" there.
+        z: the samples, `(K, *batch, ...)`, for "dreg" only. It must be the tensor that the latent step returned and
+            from which `log_px` was computed. The call registers a hook on it that scales *every* gradient that reaches
+            z. Do not use z in another loss of the same backward pass, nor in a second call.
+        gradient: `"iwae"` or `"dreg"`. For "dreg", `kl` must come from the latent step with `"path"`: its gradient does
+            not pass through the tensor z. The gradient of a KL that you compute from z would be scaled twice. The prior
+            must be fixed: the parameters of a learned prior would get the weights ŵₖ² instead of ŵₖ (Bauer & Mnih 2021,
+            "Generalized Doubly-Reparameterized Gradient Estimators", derives their gradient).
 
     Returns:
-        The bound, of the batch's shape.
+        The bound, of the shape of the batch.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
-        ValueError: shapes or devices do not fit, `gradient` is unknown, or "dreg" without z or with a kl that comes
-            straight from the latent step by "monte_carlo" (of sums of several, and in compiled code, nothing is known).
+        ValueError: shapes or devices do not fit, `gradient` is unknown, or `gradient` is "dreg" and z is missing or
+            `kl` comes directly from the latent step with "monte_carlo". (The estimator of a sum of several KLs, or of a
+            KL in compiled code, is not known and not checked.)
 
     Sources: Burda et al. 2016, "Importance Weighted Autoencoders", equations 8 and 14. Roeder et al. 2017, "Sticking
     the Landing", section 3. Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo
@@ -176,28 +178,30 @@ def score_function_elbo(
     beta: float | Tensor = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The ELBO with the score-function gradient (REINFORCE), for latents or decoders without reparameterisation.
+    """Compute the ELBO with the score-function gradient (REINFORCE), for latents or decoders without
+    reparameterisation.
 
         value      f = log p(x|z) − beta · kl
         gradient   ∂f + (f − baseline) · ∂ log q(z|x),    z held fixed
 
-    Unbiased for the gradient of `E_q[f]`, whatever f is, also where z is discrete or the decoder cannot be
-    differentiated, but of far more variance than the reparameterised one. The gradient is to be had by autograd; in the
+    The gradient is an unbiased estimate of that of `E_q[f]` for every f, even if z is discrete or the decoder is not
+    differentiable. Its variance is much larger than that of the reparameterised gradient. Autograd computes it; in the
     value the second term is zero.
 
     Args:
-        log_px: `log p(x|z)`, `(B,)`, or `(L, *batch)` with L samples of z for each x, which are averaged: of more than one
-            dim the first counts samples.
-        kl: the analytic KL, of the batch's shape, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
-        log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`; z detached, so that its gradient is the score. For
-            a Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
-        baseline: any number, or tensor that broadcasts to `log_px`, that does not depend on the z that it is held
-            against: it takes no part in the expectation and lowers the variance where it is near f. No gradient.
-        beta: weight of the KL.
+        log_px: `log p(x|z)`, of shape `(B,)`, or `(L, *batch)` for L samples of z per x, which are averaged. If it has
+            more than one dim, the first counts samples.
+        kl: the analytic KL, of the shape of the batch, or an estimate `log q(z|x) − log p(z)` of the shape of `log_px`.
+        log_q: `log q(z|x)` at the drawn z, of the shape of `log_px`. z must be detached, so that the gradient is the
+            score. For a Gaussian: `vk.gaussian_log_likelihood(mu, z.detach(), logvar)`.
+        baseline: a number, or a tensor that broadcasts to `log_px`. It must not depend on the z whose f it is
+            subtracted from; then it does not change the expectation. It lowers the variance if it is near f. It has no
+            gradient.
+        beta: the weight of the KL.
         reduction: `"mean"` or `"sum"` over the batch, or `"none"`.
 
     Returns:
-        A number, or the batch's shape with `reduction="none"`.
+        A scalar tensor, or a tensor of the shape of the batch with `reduction="none"`.
 
     Raises:
         TypeError: a term is not a tensor of float64, float32, bfloat16 or float16.
@@ -227,13 +231,12 @@ def score_function_elbo(
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """`ln 1/K Σₖ exp(log_weights)` over the leading dim, K long, without overflow."""
+    """`ln 1/K Σₖ exp(log_weights)` over the leading dim of size K, without overflow."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
 class _DoublyReparameterized(torch.autograd.Function):
-    """The K-sample bound with gradient ŵ to `log_px` and −ŵ² to the path kl; the former is scaled once more on its way
-    through z."""
+    """The K-sample bound. The gradient of `log_px` is ŵ, which the hook on z scales by ŵ again; that of `kl` is −ŵ²."""
 
     @staticmethod
     def forward(ctx, log_px, kl, weights):
@@ -263,8 +266,10 @@ def _doubly_reparameterized(log_px: Tensor, kl: Tensor, z: Tensor | None) -> Ten
 
 
 def _free_bits(kl: Tensor, batch: torch.Size, free_bits: float, per: str, process_group) -> Tensor:
-    """Per sample Σⱼ of KLⱼ, or of λ where the batch's mean of KLⱼ is below λ: over the batch its mean is Σⱼ max(λ, mean
-    KLⱼ), and its gradient that one's."""
+    """Sum KLⱼ over j for each sample, with λ instead of KLⱼ if the mean of KLⱼ over the batch is below λ.
+
+    The mean of the result over the batch is Σⱼ max(λ, mean of KLⱼ), and has its gradient.
+    """
     parts = kl.flatten(0, len(batch) - 1)
     parts = parts.unsqueeze(1) if parts.dim() == 1 else parts
     if parts.dim() > 2:
@@ -289,7 +294,7 @@ def _batch_mean(kl: Tensor, process_group) -> Tensor:
 
 
 def _batch(log_px: Tensor) -> torch.Size:
-    """The shape of the batch: of more than one dim the first counts samples."""
+    """The shape of the batch. If `log_px` has more than one dim, the first counts samples."""
     return log_px.shape[1:] if log_px.dim() > 1 else log_px.shape
 
 
@@ -312,7 +317,7 @@ def _minibatch_scale(batch: int, dataset_size: int | None) -> float:
 
 
 def _constant(name: str, value: float | Tensor, shape: torch.Size) -> float | Tensor:
-    """A number, or a tensor without its gradient that broadcasts to the shape of log_px."""
+    """A number, or a detached tensor that is expanded to the shape of log_px."""
     if not isinstance(value, Tensor):
         return value
     if not expands(value.shape, shape):

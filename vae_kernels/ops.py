@@ -1,4 +1,4 @@
-"""The ops that every kernel backend has: their schemas, and memory for their results, which tracing takes for them."""
+"""The ops of every kernel backend: schemas, and functions that allocate results, which tracing uses too."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ _LIKELIHOOD = (
     "Tensor first, Tensor x, Tensor? parameter0, Tensor? parameter1, int family, float? number0, float? number1,"
     " int batch_dims, int? reduction"
 )
-# Without `logvar`, `mu` holds both moments side by side along `packed_dim`. `noise` is int64 seeds, or eps itself. Bit i
-# of `needs` says whether gradient i is wanted; what is not is None. Numbers rather than strings and lists, and None for
-# what is usual: for small tensors passing arguments dominates, and an int takes twice the time of None.
+# If `logvar` is None, `mu` holds both moments along `packed_dim`. `noise` is int64 seeds, or eps itself. Bit i of
+# `needs` is set if gradient i is wanted; an unwanted gradient is None. Options are numbers instead of strings and
+# lists, and None for a default: for small tensors passing arguments dominates, and an int takes twice the time of None.
 SCHEMAS = {
     "latent_forward": f"({_LATENT}) -> (Tensor, Tensor)",
     "latent_backward": (
@@ -32,7 +32,7 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 def define(namespace: str) -> torch.library.Library:
-    """Define the ops of a backend, with what tracing needs of them."""
+    """Define the ops of a backend, and register the functions that tracing calls instead."""
     library = _libraries[namespace] = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema)

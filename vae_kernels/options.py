@@ -1,16 +1,16 @@
-"""What an op is told beside its tensors, as numbers, in the order of its schema; None is the usual choice."""
+"""The options of the ops: numbers in the order of the op's schema, with None for a default."""
 
 from enum import IntEnum
 from typing import NamedTuple
 
-# The members are as csrc/formulas/latent.h has them.
+# Members and their order are those of csrc/formulas/latent.h.
 Scale = IntEnum("Scale", ["logvar", "logstd", "std", "variance", "softplus"], start=0)
 KlEstimator = IntEnum("KlEstimator", ["analytic", "monte_carlo", "path"], start=0)
 Reduction = IntEnum("Reduction", ["sum", "none"], start=0)
 
 
 def choices(kind: type[IntEnum]) -> dict[str, int | None]:
-    """The number of each name; None for the first, the usual one."""
+    """The number of each name, with None for the first one, which is the default."""
     return {member.name: int(member) or None for member in kind}
 
 
@@ -18,26 +18,26 @@ SCALES, ESTIMATORS, REDUCTIONS = map(choices, (Scale, KlEstimator, Reduction))
 
 
 class LatentOptions(NamedTuple):
-    """How the latent step is computed."""
+    """The options of the latent step."""
 
     batch_dims: int
-    packed_dim: int | None = None  # along which mu and what is passed for the spread lie in one tensor
-    num_samples: int | None = None  # None: one z, without a dim of its own
+    packed_dim: int | None = None  # the dim along which one tensor holds both moments
+    num_samples: int | None = None  # None: one z, without a dim for samples
     scale: int | None = None  # a Scale
-    std_floor: float | None = None  # what is added to the standard deviation
-    low: float | None = None  # the log-variance is at least this
-    high: float | None = None  # and at most this
+    std_floor: float | None = None  # added to the standard deviation
+    low: float | None = None  # lower bound of the log-variance
+    high: float | None = None  # upper bound of the log-variance
     kl_estimator: int | None = None  # a KlEstimator
     kl_reduction: int | None = None  # a Reduction
 
     @property
     def sampled(self) -> bool:
-        """Whether the KL is estimated at each z."""
+        """True if the KL is estimated at each z."""
         return bool(self.kl_estimator)
 
     @property
     def kl_samples(self) -> int | None:
-        """The leading dim of the KL, if it has one."""
+        """The size of the KL's leading dim; None if it has none."""
         return self.num_samples if self.kl_estimator else None
 
     @property
@@ -46,12 +46,12 @@ class LatentOptions(NamedTuple):
 
     @property
     def summed(self) -> bool:
-        """Whether the KL is summed per sample."""
+        """True if the KL is summed per sample."""
         return not self.kl_reduction
 
 
 class LikelihoodOptions(NamedTuple):
-    """Which likelihood is computed, of its parameters those that are numbers, and what is summed."""
+    """The options of a likelihood: the family, the parameters that are numbers, and the sum."""
 
     family: int
     number0: float | None
@@ -61,5 +61,5 @@ class LikelihoodOptions(NamedTuple):
 
     @property
     def summed(self) -> bool:
-        """Whether the log-likelihood is summed per sample."""
+        """True if the log-likelihood is summed per sample."""
         return not self.reduction

@@ -1,7 +1,7 @@
-"""The row form: every tensor seen as (rows, cols).
+"""The row form: every tensor as a matrix of shape (rows, cols).
 
-Rows are the first `batch_dims` dims, flattened. Columns are the other dims, flattened in the order in which
-`torch.empty_like` lays them out: C order for C-contiguous tensors, memory order for other dense ones (channels_last).
+The first `batch_dims` dims are flattened to rows. All other dims are flattened to columns, in the order in which
+`torch.empty_like` stores them: C order for C-contiguous tensors, memory order for other dense tensors (channels_last).
 """
 
 import math
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of arithmetic and sums: float64 if any tensor is, else float32."""
+    """The dtype of arithmetic and sums: float64 if any tensor is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def column_dims(tensor: Tensor, batch_dims: int) -> list[int]:
-    """The dims behind the first `batch_dims`, slowest first, in the order in which columns are counted."""
+    """The dims after the first `batch_dims`, in the order in which columns are counted; the slowest comes first."""
     dims = range(batch_dims, tensor.dim())
     if tensor.is_contiguous():
         return list(dims)
@@ -31,7 +31,7 @@ def row_shape(tensor: Tensor, batch_dims: int) -> tuple[int, int]:
 
 
 def from_rows(rows: Tensor, like: Tensor, batch_dims: int, num_samples: int | None = None) -> Tensor:
-    """A tensor of `like`'s shape from its row form; behind a leading dim of samples, if there are any."""
+    """Convert a row form to a tensor of the shape of `like`, with a leading dim if `num_samples` is not None."""
     order = [*range(batch_dims), *column_dims(like, batch_dims)]
     sizes, back = [like.shape[d] for d in order], [order.index(d) for d in range(like.dim())]
     if num_samples is None:
@@ -40,7 +40,7 @@ def from_rows(rows: Tensor, like: Tensor, batch_dims: int, num_samples: int | No
 
 
 def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for `num_samples` tensors, one behind the other, each like `torch.empty_like(like)`."""
+    """Memory for `num_samples` tensors one after the other, each with the layout of `torch.empty_like(like)`."""
     if num_samples is None:
         return torch.empty_like(like, dtype=dtype)
     one = torch.empty_like(like, device="meta")
@@ -49,13 +49,12 @@ def empty_samples(like: Tensor, num_samples: int | None, dtype: torch.dtype | No
 
 
 def expands(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether `Tensor.expand` takes one shape to the other. Not by trying: what it raises in compiled code is not
-    caught there."""
+    """True if `Tensor.expand` accepts the shape `to`. It is not tried, because compiled code cannot catch its error."""
     return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
 
 
 def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor) -> None:
-    """A parameter broadcasts to the first argument."""
+    """Raise unless a parameter broadcasts to the first argument."""
     if not expands(parameter.shape, first.shape):
         raise ValueError(
             f"{name} must broadcast to the shape of {first_name}, {tuple(first.shape)}, got {tuple(parameter.shape)}"
@@ -65,9 +64,12 @@ def check_broadcast(name: str, parameter: Tensor, first_name: str, first: Tensor
 def expand_other(
     parameter: Tensor | None, first: Tensor, batch_dims: int, arithmetic_of: Sequence[Tensor | None] = ()
 ) -> Tensor | None:
-    """A parameter as the kernels take it: itself where they find its gradient, being of full shape or the same for all
-    samples; else expanded, for a backward pass in the dtype of the arithmetic of those tensors, so that `sum_other` rounds
-    once."""
+    """Prepare a parameter for the kernels.
+
+    The kernels themselves reduce the gradient of a parameter of full shape, or of one that all samples share; it is
+    returned as it is. Any other parameter is expanded, and `sum_other` sums its gradient. A backward pass gives
+    `arithmetic_of`, whose compute dtype the expanded parameter then has, so that `sum_other` rounds only once.
+    """
     if parameter is None or parameter.shape == first.shape:
         return parameter
     leading = parameter.shape[: max(batch_dims - (first.dim() - parameter.dim()), 0)]
@@ -79,12 +81,12 @@ def expand_other(
 
 
 def sum_other(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient of what was expanded."""
+    """The gradient of a parameter that `expand_other` expanded."""
     return None if gradient is None else sum_to_size(gradient, parameter.shape).to(parameter.dtype)
 
 
 def sum_to_size(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """`tensor.sum_to_size(shape)` without the dims of one element: torch sums tensors of 64 dims at most."""
+    """`tensor.sum_to_size(shape)`, without the dims of size 1 on the way: torch sums tensors of at most 64 dims."""
     wanted = (*(1 for _ in range(tensor.dim() - len(shape))), *shape)
     sizes = [(have, want) for have, want in zip(tensor.shape, wanted, strict=True) if have != 1]
     summed = tensor.reshape([have for have, _ in sizes]).sum_to_size([want for _, want in sizes])

@@ -1,14 +1,14 @@
-"""Weights that change while a model is trained: beta, or the capacity."""
+"""Schedules for beta or the capacity during training."""
 
 
 def linear_schedule(step: int, steps: int, *, start: float = 0.0, stop: float = 1.0) -> float:
-    """From `start` at step 0 in a straight line to `stop` at step `steps`, and `stop` from there on.
+    """Rise linearly from `start` at step 0 to `stop` at step `steps`, then stay at `stop`.
 
         start + (stop − start) · min(step / steps, 1)
 
     Args:
         step: steps done, from 0.
-        steps: how many lead to `stop`; 0 for none.
+        steps: the number of steps until `stop` is reached; 0 for `stop` at once.
 
     Raises:
         ValueError: `step` or `steps` is negative.
@@ -28,23 +28,23 @@ def linear_schedule(step: int, steps: int, *, start: float = 0.0, stop: float = 
 def cyclical_schedule(
     step: int, steps: int, *, cycles: int = 4, ratio: float = 0.5, start: float = 0.0, stop: float = 1.0
 ) -> float:
-    """`cycles` equal cycles over `steps`, each rising in a straight line for its part `ratio`, then staying at `stop`.
+    """Repeat `cycles` equal cycles: each rises linearly for the fraction `ratio` of its steps, then stays at `stop`.
 
         start + (stop − start) · min(τ / ratio, 1),    τ = (step mod T) / T,    T = steps / cycles
 
-    and `stop` from step `steps` on.
+    From step `steps` on the value is `stop`.
 
     Args:
         step: steps done, from 0.
-        steps: of the whole training.
+        steps: the number of steps of the whole training.
         cycles: M, at least 1.
-        ratio: R, the part of a cycle that rises, in (0, 1].
+        ratio: R, the rising fraction of a cycle, in (0, 1].
 
     Raises:
         ValueError: an argument is out of range.
 
-    Source: Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing", section 4.1; M
-    = 4 and R = ½ are their defaults.
+    Source: Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing", section 4.1.
+    M = 4 and R = ½ are the paper's defaults.
 
     >>> import vae_kernels as vk
     >>> [vk.cyclical_schedule(step, 8, cycles=2) for step in range(9)]
@@ -58,7 +58,7 @@ def cyclical_schedule(
         raise ValueError(f"ratio must be in (0, 1], got {ratio}")
     if step >= steps:
         return stop
-    # In whole numbers, so that a cycle begins at the very step.
+    # Integer arithmetic makes each cycle begin exactly at its step.
     position = (step * cycles) % steps / steps
     return start + (stop - start) * min(position / ratio, 1.0)
 

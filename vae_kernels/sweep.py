@@ -1,8 +1,8 @@
 """The rate-distortion curve of a model: `python -m vae_kernels.sweep --betas 0.5 1 2 4 [options of vae_kernels.train]`.
 
-One run for each beta, in a folder of its own below `--out`, and from their last epochs' held-out terms
-`rate_distortion.csv` and `.png`: rate is the KL, distortion −log p(x|z). Small betas buy fidelity with nats of latents,
-large ones save them (Alemi et al. 2018, "Fixing a Broken ELBO").
+Each beta gets one training run, in its own folder below `--out`. The held-out terms of the last epochs are written to
+`rate_distortion.csv` and drawn in `rate_distortion.png`. The rate is the KL, the distortion is −log p(x|z). A small
+beta gives a low distortion at a high rate, a large beta the reverse (Alemi et al. 2018, "Fixing a Broken ELBO").
 """
 
 import argparse
@@ -17,7 +17,7 @@ CURVE = "rate_distortion"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit status: 0, or that of the first run that did not finish."""
+    """Run the command. Returns the exit status: 0, or the status of the first run that did not finish."""
     parser = argparse.ArgumentParser(prog="python -m vae_kernels.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--betas", type=float, nargs="+", required=True, help="weights of the KL, one run for each")
     parser.add_argument(

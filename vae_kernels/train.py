@@ -1,10 +1,10 @@
 """Train a reference VAE: `python -m vae_kernels.train --help`.
 
-A run leaves in its folder `history.csv` (ELBO, log-likelihood and KL by epoch, in nats), pictures, and a checkpoint
-from which `--resume` goes on as if nothing had happened. All random numbers (weights, order of the pictures, noise)
-come from `--seed`, so that on one machine the same command gives the same numbers. Each picture of an epoch has a seed
-of its own for its noise, so that several processes, `torchrun --nproc-per-node=N -m vae_kernels.train`, share the work
-of one, batch by batch, and come to the same weights up to rounding.
+A run writes to its folder `history.csv` (ELBO, log-likelihood and KL by epoch, in nats), pictures, and a checkpoint.
+`--resume` continues from the checkpoint and gives the results of an uninterrupted run. All random numbers (weights,
+order of the pictures, noise) come from `--seed`, so the same command on the same machine gives the same numbers. In
+each epoch every picture has its own seed for the noise. Several processes (`torchrun --nproc-per-node=N -m
+vae_kernels.train`) therefore split each batch among them and get the same weights as one process, up to rounding.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from .training.trainer import Trainer
 
 
 class Interrupt:
-    """Context manager: within it a first Ctrl-C only sets `asked`, a second one acts as ever."""
+    """Context manager within which the first Ctrl-C only sets `asked`. A second one interrupts as usual."""
 
     def __enter__(self) -> "Interrupt":
         self.asked = False
@@ -43,7 +43,7 @@ class Interrupt:
 
 
 def train(trainer: Trainer, rows: list[Row]) -> bool:
-    """Train to the last epoch, adding to `rows` and to the history, and save; False if Ctrl-C ended it before."""
+    """Train to the last epoch, extend `rows` and the history, and save. Returns False if Ctrl-C stopped it."""
     folder, epochs = Path(trainer.settings.out), trainer.settings.epochs
     with Interrupt() as interrupt, _progress_bar(trainer) as bar:
         while trainer.epoch < epochs and not processes.any_of(interrupt.asked):
@@ -60,7 +60,7 @@ def train(trainer: Trainer, rows: list[Row]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit status: 0, or 130 after Ctrl-C."""
+    """Run the command. Returns the exit status: 0, or 130 after Ctrl-C."""
     with contextlib.ExitStack() as stack:
         try:
             settings, resume = parse(arguments)
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(settings: Settings, resume: bool) -> tuple[Trainer, list[Row]]:
-    """All that can go wrong before training: packages, data, device, backend, folder. And the history so far."""
+    """Check packages, data, device, backend and folder before training. Returns the trainer and the history so far."""
     for module in ("matplotlib.figure", "safetensors.torch", "tqdm"):
         require(module)
     folder = Path(settings.out)
@@ -94,7 +94,7 @@ def _prepare(settings: Settings, resume: bool) -> tuple[Trainer, list[Row]]:
 
 
 def _refuse_to_overwrite(folder: Path) -> None:
-    """A finished run may be repeated in its folder; an unfinished one holds work that would be lost."""
+    """Raise if the folder holds an unfinished run, whose work would be lost. A finished run may be overwritten."""
     if not (folder / checkpoint.TENSORS).exists():
         return
     content = checkpoint.load_settings(folder)
@@ -135,8 +135,8 @@ def _run(trainer: Trainer, rows: list[Row]) -> int:
 
 @contextlib.contextmanager
 def _repeatable() -> Iterator[None]:
-    """cuDNN picks algorithms whose sums vary from run to run unless told not to; a model's weights are drawn in torch's
-    default dtype. Nothing else here varies."""
+    """Make runs repeatable: cuDNN must use deterministic algorithms, and weights are drawn in torch's default dtype,
+    which must be float32. Nothing else here varies."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

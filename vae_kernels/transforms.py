@@ -1,4 +1,4 @@
-"""Where only plain PyTorch gives right results."""
+"""Detection of cases in which only the eager formulas are correct, and conversion of gradients to dense ones."""
 
 import torch
 from torch import Tensor
@@ -6,23 +6,23 @@ from torch.autograd import forward_ad
 
 
 def active() -> bool:
-    """Whether a functorch transform (vmap, func.grad, jvp, …) or forward-mode differentiation is running.
+    """True within a functorch transform (vmap, func.grad, jvp, …) or forward-mode differentiation.
 
-    An `autograd.Function` around an opaque op gives an error there, and silently wrong gradients when compiled
-    (pytorch #193279), so the public functions answer with their eager version.
+    An `autograd.Function` around an opaque op raises an error there, and when compiled it gives wrong gradients
+    silently (pytorch #193279). The public functions use the eager formulas instead.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def traced() -> bool:
-    """Whether this code is traced (compiled, exported, by `make_fx` or `torch.jit.trace`): values are an example's."""
+    """True if this code is traced (compile, export, `make_fx`, `torch.jit.trace`): values are only examples there."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or get_proxy_mode() is not None
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be read: not of meta and fake tensors, nor under `vmap` and `functionalize`."""
+    """True if the tensor's values can be read: not for meta and fake tensors, nor under `vmap` and `functionalize`."""
     from torch._subclasses.fake_tensor import is_fake
 
     functorch = torch._C._functorch
@@ -32,23 +32,23 @@ def readable(tensor: Tensor) -> bool:
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """An upstream gradient as kernels and formulas take it: `F.embedding(z, sparse=True)` sends a sparse one."""
-    # Dynamo refuses to look at a layout here.
+    """The upstream gradient, dense for kernels and formulas. `F.embedding(z, sparse=True)` sends a sparse one."""
+    # Dynamo cannot trace `gradient.layout` here.
     if gradient is None or torch.compiler.is_compiling() or gradient.layout is torch.strided:
         return gradient
     return gradient.to_dense()
 
 
 def with_dense_gradients(result: Tensor) -> Tensor:
-    """What plain PyTorch computed, so that its formulas meet dense gradients alone. Neither compiled code nor transforms
-    send others."""
+    """An eager result with a node behind it that makes upstream gradients dense. Compiled code and transforms send
+    dense gradients only, and need no such node."""
     if not result.requires_grad or torch.compiler.is_compiling() or active():
         return result
     return _DenseGradients.apply(result)
 
 
 class _DenseGradients(torch.autograd.Function):
-    """The identity; a hook may not change a gradient's layout."""
+    """Identity, with a dense gradient. A hook cannot do this: it may not change a gradient's layout."""
 
     @staticmethod
     def forward(ctx, result):
@@ -60,8 +60,8 @@ class _DenseGradients(torch.autograd.Function):
 
 
 def only_eager(upstream: Tensor | None) -> bool:
-    """Whether a backward pass must take the eager formulas: for gradients of gradients, and within `vmap` or by
-    `is_grads_batched` for several upstream gradients at once."""
+    """True if a backward pass must use the eager formulas: for gradients of gradients, and for several upstream
+    gradients at once, which come from `vmap` or `is_grads_batched`."""
     if torch.is_grad_enabled():
         return True
     if upstream is None or torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""Distributions of independent elements, with the interface of `torch.distributions` and the kernels' `log_prob` and KL.
+"""Distributions of independent elements with the interface of `torch.distributions`. Kernels compute `log_prob` and KL.
 
 >>> import torch
 >>> from torch.distributions import kl_divergence
@@ -8,8 +8,8 @@
 >>> kl_divergence(q, p).shape, IndependentBernoulli(z).log_prob((z > 0).float()).shape
 (torch.Size([4]), torch.Size([4]))
 
-Each class is the counterpart of `torch.distributions.Independent(..., event_dims)`. `vae_kernels.distributions.pyro` has
-the same classes for Pyro.
+Each class corresponds to `torch.distributions.Independent(..., event_dims)`. `vae_kernels.distributions.pyro` has the
+same classes for Pyro.
 """
 
 from . import kl  # noqa: F401  registers the divergences

@@ -1,4 +1,4 @@
-"""What all distributions of independent elements share."""
+"""The base class of all distributions of independent elements."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,25 +11,25 @@ from ..rows import compute_dtype, expands
 
 
 def parameter(name: str) -> property:
-    """A parameter as a tensor of the distribution's whole shape."""
-    return property(lambda self: self._whole(name), doc=f"`{name}`, expanded to batch and event shape.")
+    """A property that returns a parameter, expanded to batch and event shape."""
+    return property(lambda self: self._full(name), doc=f"`{name}`, expanded to batch and event shape.")
 
 
 class IndependentElements(Distribution):
-    """A distribution of independent elements; their last `event_dims` dims are one event.
+    """A distribution of independent elements, whose last `event_dims` dims are one event.
 
-    A subclass names its parameters in `arg_constraints`, in the order in which its likelihood takes them, the decoder's
-    output first, has a `parameter` for each, and says by `_elements` which distribution torch has for an element.
+    A subclass names its parameters in `arg_constraints`, in the order of its likelihood's arguments, with the decoder's
+    output first. It has a `parameter` for each of them. Its `_elements` returns torch's distribution of the elements.
     """
 
     _log_likelihood: Callable[..., Tensor]  # a likelihood of vae_kernels
     _element_support: constraints.Constraint
     _enumerable = False
 
-    def __init__(self, event_dims: int, validate_args: bool | None, **given: Tensor | float) -> None:
-        # What was passed, not expanded: the kernels sum the gradient of a parameter that is broadcast.
-        self._given = given
-        for name, value in given.items():
+    def __init__(self, event_dims: int, validate_args: bool | None, **parameters: Tensor | float) -> None:
+        # They are not expanded, because the kernels sum the gradient of a parameter that is broadcast.
+        self._parameters = parameters
+        for name, value in parameters.items():
             if not checks.is_number(value):
                 checks.tensor(name, value, checks.FLOATS)
         tensors = self._tensors()
@@ -39,7 +39,7 @@ class IndependentElements(Distribution):
         event_dims = checks.integer("event_dims", event_dims)
         if not 0 <= event_dims <= len(shape):
             raise ValueError(
-                f"event_dims must be between 0 and {len(shape)}, the number of dims of {' and '.join(given)} "
+                f"event_dims must be between 0 and {len(shape)}, the number of dims of {' and '.join(parameters)} "
                 f"{tuple(shape)}, got {event_dims}"
             )
         self._shape, self._event_dims = shape, event_dims
@@ -47,7 +47,7 @@ class IndependentElements(Distribution):
 
     @property
     def event_dims(self) -> int:
-        """How many dims an event has."""
+        """The number of dims of an event."""
         return self._event_dims
 
     def expand(self, batch_shape: Sequence[int], _instance=None) -> "IndependentElements":
@@ -59,7 +59,7 @@ class IndependentElements(Distribution):
         return self._reshaped(batch_shape + self.event_shape, self._event_dims, _instance)
 
     def _reshaped(self, shape: torch.Size, event_dims: int, instance=None) -> "IndependentElements":
-        """The same parameters, expanded to this shape, with so many dims of an event."""
+        """A distribution with the same parameters, expanded to `shape`, with `event_dims` dims of an event."""
         new = type(self).__new__(type(self)) if instance is None else instance
         new.__dict__.update(self.__getstate__())
         new._shape, new._event_dims = shape, event_dims
@@ -70,7 +70,7 @@ class IndependentElements(Distribution):
         return self.__dict__
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self._given.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self._parameters.items() if isinstance(value, Tensor)}
 
     @staticmethod
     def _split(shape: torch.Size, event_dims: int) -> tuple[torch.Size, torch.Size]:
@@ -78,24 +78,24 @@ class IndependentElements(Distribution):
 
     @classmethod
     def _element_shape(cls, name: str, value: Tensor) -> torch.Size:
-        """The shape of a parameter without the dims that belong to one element."""
+        """The shape of a parameter, without the dims that belong to one element."""
         dims = cls.arg_constraints[name].event_dim
         if value.dim() < dims:
             raise ValueError(f"{name} must have at least {dims} dim, got the shape {tuple(value.shape)}")
         return value.shape[: value.dim() - dims]
 
     def _expanded(self, name: str, shape: torch.Size) -> Tensor:
-        """A parameter, expanded to the shape of these elements."""
-        value = self._given[name]
+        """A parameter, expanded to `shape` and the dims that belong to one element."""
+        value = self._parameters[name]
         value = value if isinstance(value, Tensor) else symbols.tensor(value, self._like)
         shape = shape + value.shape[len(self._element_shape(name, value)) :]
         return value if value.shape == shape else value.expand(shape)
 
-    def _whole(self, name: str) -> Tensor:
+    def _full(self, name: str) -> Tensor:
         return self._expanded(name, self._shape)
 
     def _elements(self) -> Distribution:
-        """The distribution of each element, as torch has it."""
+        """torch's distribution of the elements."""
         raise NotImplementedError
 
     def _sum_event(self, elements: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ class IndependentElements(Distribution):
         return self._elements().sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log-probability of each event, by one kernel: float64 if the value or a parameter is, else float32."""
+        """The log-probability of each event, by one kernel; float64 if any argument is float64, else float32."""
         checks.tensor("value", value, checks.TARGETS)
         if self._validate_args:
             self._validate_sample(value)
         shape = broadcast(value.shape, self._shape)
-        first, *others = self._given
-        parameters = [self._given[name] for name in others]
+        first, *others = self._parameters
+        parameters = [self._parameters[name] for name in others]
         kept = {"batch_dims": len(shape) - self._event_dims, "reduction": "sum" if self._event_dims else "none"}
         return self._log_likelihood(self._expanded(first, shape), value.expand(shape), *parameters, **kept)
 
@@ -157,17 +157,17 @@ class IndependentElements(Distribution):
             raise NotImplementedError(f"{method} is that of single elements: it needs event_dims=0")
 
     def __repr__(self) -> str:
-        parameters = (f"{name}: {_shown(getattr(self, name))}" for name in self._given)
+        parameters = (f"{name}: {_shown(getattr(self, name))}" for name in self._parameters)
         return f"{type(self).__name__}({', '.join(parameters)}, event_dims: {self._event_dims})"
 
 
 def _shown(value: Tensor) -> Tensor | torch.Size:
-    """A parameter as torch's distributions show theirs."""
+    """The representation of a parameter in `repr`, which is that of torch's distributions."""
     return value if value.numel() == 1 else value.shape
 
 
 def broadcast(*shapes: torch.Size) -> torch.Size:
-    """`torch.broadcast_shapes`, asked only where shapes differ: its 25 µs show at small shapes."""
+    """`torch.broadcast_shapes`, called only if the shapes differ: its 25 µs matter for small tensors."""
     shapes = [shape for shape in shapes if len(shape)]
     if all(shape == shapes[0] for shape in shapes):
         return shapes[0] if shapes else torch.Size()

@@ -1,4 +1,4 @@
-"""What decoders of counts parametrise: negative binomial elements, zero-inflated or not, by mean and inverse dispersion."""
+"""Distributions of counts: negative binomial and zero-inflated negative binomial, by mean and inverse dispersion."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,21 +12,23 @@ from .base import IndependentElements, parameter
 
 
 class IndependentNegativeBinomial(IndependentElements):
-    """Independent negative binomial elements of mean mu and variance mu + mu²/theta: the counterpart of
-    `Independent(NegativeBinomial(theta, logits=log(mu) − log(theta)), event_dims)`, and of scvi-tools'
-    `NegativeBinomial(mu=mu, theta=theta)`.
+    """Independent negative binomial elements with mean mu and variance mu + mu²/theta.
 
-    `log_prob` is `negative_binomial_log_likelihood`, with scvi-tools' ε = 1e-8 that keeps it finite at mu = 0.
+    It corresponds to `Independent(NegativeBinomial(theta, logits=log(mu) − log(theta)), event_dims)`, and to
+    scvi-tools' `NegativeBinomial(mu=mu, theta=theta)`.
+
+    `log_prob` is `negative_binomial_log_likelihood`, with the ε = 1e-8 of scvi-tools, which keeps it finite at mu = 0.
 
     Args:
-        mu: means, not negative, a number or a tensor of float64, float32, bfloat16 or float16.
-        theta: inverse dispersions, positive, likewise. Both broadcast against each other.
-        event_dims: how many of the last dims are one event, over which `log_prob` sums; 0: none.
-        validate_args: as in torch: parameters and values are checked for their ranges, which waits for the device.
+        mu: means, not negative: a number or a tensor of float64, float32, bfloat16 or float16.
+        theta: inverse dispersions, positive: a number or a tensor, as for mu. Both broadcast against each other.
+        event_dims: the number of trailing dims that form one event; `log_prob` sums over them. 0: none.
+        validate_args: as in torch. The ranges of parameters and values are checked, which waits for the device.
 
     Raises:
-        TypeError: a parameter is neither a tensor nor a number, or of a dtype not named here; `event_dims` no int.
-        ValueError: shapes do not broadcast, or have not as many dims as `event_dims`; what validation finds.
+        TypeError: a parameter is neither a tensor nor a number, or its dtype is not listed here; `event_dims` is not an
+            int.
+        ValueError: shapes do not broadcast, have fewer dims than `event_dims`, or validation fails.
 
     Source: Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15, methods.
 
@@ -60,21 +62,23 @@ class IndependentNegativeBinomial(IndependentElements):
 
 
 class IndependentZeroInflatedNegativeBinomial(IndependentElements):
-    """Independent negative binomial elements that are dropped, 0 instead, with probability sigmoid(zero_logits): the
-    counterpart of scvi-tools' `ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zero_logits)`.
+    """Independent negative binomial elements, each replaced by 0 with the probability sigmoid(zero_logits).
+
+    It corresponds to scvi-tools' `ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zero_logits)`.
 
     `log_prob` is `zero_inflated_negative_binomial_log_likelihood`. torch has no such distribution.
 
     Args:
-        mu: means without the dropping, not negative, a number or a tensor of float64, float32, bfloat16 or float16.
-        theta: inverse dispersions, positive, likewise.
-        zero_logits: log-odds of dropping, likewise. All broadcast against each other.
-        event_dims: how many of the last dims are one event, over which `log_prob` sums; 0: none.
-        validate_args: as in torch: parameters and values are checked for their ranges, which waits for the device.
+        mu: means before zero inflation, not negative: a number or a tensor of float64, float32, bfloat16 or float16.
+        theta: inverse dispersions, positive: a number or a tensor, as for mu.
+        zero_logits: log-odds of a replacement by 0: a number or a tensor, as for mu. All broadcast against each other.
+        event_dims: the number of trailing dims that form one event; `log_prob` sums over them. 0: none.
+        validate_args: as in torch. The ranges of parameters and values are checked, which waits for the device.
 
     Raises:
-        TypeError: a parameter is neither a tensor nor a number, or of a dtype not named here; `event_dims` no int.
-        ValueError: shapes do not broadcast, or have not as many dims as `event_dims`; what validation finds.
+        TypeError: a parameter is neither a tensor nor a number, or its dtype is not listed here; `event_dims` is not an
+            int.
+        ValueError: shapes do not broadcast, have fewer dims than `event_dims`, or validation fails.
 
     Source: Lopez et al. 2018, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15, methods.
 

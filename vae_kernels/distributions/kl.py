@@ -1,4 +1,4 @@
-"""KL divergences, for `torch.distributions.kl_divergence`."""
+"""KL divergences for `torch.distributions.kl_divergence`."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from .normal import DiagonalNormal, latent_step
 
 
 class _Gaussian(NamedTuple):
-    """The parameters of a normal distribution as the latent step takes them."""
+    """The parameters of a normal distribution, as the latent step needs them."""
 
     mean: Tensor
     spread: Tensor
@@ -41,8 +41,11 @@ def _gaussian(distribution: Distribution) -> _Gaussian:
 @register_kl(DiagonalNormal, Normal)
 @register_kl(Normal, DiagonalNormal)
 def _kl_normal(q: Distribution, p: Distribution) -> Tensor:
-    """`Σ ½ ((mu − m)² · exp(−v) + exp(d) − 1 − d)`, d = logvar − v, for p = N(m, exp(v)): what came with q's last sample if
-    p is standard, else by the latent step's kernel with noise that is 0 everywhere, whose z is not used."""
+    """`Σ ½ ((mu − m)² · exp(−v) + exp(d) − 1 − d)`, d = logvar − v, for p = N(m, exp(v)).
+
+    If p is standard and the KL of q's last sample is still valid, that KL is returned. Otherwise the latent step's
+    kernel computes it with zero noise, and its z is not used.
+    """
     event_dims = _same_event_dims(q, p)
     batch_shape, event_shape = broadcast(q.batch_shape, p.batch_shape), broadcast(q.event_shape, p.event_shape)
     standard = isinstance(p, DiagonalNormal) and p.is_standard()
@@ -52,7 +55,7 @@ def _kl_normal(q: Distribution, p: Distribution) -> Tensor:
             return kl if kl.shape == batch_shape else kl.expand(batch_shape)
     of_q = _gaussian(q)
     if standard and p.narrow_beside(of_q.mean, of_q.spread):
-        shape, prior = q.batch_shape + event_shape, {}  # p's batch repeats results
+        shape, prior = q.batch_shape + event_shape, {}  # p's own batch dims only repeat results
     else:
         of_p = _gaussian(p)
         shape, prior = batch_shape + event_shape, {"prior_mu": of_p.mean, "prior_logvar": of_p.logvar}
@@ -71,8 +74,8 @@ def _same_event_dims(q: Distribution, p: Distribution) -> int:
 
 @register_kl(IndependentElements, IndependentElements)
 def _kl_elements(q: IndependentElements, p: IndependentElements) -> Tensor:
-    """By what torch has for the elements."""
+    """Use torch's KL divergence of the elements."""
     event_dims = _same_event_dims(q, p)
-    shape = broadcast(q._shape, p._shape)  # some of torch's formulas do not
+    shape = broadcast(q._shape, p._shape)  # some of torch's formulas do not broadcast
     q, p = (d._reshaped(shape, event_dims) for d in (q, p))
     return q._sum_event(kl_divergence(q._elements(), p._elements()))

@@ -1,4 +1,4 @@
-"""What decoders of pixels and tokens parametrise: Bernoulli, Laplace and categorical elements."""
+"""Distributions of pixels and tokens: Bernoulli, Laplace and categorical."""
 
 import math
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ from .base import IndependentElements, parameter
 
 
 class IndependentBernoulli(IndependentElements):
-    """Independent Bernoulli elements: the counterpart of `Independent(Bernoulli(logits=logits), event_dims)`.
+    """Independent Bernoulli elements. It corresponds to `Independent(Bernoulli(logits=logits), event_dims)`.
 
         log_prob(x) = Σ x · a − softplus(a),    a = logits        [nats]
 
     Args:
         logits: log-odds of 1, a tensor of float64, float32, bfloat16 or float16, or a number.
-        event_dims: how many of the last dims are one event, over which `log_prob` and `entropy` sum; 0: none.
-        validate_args: as in torch: logits are checked for NaN, and values for others than 0 and 1. For grey values in
-            [0, 1], which the formula takes too, pass False.
+        event_dims: the number of trailing dims that form one event; `log_prob` and `entropy` sum over them. 0: none.
+        validate_args: as in torch. Logits must not be NaN, and values must be 0 or 1. Pass False for grey values in
+            [0, 1], for which the formula holds too.
 
     Raises:
-        TypeError: `logits` is neither a tensor nor a number, or of a dtype not named here; `event_dims` no int.
-        ValueError: `logits` has not as many dims as `event_dims`; what validation finds.
+        TypeError: `logits` is neither a tensor nor a number, or its dtype is not listed here; `event_dims` is not an
+            int.
+        ValueError: `logits` has fewer dims than `event_dims`, or validation fails.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix C.1.
 
@@ -57,19 +58,21 @@ class IndependentBernoulli(IndependentElements):
 
 
 class IndependentLaplace(IndependentElements):
-    """Independent Laplace elements: the counterpart of `Independent(Laplace(loc, exp(log_scale)), event_dims)`.
+    """Independent Laplace elements. It corresponds to `Independent(Laplace(loc, exp(log_scale)), event_dims)`.
 
         log_prob(x) = Σ −|x − loc| · exp(−log_scale) − log_scale − ln 2        [nats]
 
     Args:
-        loc: medians, a number or a tensor of float64, float32, bfloat16 or float16.
-        log_scale: natural logarithms of the scales b (the variance is 2 b²), likewise. Both broadcast against each other.
-        event_dims: how many of the last dims are one event, over which `log_prob` and `entropy` sum; 0: none.
-        validate_args: as in torch: parameters and values are checked for NaN, which waits for the device.
+        loc: medians: a number or a tensor of float64, float32, bfloat16 or float16.
+        log_scale: natural logarithms of the scales b (the variance is 2 b²): a number or a tensor, as for loc. Both
+            broadcast against each other.
+        event_dims: the number of trailing dims that form one event; `log_prob` and `entropy` sum over them. 0: none.
+        validate_args: as in torch. Parameters and values are checked for NaN, which waits for the device.
 
     Raises:
-        TypeError: a parameter is neither a tensor nor a number, or of a dtype not named here; `event_dims` no int.
-        ValueError: shapes do not broadcast, or have not as many dims as `event_dims`; what validation finds.
+        TypeError: a parameter is neither a tensor nor a number, or its dtype is not listed here; `event_dims` is not an
+            int.
+        ValueError: shapes do not broadcast, have fewer dims than `event_dims`, or validation fails.
 
     Source: Bishop 2006, "Pattern Recognition and Machine Learning", exercise 2.43 with q = 1.
 
@@ -103,23 +106,24 @@ class IndependentLaplace(IndependentElements):
 
 
 class IndependentCategorical(IndependentElements):
-    """Independent elements that are one of K classes: the counterpart of
-    `Independent(Categorical(logits=logits), event_dims)`.
+    """Independent elements with one of K classes.
+
+    It corresponds to `Independent(Categorical(logits=logits), event_dims)`.
 
         log_prob(x) = Σ aₓ − ln Σₖ exp(aₖ),    a = logits, k over their last dim        [nats]
 
-    `logits` are kept as passed; torch's class subtracts their logarithmic sum of exponentials first.
+    `logits` are kept as passed. (torch's class subtracts their log-sum-exp first.)
 
     Args:
-        logits: a tensor of float64, float32, bfloat16 or float16, with the classes in its last dim, which belongs neither
+        logits: a tensor of float64, float32, bfloat16 or float16. Its last dim holds the classes, and belongs neither
             to the batch nor to the event.
-        event_dims: how many of the last dims before the classes are one event, over which `log_prob` and `entropy` sum;
-            0: none.
-        validate_args: as in torch: logits are checked for NaN, and values for what is no class.
+        event_dims: the number of trailing dims, before the classes, that form one event; `log_prob` and `entropy` sum
+            over them. 0: none.
+        validate_args: as in torch. Logits must not be NaN, and values must be valid classes.
 
     Raises:
-        TypeError: `logits` is no tensor, or of a dtype not named here; `event_dims` no int.
-        ValueError: `logits` has not as many dims as `event_dims` and one more; what validation finds.
+        TypeError: `logits` is not a tensor, or its dtype is not listed here; `event_dims` is not an int.
+        ValueError: `logits` has fewer dims than `event_dims` + 1, or validation fails.
 
     Source: Bishop 2006, "Pattern Recognition and Machine Learning", equations 4.104 and 4.108.
 
@@ -151,6 +155,6 @@ class IndependentCategorical(IndependentElements):
         return self._elements().probs
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # torch takes classes of a floating-point dtype too.
+        # torch also accepts classes of a floating-point dtype.
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return super().log_prob(value.long() if floating else value)

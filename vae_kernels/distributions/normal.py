@@ -1,4 +1,4 @@
-"""The normal distribution with a diagonal covariance, whose samples bring their KL divergence to N(0, 1) along."""
+"""The normal distribution with a diagonal covariance. Its samples are computed together with their KL to N(0, 1)."""
 
 import math
 from collections.abc import Sequence
@@ -16,30 +16,35 @@ from .base import IndependentElements, parameter
 
 
 class DiagonalNormal(IndependentElements):
-    """Independent normal elements, `N(mu, exp(logvar))`: the counterpart of
-    `Independent(Normal(mu, exp(logvar / 2)), event_dims)`.
+    """Independent normal elements `N(mu, exp(logvar))`.
+
+    It corresponds to `Independent(Normal(mu, exp(logvar / 2)), event_dims)`.
 
         log_prob(z) = Σ −½ (logvar + (z − mu)² · exp(−logvar) + ln 2π)        [nats]
         rsample()   = mu + exp(logvar/2) · eps
 
-    `rsample` draws `eps` in registers, computes the KL divergence to N(0, 1) in the same kernel and keeps it for the next
-    `torch.distributions.kl_divergence(q, p)` with a standard normal `p`, as `DiagonalNormal.standard` makes it. It is
-    computed anew wherever it could be another: after a parameter was changed in place, where gradients are recorded
-    otherwise than they were, where a backward pass has freed its graph, in compiled code, under functorch's transforms and
-    in inference mode. Changes are seen as autograd sees them: not what `mu.data` or NumPy wrote.
+    `rsample` draws `eps` in registers and computes the KL divergence to N(0, 1) in the same kernel. It keeps the KL for
+    the next `torch.distributions.kl_divergence(q, p)` with a standard normal `p` from `DiagonalNormal.standard`.
 
-    z and such a KL are results of one node of the graph. Two backward passes, through z and then through the KL, are two
-    through this node: the first needs `retain_graph=True`.
+    The KL is computed again if it could have changed: after an in-place change of a parameter, if gradients are now
+    recorded and were not then (or the reverse), if a backward pass has freed its graph, in compiled code, under
+    functorch's transforms, and in inference mode. Changes are detected as autograd detects them. Writing to `mu.data`,
+    or through NumPy, is not detected.
+
+    z and the KL that `rsample` keeps are results of the same autograd node. If you run one backward pass through z and
+    another one through the KL, the first needs `retain_graph=True`.
 
     Args:
-        mu: means, a number or a tensor of float64, float32, bfloat16 or float16.
-        logvar: natural logarithms of the variances, likewise. Both broadcast against each other.
-        event_dims: how many of the last dims are one event, over which `log_prob`, `entropy` and the KL sum; 0: none.
-        validate_args: as in torch: parameters and values are checked for NaN, which waits for the device.
+        mu: means: a number or a tensor of float64, float32, bfloat16 or float16.
+        logvar: natural logarithms of the variances: a number or a tensor, as for mu. Both broadcast against each other.
+        event_dims: the number of trailing dims that form one event; `log_prob`, `entropy` and the KL sum over them. 0:
+            none.
+        validate_args: as in torch. Parameters and values are checked for NaN, which waits for the device.
 
     Raises:
-        TypeError: a parameter is neither a tensor nor a number, or of a dtype not named here; `event_dims` no int.
-        ValueError: shapes do not broadcast, or have not as many dims as `event_dims`; what validation finds.
+        TypeError: a parameter is neither a tensor nor a number, or its dtype is not listed here; `event_dims` is not an
+            int.
+        ValueError: shapes do not broadcast, have fewer dims than `event_dims`, or validation fails.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 10 and appendix B.
 
@@ -58,7 +63,7 @@ class DiagonalNormal(IndependentElements):
     has_rsample = True
     _element_support = constraints.real
     _log_likelihood = staticmethod(gaussian_log_likelihood)
-    _kept = None  # the KL that came with the last sample, and the state of the parameters then
+    _kept = None  # the KL of the last sample, and the state of the parameters when it was drawn
 
     mu, logvar = parameter("mu"), parameter("logvar")
 
@@ -77,9 +82,9 @@ class DiagonalNormal(IndependentElements):
         device: torch.device | str | None = None,
         validate_args: bool | None = None,
     ) -> "DiagonalNormal":
-        """N(0, 1) in every element: what a KL kept by `rsample` is the divergence to.
+        """Make N(0, 1) for every element. The KL that `rsample` keeps is the divergence to this distribution.
 
-        Known as such by the Python numbers that it is made of, without a look at the device.
+        Its parameters are Python numbers, so it is recognised without a sync with the device.
 
         >>> from vae_kernels.distributions import DiagonalNormal
         >>> DiagonalNormal.standard(20).event_shape
@@ -92,11 +97,11 @@ class DiagonalNormal(IndependentElements):
         return new._reshaped(torch.Size(batch_shape) + event_shape, len(event_shape))
 
     def is_standard(self) -> bool:
-        """Whether this is N(0, 1), made of numbers."""
-        return not any(isinstance(value, Tensor) or value for value in self._given.values())
+        """True if this is N(0, 1) with Python numbers as parameters."""
+        return not any(isinstance(value, Tensor) or value for value in self._parameters.values())
 
     def narrow_beside(self, *tensors: Tensor) -> bool:
-        """Whether its numbers need not be tensors beside these: it is on their device, and does not widen their type."""
+        """True if its device is that of the tensors, and its dtype does not widen their compute dtype."""
         widened = compute_dtype(self._like, *tensors) != compute_dtype(*tensors)
         return self._like.device == tensors[0].device and not widened
 
@@ -138,14 +143,14 @@ class DiagonalNormal(IndependentElements):
         return z.reshape(sample_shape + self._shape) if len(sample_shape) > 1 else z
 
     def take_kl(self, standard: "DiagonalNormal") -> Tensor | None:
-        """The KL to N(0, 1) that came with the last sample, once, if it is still that of the parameters."""
+        """The KL to N(0, 1) of the last sample. It is returned once, and only if the parameters have not changed."""
         if self._kept is None or not self._can_keep() or not standard.narrow_beside(self._kept[0]):
             return None
         (kl, state), self._kept = self._kept, None
         return kl if state == self._state() and not _freed(kl) else None
 
     def _can_keep(self) -> bool:
-        """Whether it can be seen here that parameters were changed."""
+        """True if changes of the parameters can be detected here."""
         return not (
             torch.compiler.is_compiling()
             or transforms.active()
@@ -153,7 +158,7 @@ class DiagonalNormal(IndependentElements):
         )
 
     def _state(self) -> list[tuple[int, bool]]:
-        """Of each parameter: how often it was changed in place, and whether it gets a gradient here."""
+        """For each parameter: the number of in-place changes, and whether it gets a gradient here."""
         return [(t._version, t.requires_grad and torch.is_grad_enabled()) for t in self._tensors().values()]
 
     def __getstate__(self) -> dict[str, object]:
@@ -161,14 +166,14 @@ class DiagonalNormal(IndependentElements):
 
 
 def latent_step(mu: Tensor, logvar: Tensor, event_dims: int, **arguments) -> tuple[Tensor, Tensor]:
-    """`reparameterize_kl` with the KL of each event."""
+    """`reparameterize_kl`, with one KL per event."""
     if event_dims:
         return reparameterize_kl(mu, logvar, batch_dims=mu.dim() - event_dims, **arguments)
     return reparameterize_kl(mu, logvar, batch_dims=min(mu.dim(), 1), kl_reduction="none", **arguments)
 
 
 def _freed(kl: Tensor) -> bool:
-    """Whether a backward pass through the sample has freed what that of its KL needs."""
+    """True if a backward pass through the sample has freed the tensors that the KL's backward pass needs."""
     try:
         return kl.grad_fn is not None and not hasattr(kl.grad_fn, "_raw_saved_tensors")
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""The same distributions for Pyro: `pyro.sample` takes them, and plates expand them.
+"""The same distributions for Pyro. `pyro.sample` accepts them, and plates expand them.
 
-`TraceMeanField_ELBO` then takes the KL divergence that `DiagonalNormal.rsample` has computed together with z, where the
-prior is `DiagonalNormal.standard`.
+If the prior is `DiagonalNormal.standard`, `TraceMeanField_ELBO` uses the KL divergence that `DiagonalNormal.rsample`
+computed together with z.
 
 >>> import torch, pyro
 >>> from vae_kernels.distributions.pyro import DiagonalNormal
@@ -27,7 +27,7 @@ __all__ = [
 
 class _Mixin(TorchDistributionMixin):
     def to_event(self, reinterpreted_batch_ndims: int | None = None):
-        """The same class with so many more dims of an event (all, for None): its kernels sum them too."""
+        """The same class with more event dims (None: all dims), over which its kernels sum too."""
         more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         event_dims = self.event_dims + more
         if not 0 <= event_dims <= len(self.shape()):

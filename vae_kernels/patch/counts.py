@@ -1,4 +1,4 @@
-"""scvi-tools: log-probabilities of counts."""
+"""The patch of scvi-tools: log-probabilities of counts."""
 
 import warnings
 from collections.abc import Callable
@@ -23,20 +23,20 @@ KNOWN_VERSIONS = "1.2.2 to 1.3.3, 1.4.1 and 1.4.2"
 
 PACKAGE = Package("scvi-tools")
 
-# That of scvi-tools, which stands in our formulas.
+# The ε of scvi-tools, which our formulas contain.
 _EPS = 1e-8
 
 
 class _Class(NamedTuple):
-    """How one class's `log_prob` is answered."""
+    """How `log_prob` of one class is computed."""
 
     likelihood: Callable[..., Tensor]
-    # The arguments of `likelihood` before and behind x; None for what it does not serve.
+    # The arguments of `likelihood` before and after x; None if it does not serve the distribution.
     arguments: Callable[[Distribution], tuple[Tensor, ...] | None]
-    # Whether values outside the support are looked for, and what is done about them.
+    # True if values outside the support are searched for; `warns` says if they cause a warning or an error.
     validates: Callable[[Distribution], bool]
     warns: bool = True
-    # A type that takes part in the promotion to the result's.
+    # A dtype that takes part in the promotion to the result's dtype.
     beside: tuple[torch.dtype, ...] = ()
 
 
@@ -50,7 +50,7 @@ _CLASSES = {
         zero_inflated_negative_binomial_log_likelihood,
         lambda d: (d.mu, d.theta, d.zi_logits),
         lambda d: True,
-        beside=(torch.float32,),  # of the published masks
+        beside=(torch.float32,),  # the dtype of the published masks
     ),
     "NegativeBinomialMixture": _Class(
         negative_binomial_mixture_log_likelihood,
@@ -67,7 +67,7 @@ _CLASSES = {
 
 
 def load() -> tuple[str, Target]:
-    """The version that is installed, and what is replaced in it."""
+    """The installed version, and the methods that are replaced in it."""
     version = require("scvi", "scvi-tools")
     from scvi import distributions, settings
     from scvi.distributions import _negative_binomial as source
@@ -129,12 +129,12 @@ def _replacement(owner: type, how: _Class, settings: ModuleType) -> Replacement:
 def _result(
     value: object, arguments: tuple[object, ...], beside: tuple[torch.dtype, ...]
 ) -> tuple[torch.Size, torch.dtype] | None:
-    """Shape and dtype of the published result; None where the published code is to answer."""
+    """Shape and dtype of the published result; None if the published code has to compute it."""
     tensors = (value, *arguments)
     if not is_served(*tensors) or all(map(autocasts, tensors)):
         return None
     dtypes = {t.dtype for t in tensors}
-    # Tensors without dims yield to others in a type promotion.
+    # In a type promotion, tensors with dims override tensors without dims.
     if len(dtypes) > 1 and any(t.dim() == 0 for t in tensors):
         return None
     try:
@@ -145,7 +145,7 @@ def _result(
 
 
 def _validate(distribution: Distribution, value: Tensor) -> None:
-    """`_validate_sample`, which takes nine times as long to find that all values are counts."""
+    """`_validate_sample` with a faster test. If all values are counts, the original takes nine times as long."""
     usual = type(distribution)._validate_sample is Distribution._validate_sample
     if usual and distribution.support is constraints.nonnegative_integer and _are_counts(value):
         return

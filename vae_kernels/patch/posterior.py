@@ -1,8 +1,9 @@
-"""diffusers: the posteriors of its autoencoders.
+"""The patch of diffusers: the posteriors of its autoencoders.
 
-A posterior that is made while the patch is in force holds its parameters alone. What the published `__init__` computes is
-made when it is read, and `sample()` and `kl()` read the parameters by one kernel. As soon as a published attribute was
-assigned, changed in place, or read where it has a gradient, the published methods answer, from the attributes.
+A posterior that is made while the patch is in force holds its parameters only. The attributes that the published
+`__init__` sets are computed when they are read, and one kernel computes `sample()` and `kl()` from the parameters.
+After a published attribute was assigned, changed in place, or read while it has a gradient, the published methods are
+used, with the attributes.
 """
 
 import contextlib
@@ -26,35 +27,35 @@ KNOWN_VERSIONS = "0.30.3 to 0.42.1"
 
 PACKAGE = Package("diffusers")
 
-# Where a posterior keeps its `_Made`.
+# The attribute in which a posterior keeps its `_Made`.
 _MADE = "_vae_kernels"
 
-# Posteriors whose attributes are not all there: those that undoing the patch must complete.
+# Posteriors with missing attributes, which have to be completed when the patch is undone.
 _incomplete: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 
 Make = Callable[["_Made"], Tensor]
 
 
 class _Class(NamedTuple):
-    """How one class of posteriors is answered."""
+    """How the methods of one class of posteriors are computed."""
 
-    # z and the KL of packed parameters.
+    # z and the KL from both moments in one tensor.
     step: Callable[..., tuple[Tensor, Tensor]]
-    # What the published `__init__` sets, and how it computes it.
+    # The attributes that the published `__init__` sets, and how it computes them.
     attributes: dict[str, Make]
-    # How our KL of parameters of so many dims is reduced; None where the published one does not exist.
+    # The reduction of our KL for parameters with this number of dims; None if there is no published KL for it.
     kl_reduction: Callable[[int], str | None]
-    # The published KL from ours and the parameters.
+    # The published KL, from our KL and the parameters.
     kl: Callable[[Tensor, Tensor], Tensor]
-    # Whether z has the published layout for contiguous parameters alone.
+    # True if our z has the published layout for contiguous parameters only.
     contiguous: bool = False
 
 
 class _Made:
-    """What a posterior was made of and where."""
+    """The parameters of a posterior, and the modes (autograd, autocast) in which it was made."""
 
     def __init__(self, how: _Class, parameters: Tensor) -> None:
-        self.how, self.given = how, parameters
+        self.how, self.passed = how, parameters
         self.grad_enabled = torch.is_grad_enabled()
         self.parameters = parameters if self.grad_enabled else parameters.detach()
         self.device_type = parameters.device.type
@@ -63,14 +64,14 @@ class _Made:
         if autocasts(parameters):
             self.autocast = torch.get_autocast_dtype(self.device_type)
             self.dtype = torch.exp(parameters.new_empty(0)).dtype
-        # Attributes as the published code has them, and their versions.
+        # The published attributes, and their versions.
         self.values: dict[str, tuple[Tensor, int]] = {}
         self.kl: _Kl | None = None
         self.version = _version(parameters)
-        self.viewed = False  # whether someone has the view of the mean, which may be changed through it, as published
+        self.viewed = False  # true if the mean was read: it is a view, through which parameters may be changed
 
     def value(self, name: str) -> Tensor:
-        """A published attribute, as computed where the posterior was made."""
+        """A published attribute, computed in the modes in which the posterior was made."""
         if name not in self.values:
             if name != "mean":
                 self.refuse_changed()
@@ -96,7 +97,7 @@ class _Made:
             yield
 
     def refuse_changed(self) -> None:
-        """Raises where the published posterior would have computed with numbers that are no more."""
+        """Raise if the parameters have changed: the published posterior would have used the old values."""
         if not self.viewed and _version(self.parameters) != self.version:
             raise RuntimeError(
                 "the parameters were changed in place after the posterior was made of them, and before what it computes of "
@@ -104,13 +105,13 @@ class _Made:
             )
 
     def step(self, **options: object) -> tuple[Tensor, Tensor]:
-        """z and the KL by one kernel."""
+        """z and the KL, by one kernel."""
         self.refuse_changed()
         return self.how.step(self.parameters.to(self.dtype), **options)
 
 
 class _Kl(NamedTuple):
-    """The KL that a sample brought with it."""
+    """The KL that was computed together with a sample."""
 
     value: Tensor
     reduction: str
@@ -118,7 +119,7 @@ class _Kl(NamedTuple):
     modes: tuple[bool, bool]
 
     def serves(self, made: _Made, reduction: str) -> bool:
-        """Whether computing it anew would give the same."""
+        """True if a new computation would give the same KL."""
         wants_grad = made.parameters.requires_grad and torch.is_grad_enabled()
         return (
             self.reduction == reduction
@@ -133,7 +134,7 @@ def _chunk(index: int) -> Make:
     return lambda made: made.parameters.chunk(2, dim=1)[index]
 
 
-# Not by `functools.partial`, which Dynamo cannot carry along.
+# These are not made by `functools.partial`, because Dynamo cannot trace it.
 def _gaussian_step(moments: Tensor, **options: object) -> tuple[Tensor, Tensor]:
     return reparameterize_kl_packed(moments, dim=1, logvar_clamp=(-30.0, 20.0), **options)
 
@@ -151,7 +152,7 @@ _GAUSSIAN = _Class(
         "var": lambda made: torch.exp(made.value("logvar")),
     },
     kl_reduction={4: "sum", 5: "none"}.get,
-    # Of videos too it sums three dims.
+    # The published code sums three dims, even for videos.
     kl=lambda kl, parameters: kl if kl.dim() == 1 else kl.sum(dim=[1, 2, 3]),
 )
 
@@ -166,7 +167,7 @@ _OOBLECK = _Class(
         "logvar": lambda made: torch.log(made.value("var")),
     },
     kl_reduction=lambda dims: "sum",
-    # Without the ½ of a KL, summed over channels, averaged over all else.
+    # The published KL lacks the factor ½. It is summed over channels and averaged over all other dims.
     kl=lambda kl, parameters: 2 * kl.sum() * (parameters.shape[1] / parameters.numel()),
     contiguous=True,
 )
@@ -187,7 +188,7 @@ _DIGESTS = {
 
 
 def load() -> tuple[str, Target]:
-    """The version that is installed, and what is replaced in it."""
+    """The installed version, and the methods that are replaced in it."""
     version = require("diffusers", "diffusers")
     from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -204,7 +205,7 @@ def load() -> tuple[str, Target]:
 
 
 def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
-    """The methods of one class of posteriors."""
+    """The replacements for one class of posteriors."""
     published_init, published_sample, published_kl = owner.__init__, owner.sample, owner.kl
     module = sys.modules[owner.__module__]
 
@@ -213,7 +214,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
         if not deterministic and type(self) is owner and _may_wait(how, parameters):
             made = _Made(how, parameters)
             with lock:
-                # Another thread may just have undone the patch.
+                # Another thread may have undone the patch in the meantime.
                 if owner.__init__ is init:
                     self.parameters, self.deterministic = parameters, deterministic
                     self.__dict__[_MADE] = made
@@ -228,7 +229,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
         if name == "mean":
             made.viewed = True
         else:
-            made.values_of_all()  # before one of them may be changed in place, of which others are computed
+            made.values_of_all()  # now, because others are computed from this one, which may be changed in place
         self.__dict__[name] = value = made.value(name)
         return value
 
@@ -248,7 +249,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
             eps = module.randn_tensor(shape, generator=generator, device=p.device, dtype=p.dtype)
         reduction = how.kl_reduction(p.dim())
         if reduction == "none" and not (p.requires_grad and torch.is_grad_enabled()):
-            reduction = None  # who only draws does not want it
+            reduction = None  # without gradients only the sample is wanted
         z, kl = made.step(eps=eps, kl_reduction=reduction or "sum")
         made.kl = _Kl(kl, reduction, _version(p), _modes()) if reduction else None
         return z
@@ -259,7 +260,7 @@ def _replacements(owner: type, how: _Class) -> Iterator[Replacement]:
         reduction = made and how.kl_reduction(made.parameters.dim())
         if not reduction or other is not None or self.deterministic:
             return published_kl(self, other)
-        kept, made.kl = made.kl, None  # not twice: who gets it may change it in place
+        kept, made.kl = made.kl, None  # never twice: the caller may change it in place
         if kept is not None and kept.serves(made, reduction):
             value = kept.value
         else:
@@ -302,7 +303,7 @@ def _nll(published: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _may_wait(how: _Class, parameters: object) -> bool:
-    """Whether what the published `__init__` computes of these parameters may be left for later."""
+    """True if the attributes of the published `__init__` may be computed later."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_inference_mode_enabled()
@@ -316,11 +317,13 @@ def _may_wait(how: _Class, parameters: object) -> bool:
 
 
 def _untouched(posterior: object) -> _Made | None:
-    """What the posterior was made of, if that still is what its attributes say, and none of them can be asked for the
-    gradient of what is computed now."""
+    """The posterior's `_Made`; None if the published methods have to be used.
+
+    They are used if an attribute no longer agrees with the parameters, or if an attribute was read that has a gradient.
+    """
     fields = vars(posterior)
     made = fields.get(_MADE)
-    if made is None or torch.compiler.is_compiling() or fields.get("parameters") is not made.given:
+    if made is None or torch.compiler.is_compiling() or fields.get("parameters") is not made.passed:
         return None
     for name in made.how.attributes:
         if name not in fields:
@@ -332,7 +335,7 @@ def _untouched(posterior: object) -> _Made | None:
 
 
 def _noise() -> str:
-    """What the innermost patch chose."""
+    """The innermost patch's choice of noise."""
     patches = tuple(PACKAGE.in_force)
     return patches[-1].options["noise"] if patches else "torch"
 
@@ -353,7 +356,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _graph_stands(tensor: Tensor) -> bool:
-    """Whether a backward pass can go through: none has freed it, nothing that it needs was changed in place."""
+    """True if a backward pass is possible: the graph is not freed, and no tensor that it needs was changed in place."""
     try:
         return tensor.grad_fn is None or tensor.grad_fn.saved_tensors is not None
     except RuntimeError:
@@ -361,7 +364,7 @@ def _graph_stands(tensor: Tensor) -> bool:
 
 
 def _complete(posterior: object) -> None:
-    """Give it all attributes of a published one."""
+    """Give the posterior all attributes of a published one."""
     made = vars(posterior).get(_MADE)
     if made is not None:
         for name in made.how.attributes:
@@ -373,5 +376,5 @@ def _complete(posterior: object) -> None:
 def _complete_all() -> None:
     for reference in _incomplete.valuerefs():
         if (posterior := reference()) is not None:
-            with contextlib.suppress(RuntimeError):  # it would have raised that in any case
+            with contextlib.suppress(RuntimeError):  # reading the attribute would raise this error anyway
                 _complete(posterior)

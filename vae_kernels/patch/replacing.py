@@ -1,4 +1,4 @@
-"""Methods of another package's classes, replaced and put back."""
+"""Replacement and restoration of the methods of another package's classes."""
 
 import hashlib
 import inspect
@@ -11,12 +11,12 @@ from .. import extras
 
 _MISSING = object()
 
-# One for all packages: what is replaced is the process's.
+# One lock for all packages, because classes belong to the process.
 lock = threading.RLock()
 
 
 class Known(NamedTuple):
-    """A function that a replacement stands on, and the digests of its source in all versions that were checked."""
+    """A function that a replacement relies on, and the digests of its source in all versions that were checked."""
 
     name: str
     function: Callable
@@ -24,26 +24,26 @@ class Known(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """One attribute of a class and what stands there while a patch is in force."""
+    """One attribute of a class, and its value while a patch is in force."""
 
     owner: type
     name: str
     function: Callable
-    by: str  # the public function of ours that answers
+    by: str  # our public function that computes the result
 
     def __str__(self) -> str:
         return f"{self.owner.__name__}.{self.name} by {self.by}"
 
 
 class Target(NamedTuple):
-    """A package, what is replaced in it, and what must be called before all is put back."""
+    """All replacements in a package, and a function that must be called before the originals are restored."""
 
     replacements: tuple[Replacement, ...]
     before_undo: Callable[[], None] = lambda: None
 
 
 def digest(function: Callable) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of its source; empty where there is none to read."""
+    """The first 16 hexadecimal digits of the SHA-256 of a function's source; an empty string if it has no source."""
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):
@@ -52,15 +52,16 @@ def digest(function: Callable) -> str:
 
 
 def require(module: str, distribution: str) -> str:
-    """Imports the package; its version."""
+    """Import the package. Returns its version."""
     extras.require(module, distribution)
     return metadata.version(distribution)
 
 
 def refuse_unknown(distribution: str, version: str, known_versions: str, known: Iterable[Known]) -> None:
-    """
+    """Refuse versions whose code was not checked.
+
     Raises:
-        RuntimeError: the source of a function is none of those that were checked.
+        RuntimeError: the digest of a function's source is not one of those that were checked.
     """
     changed = [name for name, function, digests in known if digest(function) not in digests]
     if changed:
@@ -72,7 +73,7 @@ def refuse_unknown(distribution: str, version: str, known_versions: str, known: 
 
 
 class Package:
-    """The state of one package's classes: originals, and the patches in force, oldest first."""
+    """The state of one package's classes: the original methods, and the patches in force, oldest first."""
 
     def __init__(self, name: str) -> None:
         self.name, self.version = name, ""
@@ -114,10 +115,11 @@ class Package:
 
 
 class Patch:
-    """A patch of a package: in force from the call that made it until `undo()`, or to the end of a `with` block.
+    """A patch of a package. It is in force from the call that made it until `undo()`, or until the end of a `with`
+    block.
 
-    Patches of one package are counted: methods are replaced by the first and put back when the last is undone. They are
-    the process's, not a thread's.
+    Patches of one package are counted: the first one replaces the methods, and the end of the last one restores them.
+    They apply to the process, not to a thread.
     """
 
     def __init__(self, package: Package, load: Callable[[], tuple[str, Target]], **options: object) -> None:
@@ -128,14 +130,14 @@ class Patch:
 
     @property
     def active(self) -> bool:
-        """Whether this patch has not been undone."""
+        """True if this patch has not been undone."""
         return self in self._package.in_force
 
     def undo(self) -> None:
-        """End this patch; the last one puts the published methods back. A second call does nothing.
+        """End this patch. The end of the last patch restores the published methods. A second call does nothing.
 
         Raises:
-            RuntimeError: someone replaced a method after the patch: what was there cannot be put back.
+            RuntimeError: a method was replaced again after the patch, so that the original cannot be restored.
         """
         self._package.remove(self)
 

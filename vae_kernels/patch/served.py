@@ -1,4 +1,4 @@
-"""Which tensors our kernels answer for; all others stay the published code's."""
+"""The tensors that our kernels serve. The published code serves all others."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def is_served(*values: object) -> bool:
-    """Whether kernels compute with these: plain dense tensors of floating-point numbers on one device that has kernels."""
+    """True if all values are strided floating-point tensors, of no subclass, on one device that has kernels."""
     if not all(
         type(t) in (Tensor, Parameter) and t.dtype in checks.FLOATS and t.layout is torch.strided and not t.is_nested
         for t in values
@@ -22,5 +22,5 @@ def is_served(*values: object) -> bool:
 
 
 def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast may choose the dtype of results here: that of a half-precision tensor."""
+    """True if autocast may choose the dtype of a result: it is enabled, and the tensor is half precision."""
     return tensor.dtype in HALVES and torch.is_autocast_enabled(tensor.device.type)

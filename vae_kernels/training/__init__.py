@@ -1,1 +1,1 @@
-"""What `python -m vae_kernels.train` is made of."""
+"""The parts of `python -m vae_kernels.train`."""

@@ -1,4 +1,4 @@
-"""A run on disk: `checkpoint.safetensors`, which changes as it trains, and its settings, `checkpoint.json`."""
+"""A run on disk: its tensors in `checkpoint.safetensors`, and its settings in `checkpoint.json`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ TENSORS, SETTINGS = "checkpoint.safetensors", "checkpoint.json"
 
 
 def save_settings(folder: Path, model: VAESettings, training: dict[str, Any]) -> None:
-    """The JSON beside the tensors: what rebuilds the model, and what it is trained with."""
+    """Write the settings of the model and of the training as JSON."""
     from .. import __version__
 
     content = {
@@ -31,10 +31,10 @@ def save_settings(folder: Path, model: VAESettings, training: dict[str, Any]) ->
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the content of a file becomes one line that names the file.
+    """Context manager that turns errors in the content of a file into one line that names the file.
 
     Raises:
-        ValueError: something is wrong with it.
+        ValueError: the content is damaged.
     """
     damages = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     try:
@@ -45,7 +45,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
-    """What `save_settings` wrote.
+    """Read what `save_settings` wrote.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
@@ -59,7 +59,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Tensor]) -> None:
-    """Weights, optimizer state and `progress` in one file, which is replaced whole: a crash leaves the old one."""
+    """Write weights, optimizer state and `progress` to one file, atomically: a crash leaves the old file."""
     names = [name for name, _ in model.named_parameters()]
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -70,8 +70,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Restore what `save` wrote into a model and an optimizer of the same settings; returns `progress`. Damage shows as
-    an error of any kind: see `reading`."""
+    """Load what `save` wrote into a model and an optimizer with the same settings. Returns `progress`.
+
+    A damaged file may raise any error: call this within `reading`.
+    """
     tensors = require("safetensors.torch").load_file(folder / TENSORS)
     model.load_state_dict(_below("model.", tensors))
     state = {index: _below(f"optimizer.{name}.", tensors) for index, (name, _) in enumerate(model.named_parameters())}
@@ -81,7 +83,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_model(folder: str | os.PathLike[str]) -> VAE:
-    """The model that a run left in its folder, in evaluation mode on the CPU.
+    """Load the model of a run from its folder, in evaluation mode, on the CPU.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.

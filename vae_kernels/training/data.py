@@ -1,4 +1,4 @@
-"""Pictures to train on: scikit-learn's digits, MNIST's IDX files, a folder of pictures."""
+"""Training pictures: scikit-learn's digits, MNIST's IDX files, or a folder of pictures."""
 
 import gzip
 from math import prod
@@ -18,7 +18,7 @@ _UNSIGNED_BYTE = 0x08
 class Pictures(NamedTuple):
     """Training and held-out pictures, uint8 `(N, channels, height, width)` with values from 0 to `white`.
 
-    They stay uint8: a quarter of the memory of float32. `pixels` gives them as floats in [0, 1].
+    They stay uint8, which needs a quarter of the memory of float32. `pixels` converts them to floats in [0, 1].
     """
 
     train: Tensor
@@ -34,11 +34,11 @@ class Pictures(NamedTuple):
 
 
 def load(source: str, folder: Path | None = None, image_size: int = 64) -> Pictures:
-    """The pictures of one of `SOURCES`; all but "digits" are read from `folder`.
+    """Load the pictures of one of `SOURCES`. All sources except "digits" are read from `folder`.
 
     Raises:
-        ValueError: unknown source, no folder given, or files that are not what they should be.
-        FileNotFoundError: the folder does not hold what is needed; the message says what that is.
+        ValueError: the source is unknown, `folder` is missing, or a file has the wrong format.
+        FileNotFoundError: files are missing in the folder; the message names them.
         ImportError: scikit-learn or Pillow is needed and missing.
     """
     if source not in SOURCES:
@@ -51,7 +51,7 @@ def load(source: str, folder: Path | None = None, image_size: int = 64) -> Pictu
 
 
 def digits() -> Pictures:
-    """1797 handwritten digits of 8×8 pixels in 17 levels, part of scikit-learn; every fifth or so is held out.
+    """Load scikit-learn's 1797 handwritten digits of 8×8 pixels in 17 levels. About every fifth is held out.
 
     Source: Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI Machine Learning Repository.
     """
@@ -61,7 +61,7 @@ def digits() -> Pictures:
 
 
 def mnist(folder: Path) -> Pictures:
-    """The four IDX files of MNIST, or of a set in its format, gzipped or not; held out are its own test pictures."""
+    """Load the four IDX files of MNIST, or of a set in its format, gzipped or not. The test pictures are held out."""
     read = {
         (part, kind): read_idx(_find_idx(folder, f"{part}-{kind}"))
         for part in ("train", "t10k")
@@ -83,7 +83,7 @@ def mnist(folder: Path) -> Pictures:
 
 
 def images(folder: Path, size: int) -> Pictures:
-    """Every picture in `folder` and below, in colour, cropped to its central square and scaled to `size`×`size`."""
+    """Load all pictures in `folder` and below, in colour, with the central square scaled to `size`×`size`."""
     image, ops = require("PIL.Image"), require("PIL.ImageOps")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures at {folder}")
@@ -104,9 +104,10 @@ def images(folder: Path, size: int) -> Pictures:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The array in an IDX file of unsigned bytes, gzipped or not.
+    """Read the array in an IDX file of unsigned bytes, gzipped or not.
 
-    Two zero bytes, the type (0x08), the number of dims, each dim as a big-endian 32-bit integer, then the elements.
+    The format is: two zero bytes, the type (0x08), the number of dims, each dim as a big-endian 32-bit integer, then
+    the elements.
     """
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
@@ -124,7 +125,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _find_idx(folder: Path, stem: str) -> Path:
-    """`train-images-idx3-ubyte` and the like, where they are unpacked by hand or by torchvision, gzipped or not."""
+    """Find an IDX file such as `train-images-idx3-ubyte`, unpacked by hand or by torchvision, gzipped or not."""
     dims = 3 if stem.endswith("images") else 1
     names = [f"{stem}{dot}idx{dims}-ubyte{ending}" for dot in "-." for ending in ("", ".gz")]
     candidates = [place / name for place in (folder, folder / "MNIST" / "raw") for name in names]
@@ -139,7 +140,7 @@ def _find_idx(folder: Path, stem: str) -> Path:
 
 
 def _split(pictures: Tensor, white: int, labels: Tensor | None) -> Pictures:
-    """A fifth is held out, at most 10 000: the same ones for every seed of the training."""
+    """Hold out a fifth of the pictures, at most 10 000. They are the same for every seed of the training."""
     held_out = min(max(len(pictures) // 5, 1), 10_000)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     return Pictures(

@@ -1,4 +1,4 @@
-"""The table of a run, a line for each epoch."""
+"""The table of a run, with one line per epoch."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,7 @@ HISTORY = "history.csv"
 
 
 class Row(NamedTuple):
-    """A line of the history: means per picture in nats. Training's are taken while the weights change."""
+    """A line of the history: means per picture, in nats. Those of the training are taken while the weights change."""
 
     epoch: int
     train_elbo: float

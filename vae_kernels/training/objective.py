@@ -1,4 +1,4 @@
-"""The loss that a run minimises: a model and an objective, as one module, so that several processes can share it."""
+"""The loss that a run minimises. Model and objective are one module, so that several processes can share it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from ..objectives import elbo, importance_weighted_elbo, score_function_elbo
 
 
 class Objective(NamedTuple):
-    """One of `OBJECTIVES`: what the latent step is asked for, and what is maximised, by sample."""
+    """One of `OBJECTIVES`: the options of the latent step, and the value per sample that is maximised."""
 
     kl_estimator: str
     value: Callable[..., Tensor]
     num_samples: int = 1
-    """Where the command says nothing."""
+    """The default."""
     weighs_kl: bool = True
-    """Whether beta is defined for it; free bits and capacity are where the KL is also the analytic one."""
+    """True if beta is defined for it. Free bits and capacity are defined if the KL is analytic as well."""
 
 
 def _importance_weighted(gradient: str) -> Callable[..., Tensor]:
@@ -49,9 +49,9 @@ class Loss(nn.Module):
 
     Args of the call:
         x: `(B, *input_shape)`: this process's part of the batch.
-        seed: a seed for each x: its noise depends on nothing else.
-        size: of the batch; where processes share it and average their gradients, that of the average part.
-        beta, capacity: of this step, tensors of one element; capacity None for none.
+        seed: one seed for each x. The noise of x depends on nothing else.
+        size: the size of the batch. If processes share it, the average size of a part, because gradients are averaged.
+        beta, capacity: the weights of this step, tensors of one element. capacity may be None.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Loss(nn.Module):
         by_dimension = self.free_bits is not None and self.free_bits_per == "dimension"
         z, kl, parameters = self.model(
             x,
-            # A leading dim of one would cost its views and means: 0.1 to 0.2 ms of the 4.7 of a step on the digits.
+            # Without a leading dim of one there are fewer views and means: 0.1 to 0.2 of 4.7 ms per step on the digits.
             num_samples=None if self.num_samples == 1 and objective.weighs_kl else self.num_samples,
             kl_estimator=objective.kl_estimator,
             kl_reduction="none" if by_dimension else "sum",
@@ -108,8 +108,8 @@ class Loss(nn.Module):
         return value, log_px, kl.sum(-1) if by_dimension else kl
 
     def _score_function(self, x: Tensor, seed: Tensor):
-        """With the mean of the other samples' values as each one's baseline (Kool et al. 2019, "Buy 4 REINFORCE
-        Samples, Get a Baseline for Free!")."""
+        """The baseline of each sample is the mean over the other samples (Kool et al. 2019, "Buy 4 REINFORCE Samples,
+        Get a Baseline for Free!")."""
         mu, logvar = self.model.encode(x)
         z, kl = reparameterize_kl(mu, logvar, num_samples=self.num_samples, seed=seed)
         z = z.detach()

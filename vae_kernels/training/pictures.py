@@ -1,4 +1,4 @@
-"""What a run looks like: PNG files drawn with matplotlib, which is imported on first use."""
+"""Pictures of a run: PNG files, drawn with matplotlib, which is imported on first use."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 def draw_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
-    """Originals, right of each its reconstruction, both `(N, channels, height, width)` in [0, 1]."""
+    """Draw each original with its reconstruction to the right, both `(N, channels, height, width)` in [0, 1]."""
     pairs = torch.cat((originals, reconstructions), dim=3)
     _save_grid(path, pairs, "held-out pictures and, right of each, its reconstruction")
 
 
 def draw_samples(path: Path, samples: Tensor) -> None:
-    """Pictures `(N, channels, height, width)` in [0, 1], decoded from the prior."""
+    """Draw pictures `(N, channels, height, width)` in [0, 1], decoded from samples of the prior."""
     _save_grid(path, samples, "samples from the prior")
 
 
 def draw_manifold(path: Path, pictures: Tensor) -> None:
-    """What a square lattice of two latent dims decodes to, rows from the top."""
+    """Draw the pictures decoded from a square lattice of two latent dims, with the first row at the top."""
     _save_grid(path, pictures, "the manifold: latents on the quantiles of the prior")
 
 
 def draw_traversals(path: Path, pictures: Tensor, dimensions: list[int], values: list[float]) -> None:
-    """A row for each dimension of z, a column for each value that it takes while the others stay: `(rows · columns,
-    channels, height, width)`."""
+    """Draw pictures `(rows · columns, channels, height, width)`: each row changes one dimension of z, with a column for
+    each of its values."""
     grid, figure = _figure_of(pictures, len(values))
     height, width = (size / n for size, n in zip(grid.shape[1:], (len(dimensions), len(values)), strict=True))
     axes = _show(figure, grid)
@@ -43,7 +43,7 @@ def draw_traversals(path: Path, pictures: Tensor, dimensions: list[int], values:
 
 
 def draw_kl_per_dimension(path: Path, kl: Tensor, active: Tensor) -> None:
-    """A bar for each latent dimension, the largest first, in nats."""
+    """Draw a bar for the KL of each latent dimension in nats, the largest first."""
     order = kl.argsort(descending=True, stable=True)
     figure = _figure(max(6.4, 0.25 * len(kl)), 3.6)
     axes = figure.subplots()
@@ -60,8 +60,8 @@ def draw_kl_per_dimension(path: Path, kl: Tensor, active: Tensor) -> None:
 
 
 def draw_rate_distortion(path: Path, betas: list[float], rates: list[float], distortions: list[float]) -> None:
-    """Distortion −E[log p(x|z)] over rate KL of held-out pictures, a point for each beta; a line of equal ELBO through
-    the best."""
+    """Draw distortion −E[log p(x|z)] over rate KL of held-out pictures, with a point for each beta, and a line of equal
+    ELBO through the best point."""
     figure = _figure(6.4, 4.8)
     axes = figure.subplots()
     axes.plot(rates, distortions, "o-")
@@ -78,7 +78,7 @@ def draw_rate_distortion(path: Path, betas: list[float], rates: list[float], dis
 
 
 def draw_learning_curve(path: Path, rows: list[Row]) -> None:
-    """ELBO, log-likelihood and KL by epoch, in nats."""
+    """Draw ELBO, log-likelihood and KL by epoch, in nats."""
     figure = _figure(12, 3.6)
     epochs = [row.epoch for row in rows]
     for axes, term, title in zip(
@@ -87,7 +87,7 @@ def draw_learning_curve(path: Path, rows: list[Row]) -> None:
         axes.plot(epochs, [getattr(row, f"train_{term}") for row in rows], label="training")
         axes.plot(epochs, [getattr(row, f"held_out_{term}") for row in rows], label="held out")
         axes.set(title=title, xlabel="epoch", ylabel="nats per picture")
-        # The first epochs are so far below the rest that they would flatten it.
+        # The first epochs are not shown: they are so much lower that the later ones would look flat.
         if term != "kl" and len(rows) > 20:
             late = rows[len(rows) // 20 :]
             shown = [getattr(row, f"{part}_{term}") for row in late for part in ("train", "held_out")]
@@ -98,7 +98,7 @@ def draw_learning_curve(path: Path, rows: list[Row]) -> None:
 
 
 def draw_means(path: Path, mu: Tensor, labels: Tensor | None) -> None:
-    """The posterior means `(N, 2)`, coloured by class."""
+    """Draw the posterior means `(N, 2)`, coloured by class."""
     figure = _figure(6.4, 6)
     axes = figure.subplots()
     x, y = mu.T.tolist()
@@ -134,8 +134,8 @@ def _show(figure: "Figure", grid: Tensor) -> "Axes":
 
 
 def picture_grid(pictures: Tensor, columns: int | None = None) -> Tensor:
-    """One picture `(channels, H, W)` of `(N, channels, height, width)`, white lines between: in so many columns, or as
-    square as N allows."""
+    """Arrange pictures `(N, channels, height, width)` in one picture `(channels, H, W)`, with white lines between them,
+    in `columns` columns or as a near square."""
     n, channels, height, width = pictures.shape
     columns = columns or max(round((n * height / width) ** 0.5), 1)
     rows = -(-n // columns)
@@ -146,7 +146,7 @@ def picture_grid(pictures: Tensor, columns: int | None = None) -> Tensor:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    # Not pyplot: no display is needed and no state of the caller's figures is touched.
+    # Without pyplot, no display is needed, and the caller's figures do not change.
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 

@@ -1,6 +1,6 @@
-"""Training in several processes, as torchrun starts them; without it there is one.
+"""Training in several processes that torchrun starts. Without torchrun there is one process.
 
-Each works on its part of every batch. Whatever is drawn at random is drawn alike in all of them.
+Each process computes its part of every batch. All processes draw the same random numbers.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ def count() -> int:
 
 
 def group() -> "dist.ProcessGroup | None":
-    """All of them, or None for one alone."""
+    """The group of all processes; None if there is only one."""
     return dist.group.WORLD if count() > 1 else None
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process where "cuda" names none."""
+    """The GPU of this process, if `device` is "cuda" without an index."""
     if device.type == "cuda" and device.index is None and count() > 1:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
@@ -34,7 +34,7 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Within it the processes can talk: over gloo, and over NCCL about tensors on GPUs."""
+    """Context manager within which the processes can communicate: by gloo, and for tensors on GPUs by NCCL."""
     if count() == 1:
         yield
         return
@@ -48,17 +48,17 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def part(batch: Tensor) -> Tensor:
-    """This process's part: consecutive, and at most one longer than another's."""
+    """This process's consecutive part of the batch. The sizes of two parts differ by at most one."""
     return batch.tensor_split(count())[rank()]
 
 
 def distributed(module: nn.Module) -> nn.Module:
-    """The module with its gradients averaged over the processes as they are computed."""
+    """The module, with gradients that are averaged over all processes during the backward pass."""
     return nn.parallel.DistributedDataParallel(module) if count() > 1 else module
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of all processes' tensors."""
+    """The sum of the tensors of all processes."""
     if count() == 1:
         return tensor
     tensor = tensor.clone()
@@ -67,5 +67,5 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process: what ends a loop must end it in all of them at once."""
+    """True if the flag is set in any process. All processes have to leave a loop in the same step."""
     return bool(total(torch.tensor(int(flag))))

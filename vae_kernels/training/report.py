@@ -1,4 +1,4 @@
-"""What a finished run has come to: figures of its latents and of log p(x), and its pictures."""
+"""The report of a finished run: figures of its latents and of log p(x), and pictures."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from .trainer import Trainer
 
 EVALUATION = "evaluation.json"
 
-# Pictures at once, and elements of the decoder's output: 16 MiB of float32.
+# The number of pictures in a batch, and of elements in one decoder output: 16 MiB of float32.
 _BATCH, _DECODED = 100, 2**22
 
 
@@ -46,9 +46,9 @@ def latents(trainer: Trainer) -> Latents:
 
 
 def evaluate(trainer: Trainer, num_samples: int) -> dict[str, float]:
-    """Means over the held-out pictures, in nats per picture; the processes share the work.
+    """Compute means over the held-out pictures, in nats per picture. All processes share the work.
 
-    Bits per dimension are given where the likelihood is a density: pixels then are in steps of 1/`white`.
+    Bits per dimension are included if the likelihood is a density, with pixels in steps of 1/`white`.
     """
     value, error = _log_marginal(trainer, num_samples)
     found = latents(trainer)
@@ -68,7 +68,7 @@ def evaluate(trainer: Trainer, num_samples: int) -> dict[str, float]:
 
 
 def _log_marginal(trainer: Trainer, num_samples: int) -> tuple[float, float]:
-    """Mean and standard error; the noise of a picture depends on the picture's place alone."""
+    """Mean of log p(x) and its standard error. The noise of a picture depends on its place in the data only."""
     source = trainer.data
     batches = source.held_out.split(_BATCH)
     chunk = max(_DECODED // batches[0].numel(), 1)
@@ -118,7 +118,7 @@ def draw(trainer: Trainer, rows: list[Row]) -> list[Path]:
 
 
 def _active(mu: Tensor) -> Tensor:
-    """Of a single held-out picture nothing is known to vary."""
+    """The active dimensions; none if there is only one held-out picture."""
     return active_units(mu) if len(mu) > 1 else torch.zeros_like(mu[0], dtype=torch.bool)
 
 
@@ -126,8 +126,10 @@ def _active(mu: Tensor) -> Tensor:
 def traversals(
     model: VAE, mu: Tensor, kl: Tensor, dimensions: int = 10, columns: int = 9
 ) -> tuple[Tensor, list[int], list[float]]:
-    """Pictures decoded from `mu` with one dimension at a time, those of largest KL first, at values from −3 to 3; then
-    these dimensions and values."""
+    """Decode pictures from `mu` with one dimension changed at a time to values from −3 to 3.
+
+    The dimensions with the largest KL come first. Returns the pictures, the dimensions and the values.
+    """
     chosen = kl.argsort(descending=True, stable=True)[:dimensions].tolist()
     values = torch.linspace(-3, 3, columns, dtype=torch.float64)
     z = mu.repeat(len(chosen), columns, 1)
@@ -138,7 +140,7 @@ def traversals(
 
 @torch.no_grad()
 def manifold(model: VAE, per_side: int = 20) -> Tensor:
-    """Pictures decoded on a lattice with equal mass of the prior between its lines; z₁ to the right, z₂ upwards."""
+    """Decode pictures on a lattice with equal mass of the prior between its lines: z₁ to the right, z₂ upwards."""
     weight = next(model.parameters())
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, per_side, dtype=torch.float64)).to(weight)
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")

@@ -1,4 +1,4 @@
-"""The options of `python -m vae_kernels.train`, and what they are where the command says nothing."""
+"""The options of `python -m vae_kernels.train`, and their defaults."""
 
 import argparse
 import math
@@ -14,13 +14,13 @@ from ..schedules import cyclical_schedule, linear_schedule
 from . import checkpoint
 from .objective import OBJECTIVES
 
-# float16 is left out: its gradients underflow without loss scaling, and bfloat16 needs none.
+# There is no float16, because its gradients underflow without loss scaling. bfloat16 needs no loss scaling.
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
-# What a resumed run may change: how far, where and by whom it is computed, not what.
+# The options that a resumed run may change: how long, where and by which backend it is computed, not its result.
 RESUME_MAY_CHANGE = ("data_dir", "epochs", "device", "backend", "compile", "evaluate", "out")
 
-# Of the whole run: `linear` rises over its first half, `cyclical` in four cycles over the first half of each.
+# `linear` rises during the first half of the run. `cyclical` has four cycles and rises during the first half of each.
 BETA_SCHEDULES = {
     "constant": lambda step, steps: 1.0,
     "linear": lambda step, steps: linear_schedule(step, steps // 2),
@@ -30,7 +30,7 @@ BETA_SCHEDULES = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What suits one source of pictures."""
+    """The defaults for one source of pictures."""
 
     model: str
     epochs: int
@@ -46,7 +46,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """One run; the fields are the command's options. A None that `DEFAULTS` or the machine decides on is filled in."""
+    """The settings of one run: the command's options. `DEFAULTS` and the machine replace some fields that are None."""
 
     data: str = "digits"
     data_dir: str | None = None
@@ -128,27 +128,27 @@ CHOICES = {
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
-    """The settings of a command line, and whether to resume; a resumed run has the settings it began with.
+    """Parse a command line. Returns the settings, and True for `--resume`. A resumed run keeps its first settings.
 
     Raises:
-        FileNotFoundError: nothing to resume.
-        ValueError: an option out of range, or one that a resumed run cannot change; a damaged checkpoint.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: an option is out of range, a resumed run cannot change it, or the checkpoint is damaged.
     """
-    given = vars(_parser().parse_args(arguments))
-    resume = given.pop("resume", False)
-    settings = Settings(**given)
+    chosen = vars(_parser().parse_args(arguments))
+    resume = chosen.pop("resume", False)
+    settings = Settings(**chosen)
     if not resume:
         return settings, False
     folder = Path(settings.out)
     content = checkpoint.load_settings(folder)
     with checkpoint.reading(folder / checkpoint.SETTINGS):
         began = Settings(**content["training"] | {"device": settings.device})
-    for name in sorted(given.keys() - set(RESUME_MAY_CHANGE)):
+    for name in sorted(chosen.keys() - set(RESUME_MAY_CHANGE)):
         if getattr(settings, name) != getattr(began, name):
             raise ValueError(
-                f"{name} was {getattr(began, name)} when this run began: --resume cannot make it {given[name]}"
+                f"{name} was {getattr(began, name)} when this run began: --resume cannot make it {chosen[name]}"
             )
-    resumed = Settings(**vars(began) | given)
+    resumed = Settings(**vars(began) | chosen)
     if resumed.epochs != began.epochs and (began.beta_schedule != "constant" or began.capacity is not None):
         raise ValueError(
             f"epochs was {began.epochs} when this run began, and beta or the capacity rises with them: --resume cannot "

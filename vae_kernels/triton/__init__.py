@@ -1,13 +1,13 @@
-"""Triton kernels for NVIDIA and AMD GPUs; under `TRITON_INTERPRET=1` they run on CPU tensors too, for tests.
+"""Triton kernels for NVIDIA and AMD GPUs. With `TRITON_INTERPRET=1` they also run on CPU tensors, for tests.
 
-Triton 3.6 and later is supported. Importing registers the ops of `vae_kernels.ops` in the namespace
-`vae_kernels_triton`. Raises ImportError without such a Triton.
+They need Triton 3.6 or later: without it the import raises ImportError. The import registers the ops of
+`vae_kernels.ops` in the namespace `vae_kernels_triton`.
 """
 
 import triton
 
 from .. import ops
-from . import versions  # noqa: F401  raises under those that no kernel is for
+from . import versions  # noqa: F401  raises for versions that are not supported
 from .categorical import categorical_backward, categorical_forward
 from .latent import latent_backward, latent_forward
 from .likelihood import likelihood_backward, likelihood_forward
@@ -21,7 +21,7 @@ OPS = {
     "categorical_forward": categorical_forward,
     "categorical_backward": categorical_backward,
 }
-# CUDA is what torch calls ROCm devices too.
+# torch calls ROCm devices "cuda" as well.
 DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)
 
 library = ops.define(NAMESPACE)

@@ -1,7 +1,7 @@
-"""Reconstruction of discrete data: `log p(x)` under a softmax, the classes in the last dim, summed per sample.
+"""The reconstruction term for discrete data: `log p(x)` under a softmax over the last dim, summed per sample.
 
-Rows are the positions, columns their classes. A row is read once for its normalizer, piece by piece, and in the backward
-pass once more, from a cache, for the gradients.
+Rows are positions, columns are classes. A row is read once, piece by piece, for its normalizer. The backward pass reads
+it once more, from a cache, for the gradients.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ from .tile import (
     widened,
 )
 
-# Elements that a program holds at once: of several rows, and of one.
+# The most elements that a program holds at once: of several rows, and of one row.
 MAX_ELEMENTS = 2048
 MAX_PIECE = 4096
 
 
 @triton.jit
 def _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape: tl.constexpr):
-    """The columns `c` of the piece of the rows that begins at `start`, and their logits, −∞ where there is no class."""
+    """The columns `c` of the piece that begins at column `start`, and their logits; −∞ beyond the last class."""
     DTYPE: tl.constexpr = shape[0]
     c = start + tl.arange(0, shape[4])[None, :]
     at = logits + offsets(r, c, strides, inner_rows, inner_cols, shape[1])
@@ -44,40 +44,43 @@ def _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape:
 
 
 @triton.jit
-def _merged(m, ties, rest, m2, ties2, rest2):
-    """The normalizer of all classes from those of two parts."""
-    largest = tl.maximum(m, m2)
-    # An infinite maximum has no difference.
-    first, second = m == largest, m2 == largest
-    scale, scale2 = exp(tl.where(first, 0.0, m - largest)), exp(tl.where(second, 0.0, m2 - largest))
-    rest = tl.where(first, rest, (ties + rest) * scale) + tl.where(second, rest2, (ties2 + rest2) * scale2)
-    return largest, tl.where(first, ties, 0.0) + tl.where(second, ties2, 0.0), rest
+def _merged(max1, ties1, others1, max2, ties2, others2):
+    """Merge the largest logits, their numbers of ties and the sums over all other classes of two sets of classes."""
+    largest = tl.maximum(max1, max2)
+    # Comparisons, because the difference of infinite maxima is NaN.
+    first, second = max1 == largest, max2 == largest
+    scale1, scale2 = exp(tl.where(first, 0.0, max1 - largest)), exp(tl.where(second, 0.0, max2 - largest))
+    others = tl.where(first, others1, (ties1 + others1) * scale1) + tl.where(
+        second, others2, (ties2 + others2) * scale2
+    )
+    return largest, tl.where(first, ties1, 0.0) + tl.where(second, ties2, 0.0), others
 
 
 @triton.jit
 def _normalize(logits, strides, row, k, rows, cols, inner_rows, inner_cols, shape: tl.constexpr):
-    """Of each row: the largest logit m, Σ e^(l − m), the same − 1, the logit of the class k, and whether there is one.
+    """For each row: the largest logit m, Σ e^(l − m), the same minus 1, the logit of class k, and whether k is a class.
 
-    Classes at the maximum are counted and only the others added up, so that neither the logarithm of the sum nor 1 − p
-    of the likeliest class loses what the others add."""
+    Classes with the largest logit are counted, and only the others are summed. The logarithm of the sum, and 1 − p of
+    the likeliest class, are therefore accurate even if the others have nearly no probability.
+    """
     DTYPE: tl.constexpr = shape[0]
     r = row[:, None]
     m = tl.full(row.shape, float("-inf"), DTYPE)
     ties = tl.zeros(row.shape, DTYPE)
-    rest = tl.zeros(row.shape, DTYPE)
+    others = tl.zeros(row.shape, DTYPE)
     for start in range(0, cols * shape[1], shape[4]):
         _, l = _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape)
-        largest = tl.max(tl.where(l == l, l, float("-inf")), 1)
-        tie = l == largest[:, None]
-        count = tl.sum(tl.where(tie, 1.0, 0.0).to(DTYPE), 1)
-        others = tl.sum(tl.where(tie, 0.0, exp(l - largest[:, None])), 1)
-        m, ties, rest = _merged(m, ties, rest, largest, count, others)
-    # Where the largest logit is not finite no class has a probability.
-    total = ties + rest + (m - m)
+        piece_m = tl.max(tl.where(l == l, l, float("-inf")), 1)
+        tie = l == piece_m[:, None]
+        piece_ties = tl.sum(tl.where(tie, 1.0, 0.0).to(DTYPE), 1)
+        piece_others = tl.sum(tl.where(tie, 0.0, exp(l - piece_m[:, None])), 1)
+        m, ties, others = _merged(m, ties, others, piece_m, piece_ties, piece_others)
+    # If the largest logit is not finite, all probabilities are NaN.
+    total = ties + others + (m - m)
     is_class = (k >= 0) & (k < cols * shape[1])
     at = logits + offsets(r, k[:, None], strides, inner_rows, inner_cols, shape[1])
     logit = tl.load(at, mask=((row < rows) & is_class)[:, None], other=0).to(DTYPE)
-    return m, total, (ties - 1.0) + rest, tl.sum(logit, 1), is_class
+    return m, total, (ties - 1.0) + others, tl.sum(logit, 1), is_class
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols"])
@@ -85,7 +88,7 @@ def categorical_forward_kernel(
     logits, x, out, strides, x_strides, rows, cols, inner_rows, inner_cols,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """The log-probability of each row's class."""
+    """Compute the log-probability of each row's class."""
     shape: tl.constexpr = (out.dtype.element_ty, VEC, WIDE, EVEN, BLOCK_COLS)
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -103,7 +106,7 @@ def categorical_backward_kernel(
     DTYPE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """`[k = x] − p_k` times the gradient of the row's sample."""
+    """Compute `[k = x] − p_k`, times the upstream gradient of the row's sample."""
     shape: tl.constexpr = (DTYPE, VEC, WIDE, EVEN, BLOCK_COLS)
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     row = block_index(WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -126,7 +129,7 @@ def categorical_backward_kernel(
 
 @triton.jit(do_not_specialize=["samples", "positions"])
 def sum_positions_kernel(log_probs, out, samples, positions, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """The sum over the positions of each sample, of (samples, positions) without gaps."""
+    """Sum over the positions of each sample, for a contiguous tensor (samples, positions)."""
     DTYPE: tl.constexpr = out.dtype.element_ty
     positions = tl.cast(positions, tl.int64)
     sample = block_index(True) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -141,7 +144,7 @@ def sum_positions_kernel(log_probs, out, samples, positions, BLOCK_ROWS: tl.cons
 
 
 def categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
-    """The sums of the batch dims."""
+    """The sums that the schema in `vae_kernels.ops` describes."""
     out = logits.new_empty(logits.shape[:batch_dims], dtype=compute_dtype(logits))
     if logits.numel() == 0:
         return out.zero_()
@@ -169,7 +172,7 @@ def _plan_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Callable[..., N
 
 
 def categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
-    """The gradient of the logits, of their dtype."""
+    """The gradient of the logits, in their dtype."""
     out = torch.empty_like(logits)
     if logits.numel() == 0:
         return out
@@ -190,7 +193,7 @@ def categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: in
 
 
 def _plan_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Callable[..., None] | None:
-    """None where the kernel cannot read the tensors where they lie."""
+    """The plan; None if the kernel cannot read the tensors in place."""
     last = logits.dim() - 1
     form = layout((logits, torch.empty_like(logits, device="meta")), last, (last,), (x, grad))
     if form is None:
@@ -210,15 +213,17 @@ def _plan_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Callable[..., Non
 
 
 def _tile(rows: int, cols: int) -> Tile:
-    """Whole rows where they fit, many at a time if they are short. How a row is cut and over which threads it lies
-    depends on the number of columns only."""
+    """The tile: complete rows if they fit, and several rows if they are short, else one piece of a row.
+
+    The split of a row, and its distribution over threads, depend on the number of columns only.
+    """
     block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_PIECE)
     block_rows = max(MAX_ELEMENTS // block_cols, 1)
     return Tile(block_rows, block_cols, triton.cdiv(rows, block_rows), triton.cdiv(cols, block_cols))
 
 
 class _SummedLaunch:
-    """The log-probabilities of the positions, then their sums."""
+    """The launch for the log-probabilities of all positions, followed by the launch that sums them per sample."""
 
     def __init__(self, launch: Launch, device: int, samples: int, positions: int) -> None:
         shape = _tile(samples, positions)

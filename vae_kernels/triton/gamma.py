@@ -1,6 +1,6 @@
-"""What the gamma function is made of, with the arithmetic of `math.py`; csrc/gamma.h has the same for C++.
+"""Parts of the gamma function, with the arithmetic of `math.py`. csrc/gamma.h has the same functions for C++.
 
-Bounds are in units in the last place (ulp), in float32 as in float64.
+The lines "Types", "Largest error" and "Range" have the meaning that `math.py` describes.
 """
 
 import triton
@@ -8,16 +8,23 @@ import triton.language as tl
 
 from .math import polynomial
 
-# By how much `gamma_terms` shifts small arguments.
+# The number of steps n by which `gamma_terms` shifts an argument below n.
 STEPS_FLOAT64 = tl.constexpr(8)
 STEPS_FLOAT32 = tl.constexpr(2)
 
 
 @triton.jit
 def gamma_terms(a, DTYPE: tl.constexpr):
-    """What log Γ(a) and its derivative are made of, a >= 0 (NaN elsewhere), by Stirling's series at z = a, or a + n for a < n: z − a, z,
-    1/z, a (a + 1) … (a + n − 1) and its logarithmic derivative, and z^n, each 1 or 0 where nothing is shifted, and what the
-    rounding of z took from it. See csrc/gamma.h."""
+    """The terms of log Γ(a) and its derivative, with Stirling's series at z = a, or at z = a + n if a < n.
+
+    They are z − a, z, 1/z, the product a (a + 1) … (a + n − 1), its logarithmic derivative, z^n, and the rounding error
+    of z. If a is not shifted, the product and the power are 1, and the derivative and the error are 0. csrc/gamma.h
+    derives this.
+
+    Types: float32 (n = 2), float64 (n = 8).
+    Largest error: logarithmic derivative 3 ulp (float64: 9 ulp), z^n 3 ulp (float64: 15 ulp).
+    Range: 1e-6 <= a <= 1e5. NaN for a < 0.
+    """
     STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
     ends = a * (a + (STEPS - 1))
     product = ends
@@ -42,21 +49,25 @@ def gamma_terms(a, DTYPE: tl.constexpr):
 
 @triton.jit
 def product_lifted(terms, DTYPE: tl.constexpr):
-    """a (a + 1) … (a + n − 1) e^n, near z^n, from `gamma_terms`; 1 where nothing is shifted."""
+    """a (a + 1) … (a + n − 1) e^n, which is near z^n, from `gamma_terms`; 1 if a is not shifted."""
     LIFT: tl.constexpr = 2980.9579870417283 if tl.float64 == DTYPE else 7.38905609893065
     return tl.where(terms[0] > 0.0, terms[3] * LIFT, 1.0)
 
 
 @triton.jit
 def gamma_tail(terms):
-    """`lgamma_tail`, with what the rest of log Γ(a) loses where z is rounded."""
+    """`lgamma_tail` of `gamma_terms`, plus the correction of log Γ(a) for the rounding error of z."""
     return lgamma_tail(terms[2]) + terms[6] * (1.0 - 0.5 * terms[2])
 
 
 @triton.jit
 def slope_difference(a, b, difference, DTYPE: tl.constexpr):
-    """What the sums of 1/(a + k) over the steps of a and of b differ by, the latter less the former; `difference` is
-    a − b. Nothing cancels: error below 5 ulp."""
+    """Σ 1/(b + k) − Σ 1/(a + k), k from 0 to n − 1, without cancellation; `difference` is a − b.
+
+    Types: float32 (n = 2), float64 (n = 8).
+    Largest error: 5 ulp, measured for b = 1.5.
+    Range: 1e-6 <= a <= 1e5.
+    """
     STEPS: tl.constexpr = STEPS_FLOAT64 if tl.float64 == DTYPE else STEPS_FLOAT32
     total = a * 0.0
     for k in tl.static_range(0, STEPS):
@@ -66,7 +77,12 @@ def slope_difference(a, b, difference, DTYPE: tl.constexpr):
 
 @triton.jit
 def lgamma_tail(u):
-    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), u = 1/z at most 1/2, in float64 1/8; error below 1 ulp of 1."""
+    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), u = 1/z.
+
+    Types: float32, float64.
+    Largest error: 1 ulp of 1.
+    Range: 1e-8 <= u <= 1/2 (float64: 1/8).
+    """
     y = u * u
     if u.dtype == tl.float64:
         p = polynomial(y, (
@@ -80,7 +96,12 @@ def lgamma_tail(u):
 
 @triton.jit
 def digamma_tail(u):
-    """ψ(z) − log z, u = 1/z at most 1/2, in float64 1/8; error below 1 ulp of 1."""
+    """ψ(z) − log z, u = 1/z.
+
+    Types: float32, float64.
+    Largest error: 1 ulp of 1.
+    Range: 1e-8 <= u <= 1/2 (float64: 1/8).
+    """
     y = u * u
     if u.dtype == tl.float64:
         p = polynomial(y, (

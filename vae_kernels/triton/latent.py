@@ -1,4 +1,4 @@
-"""The latent step's two ops: from tensors to launches of the kernels in `latent_kernels.py`."""
+"""The two ops of the latent step: they launch the kernels in `latent_kernels.py`."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -21,7 +21,7 @@ from .tile import Tile, chunks_per_program, finer, geometry, is_split, row_block
 
 
 class Inputs(NamedTuple):
-    """`raw` is whatever `scale` says; the prior's parameters may be missing, and one of seed and eps is."""
+    """The tensors of the op. `raw` is what `scale` names. The prior's parameters, and seed or eps, may be None."""
 
     mu: Tensor
     raw: Tensor
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
+        """The dtype of the arithmetic."""
         return compute_dtype(*(t for t in self[:4] if t is not None))
 
     @property
@@ -40,74 +40,80 @@ class Inputs(NamedTuple):
         return self.seed is not None and self.seed.numel() != 1
 
 
-def _inputs(given: LatentOptions, mu, logvar, prior_mu, prior_logvar, noise) -> Inputs:
-    """The op's tensors."""
-    moments = mu.chunk(2, given.packed_dim) if logvar is None else (mu, logvar)
+def _inputs(options: LatentOptions, mu, logvar, prior_mu, prior_logvar, noise) -> Inputs:
+    """Split packed moments, and sort the noise into seed or eps."""
+    moments = mu.chunk(2, options.packed_dim) if logvar is None else (mu, logvar)
     if noise.is_floating_point():
         return Inputs(*moments, prior_mu, prior_logvar, None, noise)
     seed = noise if noise.numel() == 1 else noise.contiguous()
     return Inputs(*moments, prior_mu, prior_logvar, seed, None)
 
 
-# Elements that a thread holds at once, where a prior or a sampled KL takes more registers than the plain step.
-HELD_PLAIN, HELD_OTHERS = 16, 8
+# Elements that a thread holds at once: with the standard prior, the analytic KL and `logvar` without a floor, and in
+# all other cases, which need more registers.
+HELD_STANDARD, HELD_OTHERS = 16, 8
 
 
 def latent_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`z` and `kl`, as the schema in `vae_kernels.ops` says."""
-    tensors, given = arguments[:5], LatentOptions(*arguments[5:])
+    """`z` and `kl`, as the schema in `vae_kernels.ops` describes them."""
+    tensors, options = arguments[:5], LatentOptions(*arguments[5:])
     z, kl = ops.latent_forward(*arguments)
     if z.numel() == 0:
         return z, kl.zero_()
-    inputs = _inputs(given, *tensors)
-    given = _without_lost_floor(given, inputs)
-    plan = planned(("latent_forward", _key(tensors, given)), lambda: _plan_forward(inputs, given, z, kl))
-    plan(*inputs, *_numbers(given), z, kl)
+    inputs = _inputs(options, *tensors)
+    options = _without_lost_floor(options, inputs)
+    plan = planned(("latent_forward", _key(tensors, options)), lambda: _plan_forward(inputs, options, z, kl))
+    plan(*inputs, *_numbers(options), z, kl)
     return z, kl
 
 
-def _key(tensors: tuple[Tensor | None, ...], given: LatentOptions) -> Hashable:
-    """Of all that a plan depends on."""
+def _key(tensors: tuple[Tensor | None, ...], options: LatentOptions) -> Hashable:
+    """The key of a plan: everything that it depends on."""
     mu, logvar, prior_mu, prior_logvar, noise = tensors
     of_noise = signature(noise) if noise.is_floating_point() else noise.numel()
     return (
         *(mu.get_device(), signature(mu), signature(logvar), signature(prior_mu), signature(prior_logvar), of_noise),
-        *given._replace(std_floor=given.std_floor is not None, low=None, high=_is_clamped(given)),
+        *options._replace(std_floor=options.std_floor is not None, low=None, high=_is_clamped(options)),
     )
 
 
-def _without_lost_floor(given: LatentOptions, inputs: Inputs) -> LatentOptions:
-    """Without a floor that is 0 in the arithmetic's type."""
-    if given.std_floor is None or float32_parts(given.std_floor)[0] or inputs.dtype == torch.float64:
-        return given
-    return given._replace(std_floor=None)
+def _without_lost_floor(options: LatentOptions, inputs: Inputs) -> LatentOptions:
+    """The options without the floor, if it is 0 in the arithmetic's dtype."""
+    if options.std_floor is None or float32_parts(options.std_floor)[0] or inputs.dtype == torch.float64:
+        return options
+    return options._replace(std_floor=None)
 
 
-def _is_clamped(given: LatentOptions) -> bool:
-    return given.low is not None or given.high is not None
+def _is_clamped(options: LatentOptions) -> bool:
+    return options.low is not None or options.high is not None
 
 
-def _numbers(given: LatentOptions) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """The floor and both bounds, as the kernels take numbers; nothing in the place of those that are not there."""
-    floor = () if given.std_floor is None else (float32_parts(given.std_floor),)
-    if not _is_clamped(given):
+def _numbers(options: LatentOptions) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """The floor and both bounds as `float32_parts`; an empty tuple for a missing one."""
+    floor = () if options.std_floor is None else (float32_parts(options.std_floor),)
+    if not _is_clamped(options):
         return floor, ()
-    low, high = (-math.inf if given.low is None else given.low), (math.inf if given.high is None else given.high)
+    low, high = (
+        (-math.inf if options.low is None else options.low),
+        (math.inf if options.high is None else options.high),
+    )
     return floor, (float32_parts(low), float32_parts(high))
 
 
-def _plan_forward(inputs: Inputs, given: LatentOptions, z: Tensor, kl: Tensor) -> Callable[..., None]:
-    mu, eps, count = inputs.mu, inputs.eps, given.num_samples
-    order = column_dims(mu, given.batch_dims)
-    views = {"mu": mu, "raw": inputs.raw, "z": _one(z, count), "eps": _one(eps, count)} | _full_prior(inputs)
-    form = _layout(views, inputs, given, order, steps=(_step(z, count), _step(eps, count)))
+def _plan_forward(inputs: Inputs, options: LatentOptions, z: Tensor, kl: Tensor) -> Callable[..., None]:
+    mu, eps, count = inputs.mu, inputs.eps, options.num_samples
+    order = column_dims(mu, options.batch_dims)
+    views = {"mu": mu, "raw": inputs.raw, "z": _first_sample(z, count), "eps": _first_sample(eps, count)} | _full_prior(
+        inputs
+    )
+    form = _layout(views, inputs, options, order, steps=(_step(z, count), _step(eps, count)))
     if form is None:
-        return partial(_forward_through_copies, given, order)
+        return partial(_forward_through_copies, options, order)
     form, strides = form
     there = [t for t in views.values() if t is not None]
-    shape = _tile(form, inputs, given, there)
-    chunks = 1 if given.sampled and (count or 1) > 1 else chunks_per_program(shape)
-    summed = given.summed
+    shape = _tile(form, inputs, options, there)
+    chunks = 1 if options.sampled and (count or 1) > 1 else chunks_per_program(shape)
+    summed = options.summed
     split = summed and is_split(shape, chunks)
     launch = Launch(
         latent_forward_kernel,
@@ -125,29 +131,29 @@ def _plan_forward(inputs: Inputs, given: LatentOptions, z: Tensor, kl: Tensor) -
         SUMMED=summed,
         RUN=_run_length(form, shape, there),
         SPLIT=split,
-        **_switches(inputs, given),
+        **_switches(inputs, options),
         **geometry(form, shape),
     )
-    sums = form.rows * (given.kl_samples or 1)
+    sums = form.rows * (options.kl_samples or 1)
     return SplitLaunch(launch, mu.get_device(), sums, shape.chunks) if split else launch
 
 
-def _switches(inputs: Inputs, given: LatentOptions) -> dict[str, Any]:
+def _switches(inputs: Inputs, options: LatentOptions) -> dict[str, Any]:
     return {
-        "SCALE": Scale(given.scale or 0).name,
-        "SAMPLED": given.sampled,
-        "SAMPLES": given.num_samples or 1,
+        "SCALE": Scale(options.scale or 0).name,
+        "SAMPLED": options.sampled,
+        "SAMPLES": options.num_samples or 1,
         "OWN_SEEDS": inputs.own_seeds,
     }
 
 
-def _one(tensor: Tensor | None, num_samples: int | None) -> Tensor | None:
-    """The first sample's, of a tensor that has them."""
+def _first_sample(tensor: Tensor | None, num_samples: int | None) -> Tensor | None:
+    """The first sample's part of a tensor with a leading dim of samples, if it has that dim."""
     return tensor if tensor is None or not num_samples else tensor[0]
 
 
 def _step(tensor: Tensor | None, num_samples: int | None) -> int:
-    """From one sample to the next, in elements."""
+    """The distance from one sample to the next, in elements."""
     return 0 if tensor is None or not num_samples else tensor.stride(0)
 
 
@@ -156,7 +162,7 @@ def _is_one(parameter: Tensor, full: Tensor) -> bool:
 
 
 def _full_prior(inputs: Inputs) -> dict[str, Tensor]:
-    """The prior's parameters in the shape of mu, without those of one element."""
+    """The prior's parameters with more than one element, expanded to the shape of mu."""
     return {
         name: t.expand_as(inputs.mu)
         for name, t in (("prior_mu", inputs.prior_mu), ("prior_logvar", inputs.prior_logvar))
@@ -165,7 +171,7 @@ def _full_prior(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _prior_strides(inputs: Inputs, strides: dict[str, Strides]) -> tuple[Strides | None, Strides | None]:
-    """None for a parameter that is missing, nothing for one of one element."""
+    """The strides of the prior's parameters: None for a missing one, an empty tuple for one with one element."""
     missing = ((), None)
     return tuple(
         strides.get(name, missing[t is None])
@@ -176,41 +182,41 @@ def _prior_strides(inputs: Inputs, strides: dict[str, Strides]) -> tuple[Strides
 def _layout(
     views: dict[str, Tensor | None],
     inputs: Inputs,
-    given: LatentOptions,
+    options: LatentOptions,
     order: list[int],
     steps: tuple[int, ...],
     per_row: tuple[Tensor, ...] = (),
     row_steps: tuple[int, ...] = (),
 ) -> tuple[Layout, dict[str, Strides]] | None:
-    """The layout of the views that are there, and the strides of each by name."""
+    """The layout of the views that are not None, and their strides by name."""
     there = {name: t for name, t in views.items() if t is not None}
-    samples = given.num_samples or 1
+    samples = options.num_samples or 1
     reach = (samples - 1) * max((*steps, *row_steps), default=0)
-    form = layout(list(there.values()), given.batch_dims, order, per_row, steps, samples, reach)
+    form = layout(list(there.values()), options.batch_dims, order, per_row, steps, samples, reach)
     return form and (form, dict(zip(there, form.strides, strict=True)))
 
 
-def _tile(form: Layout, inputs: Inputs, given: LatentOptions, tensors: list[Tensor]) -> Tile:
-    usual = not given.sampled and not given.scale and given.std_floor is None
-    plain = usual and inputs.prior_mu is None and inputs.prior_logvar is None
-    return tile(form.rows, form.cols * form.vec, inputs.dtype, tensors, HELD_PLAIN if plain else HELD_OTHERS)
+def _tile(form: Layout, inputs: Inputs, options: LatentOptions, tensors: list[Tensor]) -> Tile:
+    usual = not options.sampled and not options.scale and options.std_floor is None
+    standard = usual and inputs.prior_mu is None and inputs.prior_logvar is None
+    return tile(form.rows, form.cols * form.vec, inputs.dtype, tensors, HELD_STANDARD if standard else HELD_OTHERS)
 
 
 def _run_length(form: Layout, shape: Tile, tensors: list[Tensor]) -> int:
-    """How many neighbouring numbers a thread makes: as many as the compiler will have it load and store at once."""
+    """The number of neighbouring columns for which a thread makes noise: as many as it loads at once."""
     narrowest = min(t.element_size() for t in tensors)
     return 8 if narrowest <= 2 and min(form.vec, shape.block_cols, shape.held) >= 8 else 4
 
 
 def latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, *arguments: Any) -> tuple[Tensor | None, ...]:
-    """The gradients that are needed, as the schema in `vae_kernels.ops` says."""
-    tensors, given, needs = arguments[:5], LatentOptions(*arguments[5:-1]), arguments[-1]
+    """The gradients that are needed, as the schema in `vae_kernels.ops` describes them."""
+    tensors, options, needs = arguments[:5], LatentOptions(*arguments[5:-1]), arguments[-1]
     found = ops.latent_backward(grad_z, grad_kl, *arguments)
-    if grad_kl is None and given.sampled:
-        given = given._replace(kl_estimator=None)
-    # What depends on no output that was used has no gradient.
+    if grad_kl is None and options.sampled:
+        options = options._replace(kl_estimator=None)
+    # An input on which no used output depends has the gradient 0.
     by_z, by_kl = grad_z is not None, grad_kl is not None
-    used = (by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or given.sampled)
+    used = (by_z or by_kl, by_z or by_kl, by_kl, by_kl, by_z or options.sampled)
     if tensors[0].numel() == 0:
         used = (False,) * 5
     grads = [grad if is_used else None for grad, is_used in zip(found, used, strict=True)]
@@ -220,46 +226,46 @@ def latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, *arguments: A
     if not any(g is not None for g in grads):
         return found
     if tensors[1] is None and grads[0] is not None:
-        grads[:2] = grads[0].chunk(2, given.packed_dim)
-    inputs = _inputs(given, *tensors)
-    given = _without_lost_floor(given, inputs)
-    key = ("latent_backward", signature(grad_z), by_kl and signature(grad_kl), needs, _key(tensors, given))
-    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, given, grads))
-    plan(grad_z, grad_kl, *inputs, *_numbers(given), grads)
+        grads[:2] = grads[0].chunk(2, options.packed_dim)
+    inputs = _inputs(options, *tensors)
+    options = _without_lost_floor(options, inputs)
+    key = ("latent_backward", signature(grad_z), by_kl and signature(grad_kl), needs, _key(tensors, options))
+    plan = planned(key, lambda: _plan_backward(grad_z, grad_kl, inputs, options, grads))
+    plan(grad_z, grad_kl, *inputs, *_numbers(options), grads)
     return found
 
 
 def _plan_backward(
-    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, given: LatentOptions, grads: list[Tensor | None]
+    grad_z: Tensor | None, grad_kl: Tensor | None, inputs: Inputs, options: LatentOptions, grads: list[Tensor | None]
 ) -> Callable[..., None]:
-    mu, eps, count = inputs.mu, inputs.eps, given.num_samples
-    order = column_dims(mu, given.batch_dims)
-    summed = given.summed
-    one_kl = _one(grad_kl, given.kl_samples)
+    mu, eps, count = inputs.mu, inputs.eps, options.num_samples
+    order = column_dims(mu, options.batch_dims)
+    summed = options.summed
+    one_kl = _first_sample(grad_kl, options.kl_samples)
     out = next((g for g in grads[:2] if g is not None), torch.empty_like(mu, device="meta"))
     views = {
         "out": out,
         "full": torch.empty_like(mu, device="meta"),
         "mu": mu,
         "raw": inputs.raw,
-        "grad_z": _one(grad_z, count),
+        "grad_z": _first_sample(grad_z, count),
         "grad_kl": None if summed else one_kl,
-        "eps": _one(eps, count),
+        "eps": _first_sample(eps, count),
     } | (_full_prior(inputs) if grad_kl is not None else {})
     steps = {
         "grad_z_step": _step(grad_z, count),
         "eps_step": _step(eps, count),
         "grad_eps_step": _step(grads[4], count),
     }
-    kl_step = _step(grad_kl, given.kl_samples)
+    kl_step = _step(grad_kl, options.kl_samples)
     per_row = (one_kl,) if summed and grad_kl is not None else ()
     full_steps = (*steps.values(), 0 if summed else kl_step)
-    form = _layout(views, inputs, given, order, full_steps, per_row, (kl_step,))
+    form = _layout(views, inputs, options, order, full_steps, per_row, (kl_step,))
     if form is None:
-        return partial(_backward_through_copies, given, order)
+        return partial(_backward_through_copies, options, order)
     form, strides = form
     there = [t for t in views.values() if t is not None]
-    shape = _tile(form, inputs, given, there)
+    shape = _tile(form, inputs, options, there)
     prior = (inputs.prior_mu, inputs.prior_logvar)
     added = tuple(
         g is not None and t is not None and t.shape != mu.shape for g, t in zip(grads[2:4], prior, strict=True)
@@ -282,18 +288,20 @@ def _plan_backward(
         full_strides=strides["full"],
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
-        PATH=given.path,
+        PATH=options.path,
         SUMMED=summed,
         ADDED=added,
         RUN=_run_length(form, shape, there),
         DTYPE=tl.float64 if inputs.dtype == torch.float64 else tl.float32,
         grad_kl_step=kl_step if summed else kl_step // form.vec,
         **{name: step // form.vec for name, step in steps.items()},
-        **_switches(inputs, given),
+        **_switches(inputs, options),
         **geometry(form, shape),
     )
     sums = [
-        SumOfPartials(mu, t, inputs.dtype, given.batch_dims, order, groups * shape.chunks if _is_one(t, mu) else groups)
+        SumOfPartials(
+            mu, t, inputs.dtype, options.batch_dims, order, groups * shape.chunks if _is_one(t, mu) else groups
+        )
         if is_added
         else None
         for t, is_added in zip(prior, added, strict=True)
@@ -304,7 +312,7 @@ def _plan_backward(
 
 
 def _launch_backward(launch: Launch, sums: list[SumOfPartials | None], *arguments: Any) -> None:
-    """The kernel, then the sum of each gradient of the prior that has fewer elements than mu."""
+    """Launch the kernel. Then sum each gradient of a prior's parameter that has fewer elements than mu."""
     *others, grads = arguments
     outs = [s.empty_partials() if s is not None else g for s, g in zip(sums, grads[2:4], strict=True)]
     launch(*others, *grads[:2], *outs, grads[4])
@@ -313,66 +321,65 @@ def _launch_backward(launch: Launch, sums: list[SumOfPartials | None], *argument
             total(partial_sums, grad)
 
 
-def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, given: LatentOptions, order: list[int]) -> list:
-    """The op's tensors as copies with the columns in `order`; a parameter of the prior that all samples share gets the
-    shape of a row."""
+def _dense_inputs(mu, raw, prior_mu, prior_logvar, seed, eps, options: LatentOptions, order: list[int]) -> list:
+    """Copies of the op's tensors with the columns in `order`. A shared parameter gets the shape of a row."""
 
     def shared(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or _is_one(parameter, mu):
             return parameter
         if parameter.shape == mu.shape:
-            return dense(parameter, given.batch_dims, order)
-        row = parameter.expand_as(mu)[(0,) * given.batch_dims]
-        return dense(row, 0, [d - given.batch_dims for d in order])
+            return dense(parameter, options.batch_dims, order)
+        row = parameter.expand_as(mu)[(0,) * options.batch_dims]
+        return dense(row, 0, [d - options.batch_dims for d in order])
 
-    moments = [dense(t, given.batch_dims, order) for t in (mu, raw)]
-    return [*moments, shared(prior_mu), shared(prior_logvar), seed if eps is None else _dense(eps, given, order)]
+    moments = [dense(t, options.batch_dims, order) for t in (mu, raw)]
+    return [*moments, shared(prior_mu), shared(prior_logvar), seed if eps is None else _dense(eps, options, order)]
 
 
-def _dense(tensor: Tensor | None, given: LatentOptions, order: list[int], samples: bool = True) -> Tensor | None:
-    """Of a tensor that may have a leading dim of samples."""
+def _dense(tensor: Tensor | None, options: LatentOptions, order: list[int], samples: bool = True) -> Tensor | None:
+    """`dense` for a tensor that may have a leading dim of samples."""
     if tensor is None:
         return None
-    if not given.num_samples or not samples:
-        return dense(tensor, given.batch_dims, order)
-    return dense(tensor, given.batch_dims + 1, [d + 1 for d in order])
+    if not options.num_samples or not samples:
+        return dense(tensor, options.batch_dims, order)
+    return dense(tensor, options.batch_dims + 1, [d + 1 for d in order])
 
 
-def _from_dense(tensor: Tensor, like: Tensor, given: LatentOptions, order: list[int], samples: bool) -> None:
-    if not given.num_samples or not samples:
-        from_dense(tensor, like, given.batch_dims, order)
+def _from_dense(tensor: Tensor, like: Tensor, options: LatentOptions, order: list[int], samples: bool) -> None:
+    if not options.num_samples or not samples:
+        from_dense(tensor, like, options.batch_dims, order)
     else:
-        from_dense(tensor, like, given.batch_dims + 1, [d + 1 for d in order])
+        from_dense(tensor, like, options.batch_dims + 1, [d + 1 for d in order])
 
 
-def _forward_through_copies(given: LatentOptions, order: list[int], *arguments: Any) -> None:
+def _forward_through_copies(options: LatentOptions, order: list[int], *arguments: Any) -> None:
     *tensors, floor, clamp, z, kl = arguments
-    given = _with_numbers(given, floor, clamp)
-    dense_z, dense_kl = latent_forward(*_dense_inputs(*tensors, given, order), *given)
-    _from_dense(dense_z, z, given, order, samples=True)
-    if given.summed:
+    options = _with_numbers(options, floor, clamp)
+    dense_z, dense_kl = latent_forward(*_dense_inputs(*tensors, options, order), *options)
+    _from_dense(dense_z, z, options, order, samples=True)
+    if options.summed:
         kl.copy_(dense_kl)
     else:
-        _from_dense(dense_kl, kl, given, order, given.sampled)
+        _from_dense(dense_kl, kl, options, order, options.sampled)
 
 
-def _with_numbers(given: LatentOptions, *numbers: tuple[tuple[float, ...], ...]) -> LatentOptions:
-    """With the floor and the bounds of this call; the plan's were of another."""
+def _with_numbers(options: LatentOptions, *numbers: tuple[tuple[float, ...], ...]) -> LatentOptions:
+    """The options with the floor and the bounds of this call, which may differ from those of the plan."""
     floor, clamp = ([sum(reversed(parts)) for parts in number] for number in numbers)
-    return given._replace(
+    return options._replace(
         **dict(zip(("std_floor",), floor, strict=False)), **dict(zip(("low", "high"), clamp, strict=False))
     )
 
 
-def _backward_through_copies(given: LatentOptions, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
+def _backward_through_copies(options: LatentOptions, order: list[int], grad_z, grad_kl, *arguments: Any) -> None:
     *tensors, floor, clamp, grads = arguments
-    given = _with_numbers(given, floor, clamp)
-    inputs = _dense_inputs(*tensors, given, order)
-    grad_z = _dense(grad_z, given, order)
+    options = _with_numbers(options, floor, clamp)
+    inputs = _dense_inputs(*tensors, options, order)
+    grad_z = _dense(grad_z, options, order)
     if grad_kl is not None:
-        grad_kl = grad_kl.contiguous() if given.summed else _dense(grad_kl, given, order, given.sampled)
+        grad_kl = grad_kl.contiguous() if options.summed else _dense(grad_kl, options, order, options.sampled)
     needs = sum(1 << i for i, grad in enumerate(grads) if grad is not None)
-    found = latent_backward(grad_z, grad_kl, *inputs, *given, needs)
+    found = latent_backward(grad_z, grad_kl, *inputs, *options, needs)
     mu = tensors[0]
     for i, (grad, dense_grad) in enumerate(zip(grads, found, strict=True)):
         if grad is None:
@@ -380,11 +387,11 @@ def _backward_through_copies(given: LatentOptions, order: list[int], grad_z, gra
         if i in (2, 3) and tensors[i].shape != mu.shape:
             _share_out(dense_grad, grad, order)
         else:
-            _from_dense(dense_grad, grad, given, order, samples=i == 4)
+            _from_dense(dense_grad, grad, options, order, samples=i == 4)
 
 
 def _share_out(dense_grad: Tensor, grad: Tensor, order: list[int]) -> None:
-    """Of a parameter that all samples share, from one of the shape of a row."""
+    """Sum a gradient of the shape of a row to the shape of a parameter that all samples share."""
     if grad.numel() == 1:
         grad.copy_(dense_grad.sum().view(grad.shape))
         return

@@ -1,7 +1,7 @@
-"""Kernels of the latent step: `z = mu + std·eps` and its KL divergence to the prior, formulas and loops.
+"""Kernels of the latent step: `z = mu + std·eps` and the KL divergence from q to the prior.
 
-q = N(mu, e^l), prior N(m, e^v); `u = (mu − m) w`, `w = e^(−v/2)`, `d = l − v`, `r = std·w`: the KL divergence is
-`½ (u² + e^d − 1 − d)`, its estimate at one z `½ (u² + 2 u r eps + (e^d − 1) eps² − d)`.
+q is N(mu, e^l), the prior is N(m, e^v). With `w = e^(−v/2)`, `u = (mu − m) w`, `d = l − v` and `ratio = std·w`, the KL
+divergence is `½ (u² + e^d − 1 − d)`. Its estimate at one z is `½ (u² + 2 u ratio eps + (e^d − 1) eps² − d)`.
 """
 
 import triton
@@ -36,7 +36,7 @@ from .tile import (
 
 @triton.jit
 def _std(raw, SCALE: tl.constexpr):
-    """std from what was passed, without floor and clamp."""
+    """std from raw, without floor and clamp."""
     if SCALE == "logvar":
         return exp(raw * 0.5)
     elif SCALE == "logstd":
@@ -50,18 +50,20 @@ def _std(raw, SCALE: tl.constexpr):
 
 
 @triton.jit
-def _of_softplus(raw):
-    """log std and its derivative: ln(1 + e^raw) is e^raw times a factor near 1 where raw is negative, and no logarithm of
-    it underflows."""
+def _log_softplus(raw):
+    """log std and its derivative, for std = ln(1 + e^raw).
+
+    For raw < 0, std is e^raw times a factor near 1. The logarithm of that factor is used, because std may underflow.
+    """
     u = exp_minus_abs(raw)
     factor = tl.where(u > 0.0, log1p_unit(u) / tl.where(u > 0.0, u, 1.0), 1.0)
-    rest = tl.where(raw > 0.0, softplus(raw, u), factor)
-    return log(rest) + tl.where(raw > 0.0, 0.0, raw), 1.0 / ((1.0 + u) * rest)
+    scaled = tl.where(raw > 0.0, softplus(raw, u), factor)
+    return log(scaled) + tl.where(raw > 0.0, 0.0, raw), 1.0 / ((1.0 + u) * scaled)
 
 
 @triton.jit
 def _log_variance(raw, floor, clamp, SCALE: tl.constexpr):
-    """l from what was passed, and where the clamp took it."""
+    """l from raw, and True where it is clamped."""
     if SCALE == "logvar":
         l = raw
     elif SCALE == "logstd":
@@ -71,9 +73,9 @@ def _log_variance(raw, floor, clamp, SCALE: tl.constexpr):
     elif SCALE == "variance":
         l = log(raw)
     else:
-        l = 2.0 * _of_softplus(raw)[0]
+        l = 2.0 * _log_softplus(raw)[0]
     if len(floor) > 0:
-        # Where an exponential is infinite the logarithm stays what it was.
+        # Where std overflows, l is that without the floor.
         std = _std(raw, SCALE) + number(floor[0], raw.dtype)
         l = 2.0 * log(std) if SCALE == "softplus" else tl.where(std == float("inf"), l, 2.0 * log(std))
     outside = l < l
@@ -86,8 +88,10 @@ def _log_variance(raw, floor, clamp, SCALE: tl.constexpr):
 
 @triton.jit
 def _times_w(x, v):
-    """`x w`, `w = e^(−v/2)`, at most the largest number, so that 0 times it is 0; v may be None. (`times_exp`, which would
-    be right for a tiny x too, takes registers that AMD's GPUs do not have here.)"""
+    """`x w` with `w = e^(−v/2)`, where w is at most the largest finite number, so that 0 times w is 0. v may be None.
+
+    (`times_exp` would be correct for a tiny x too, but it needs more registers than AMD's GPUs have here.)
+    """
     if v is not None:
         END: tl.constexpr = 709.75 if x.dtype == tl.float64 else 88.7
         x = x * exp(tl.minimum(v * -0.5, END, propagate_nan=tl.PropagateNan.ALL))
@@ -95,15 +99,14 @@ def _times_w(x, v):
 
 
 @triton.jit
-def _is_far(expm1, r):
-    """Whether e^d is too large for the type, but r, its root, is not."""
-    return (expm1 == float("inf")) & (r < float("inf"))
+def _square_overflows(expm1, ratio):
+    """True where e^d = ratio² overflows, but ratio does not."""
+    return (expm1 == float("inf")) & (ratio < float("inf"))
 
 
 @triton.jit
 def _posterior(mu, raw, m, v, floor, clamp, SCALE: tl.constexpr, EXCESS: tl.constexpr):
-    """std, and q as seen from the prior: u, r, d, and `e^d − 1 − d` if EXCESS, else `e^d − 1`; m and v may be None.
-    And where a clamp took away what depends on raw."""
+    """std, u, ratio, d, `e^d − 1 − d` if EXCESS else `e^d − 1`, and True where l is clamped. m and v may be None."""
     l, outside = _log_variance(raw, floor, clamp, SCALE)
     EXPONENTIAL: tl.constexpr = (SCALE == "logvar" or SCALE == "logstd") and len(floor) == 0
     u = mu
@@ -115,9 +118,9 @@ def _posterior(mu, raw, m, v, floor, clamp, SCALE: tl.constexpr, EXCESS: tl.cons
     u = _times_w(u, v)
     if EXPONENTIAL:
         if EXCESS:
-            half, rest = std_and_excess(d)
+            half, growth = std_and_excess(d)
         else:
-            half, rest = std_and_expm1(d)
+            half, growth = std_and_expm1(d)
         std = half
         if v is not None:
             std = exp(l * 0.5)
@@ -127,16 +130,16 @@ def _posterior(mu, raw, m, v, floor, clamp, SCALE: tl.constexpr, EXCESS: tl.cons
             std += number(floor[0], raw.dtype)
         if len(clamp) > 0:
             std = tl.where(outside, exp(l * 0.5), std)
-    r = _times_w(std, v)
+    ratio = _times_w(std, v)
     if not EXPONENTIAL:
-        # l has been rounded: e^d is not taken from it.
-        rest = excess_from(d, r * r) if EXCESS else expm1_from(d, r * r)
-    return std, u, r, d, rest, outside
+        # e^d is computed from ratio, because l is a rounded logarithm.
+        growth = excess_from(d, ratio * ratio) if EXCESS else expm1_from(d, ratio * ratio)
+    return std, u, ratio, d, growth, outside
 
 
 @triton.jit
 def _times_slope(x, raw, std, SCALE: tl.constexpr):
-    """x times the derivative of std, twice that of a log-variance and a variance."""
+    """x times the derivative of std to raw; twice that for the scales logvar and variance."""
     if SCALE == "std":
         return x
     elif SCALE == "variance":
@@ -149,7 +152,7 @@ def _times_slope(x, raw, std, SCALE: tl.constexpr):
 
 @triton.jit
 def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, FLOORED: tl.constexpr, CLAMPED: tl.constexpr):
-    """The gradient of what was passed from those of std and l, either of which may be None."""
+    """The gradient of raw from those of std and l, one of which may be None. That of l is passed doubled."""
     base = std
     if FLOORED:
         base = _std(raw, SCALE)
@@ -163,7 +166,7 @@ def _to_raw(by_std, twice_by_l, raw, std, outside, SCALE: tl.constexpr, FLOORED:
         elif SCALE == "std" or SCALE == "variance":
             of_l = twice_by_l / raw
         elif SCALE == "softplus":
-            of_l = twice_by_l * _of_softplus(raw)[1]
+            of_l = twice_by_l * _log_softplus(raw)[1]
     if of_std is None:
         grad = of_l
     elif of_l is None:
@@ -183,8 +186,8 @@ def _noise(
     OWN_SEEDS: tl.constexpr, VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Row `row` of sample `sample` is the row `sample * rows + row` of the stream; with a seed for each row, the row
-    `sample` of its own."""
+    """eps, or the noise of the seed. Row `row` of sample `sample` has the subsequence `sample * rows + row`. With a
+    seed for each row, it has the subsequence `sample` of its own seed."""
     if eps is not None:
         at = sample * (step * VEC) + offsets(row, col, strides, inner_rows, inner_cols, VEC)
         return load(eps + at, mask, DTYPE)
@@ -208,11 +211,14 @@ def latent_forward_kernel(
     VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """A program sums `chunks_per_program` chunks of a block of rows: into kl [rows], or if SPLIT each chunk apart, into
-    kl [chunks, rows]. The KL is an estimate if SAMPLED, of each of the SAMPLES z; several of them are summed chunk by
-    chunk into kl [chunks, SAMPLES, rows]. Not SUMMED: its elements, laid out as those of z."""
+    """Compute z and kl for `chunks_per_program` chunks of a block of rows.
+
+    The sums over the chunks are stored in kl [rows], or if SPLIT the sum of each chunk in kl [chunks, rows]. If
+    SAMPLED, the KL is estimated at each of the SAMPLES z. Several of them are summed per chunk, into kl [chunks,
+    SAMPLES, rows]. If not SUMMED, kl has all elements, in the layout of z.
+    """
     DTYPE: tl.constexpr = kl.dtype.element_ty
-    FAR: tl.constexpr = SCALE == "softplus" or len(floor) > 0
+    CAN_OVERFLOW: tl.constexpr = SCALE == "softplus" or len(floor) > 0
     ONE_BY_ONE: tl.constexpr = SAMPLED and SAMPLES > 1
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     z_step, eps_step = widened(z_step, WIDE), widened(eps_step, WIDE)
@@ -235,7 +241,7 @@ def latent_forward_kernel(
             m = load_parameter(prior_mu, prior_strides[0], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
         if prior_logvar is not None:
             v = load_parameter(prior_logvar, prior_strides[1], r, c, mask, inner_rows, inner_cols, VEC, DTYPE)
-        std, u, ratio, d, rest, _ = _posterior(x, s, m, v, floor, clamp, SCALE, not SAMPLED)
+        std, u, ratio, d, growth, _ = _posterior(x, s, m, v, floor, clamp, SCALE, not SAMPLED)
         at = offsets(r, c, z_strides, inner_rows, inner_cols, VEC)
         for k in range(SAMPLES):
             e = _noise(
@@ -244,11 +250,11 @@ def latent_forward_kernel(
             )  # fmt: skip
             store(z + (k * (z_step * VEC) + at), x + std * e, mask)
             if SAMPLED:
-                if FAR:
-                    square = tl.where(_is_far(rest, ratio), (ratio * e) * (ratio * e), rest * (e * e))
+                if CAN_OVERFLOW:
+                    square = tl.where(_square_overflows(growth, ratio), (ratio * e) * (ratio * e), growth * (e * e))
                     element = 0.5 * (u * (u + 2.0 * ratio * e) + (square - d))
                 else:
-                    element = 0.5 * (u * (u + 2.0 * ratio * e) + (rest * (e * e) - d))
+                    element = 0.5 * (u * (u + 2.0 * ratio * e) + (growth * (e * e) - d))
                 if not SUMMED:
                     store(kl + (k * (z_step * VEC) + at), element, mask)
                 elif ONE_BY_ONE:
@@ -257,17 +263,17 @@ def latent_forward_kernel(
                 else:
                     total, lost = _add(total, lost, _sum_columns(element, mask), kl, chunk, row, rows, SPLIT)
         if not SAMPLED:
-            element = (0.5 * u) * u + 0.5 * rest
+            element = (0.5 * u) * u + 0.5 * growth
             if SUMMED:
-                # Masked elements are zeros, and so are their terms, if nothing else comes in.
-                PLAIN: tl.constexpr = (
+                # With these options the terms of masked elements, which are loaded as zeros, are zero.
+                MASKED_ARE_ZERO: tl.constexpr = (
                     SCALE == "logvar"
                     and prior_mu is None
                     and prior_logvar is None
                     and len(floor) == 0
                     and len(clamp) == 0
                 )
-                sums = tl.sum(element, 1) if PLAIN else _sum_columns(element, mask)
+                sums = tl.sum(element, 1) if MASKED_ARE_ZERO else _sum_columns(element, mask)
                 total, lost = _add(total, lost, sums, kl, chunk, row, rows, SPLIT)
             else:
                 store(kl + at, element, mask)
@@ -295,12 +301,13 @@ def _add(total, lost, term, kl, chunk, row, rows, SPLIT: tl.constexpr):
 def _upstream(
     grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, grad_eps_strides,
     grad_z_step, grad_kl_step, eps_step, grad_eps_step,
-    k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, rest, ratio,
-    FAR: tl.constexpr, NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr, OWN_SEEDS: tl.constexpr,
-    VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, DTYPE: tl.constexpr,
+    k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
+    CAN_OVERFLOW: tl.constexpr, NOISE: tl.constexpr, SAMPLED: tl.constexpr, SUMMED: tl.constexpr,
+    OWN_SEEDS: tl.constexpr, VEC: tl.constexpr, RUN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Of sample k: the gradient of z, alone and times eps; and if SAMPLED that of its KL, alone, times eps and eps².
-    Stores the gradient of eps; `by_z` is u r."""
+    """Upstream gradients of sample k: that of z and, if NOISE, the same times eps. If SAMPLED, also that of its KL, the
+    same times eps, and times eps². The gradient of eps is stored. `by_z` is u ratio."""
     r = row[:, None]
     sums = ()
     if NOISE:
@@ -322,9 +329,9 @@ def _upstream(
         sums = sums + (g, ge, ge * e)
     if grad_eps is not None:
         if SAMPLED:
-            by_e = rest * e
-            if FAR:
-                by_e = tl.where(_is_far(rest, ratio), (ratio * e) * ratio, by_e)
+            by_e = expm1 * e
+            if CAN_OVERFLOW:
+                by_e = tl.where(_square_overflows(expm1, ratio), (ratio * e) * ratio, by_e)
         if grad_z is None:
             grad = g * (by_z + by_e)
         else:
@@ -341,7 +348,7 @@ def _grad_kl(
     grad_kl, strides, step, sample, row, c, mask, rows, inner_rows, inner_cols,
     SUMMED: tl.constexpr, VEC: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """[R, 1] of sums, [R, C] of elements."""
+    """The upstream gradient of the KL: [R, 1] if it is SUMMED, else [R, C]."""
     if SUMMED:
         at = sample * step + per_row_offsets(row, strides, inner_rows)
         return load(grad_kl + at, row < rows, DTYPE)[:, None]
@@ -367,8 +374,11 @@ def latent_backward_kernel(
     VEC: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a chunk of columns of a block of rows. ADDED says which of the prior's two parameters have gradients
-    that are sums over rows: then of `blocks_per_program` blocks, into [programs per chunk, cols], see `store_partial`."""
+    """Compute the gradients of a chunk of columns in a block of rows.
+
+    ADDED[i] is true if the gradient of the prior's parameter i is a sum over rows. The program then sums over
+    `blocks_per_program` blocks, into [programs per chunk, cols]: see `store_partial`.
+    """
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     grad_z_step, grad_kl_step = widened(grad_z_step, WIDE), widened(grad_kl_step, WIDE)
     eps_step, grad_eps_step = widened(eps_step, WIDE), widened(grad_eps_step, WIDE)
@@ -385,7 +395,7 @@ def latent_backward_kernel(
     else:
         first = group * blocks_per_program
         blocks = tl.minimum(blocks_per_program, row_blocks - first)
-    FAR: tl.constexpr = SCALE == "softplus" or len(floor) > 0
+    CAN_OVERFLOW: tl.constexpr = SCALE == "softplus" or len(floor) > 0
     NOISE: tl.constexpr = SAMPLED or (grad_z is not None and grad_raw is not None)
     for block in range(blocks):
         row = (first + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -394,7 +404,7 @@ def latent_backward_kernel(
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
         s = load(raw + offsets(r, c, raw_strides, inner_rows, inner_cols, VEC), mask, DTYPE)
-        # Of z alone the gradient depends on std only.
+        # Without a gradient of the KL, mu is not used.
         x = s
         m = None
         v = None
@@ -412,7 +422,7 @@ def latent_backward_kernel(
                 grad_z, grad_kl, seed, eps, grad_eps, grad_z_strides, grad_kl_strides, eps_strides, full_strides,
                 grad_z_step, grad_kl_step, eps_step, grad_eps_step,
                 0, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
-                FAR, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+                CAN_OVERFLOW, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
             )  # fmt: skip
             if SAMPLES > 1:
                 for k in range(1, SAMPLES):
@@ -421,7 +431,7 @@ def latent_backward_kernel(
                         grad_z_strides, grad_kl_strides, eps_strides, full_strides,
                         grad_z_step, grad_kl_step, eps_step, grad_eps_step,
                         k, row, first_col, c, mask, rows, inner_rows, inner_cols, std, by_z, expm1, ratio,
-                        FAR, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
+                        CAN_OVERFLOW, NOISE, SAMPLED, SUMMED, OWN_SEEDS, VEC, RUN, BLOCK_ROWS, BLOCK_COLS, DTYPE,
                     )  # fmt: skip
                     more = ()
                     for i in tl.static_range(len(sums)):
@@ -441,19 +451,19 @@ def latent_backward_kernel(
             of_eps = rw
             if PATH:
                 # rw − 1/std
-                if FAR:
+                if CAN_OVERFLOW:
                     lift = tl.where(std < 7.888609052210118e-31, 1.2676506002282294e30, 1.0)  # 2^-100 and 2^100
                     lifted = expm1 / (std * lift)
-                    of_eps = tl.where(_is_far(expm1, ratio), rw, lifted * lift)
+                    of_eps = tl.where(_square_overflows(expm1, ratio), rw, lifted * lift)
                 else:
                     of_eps = expm1 / std
             else:
                 twice_by_l = -g
             kl_by_mu = uw * g + of_eps * ge
             kl_by_std = uw * ge + of_eps * gee
-            if PATH and FAR:
-                # Where 1/std is infinite, the spread has its part by l, and mu by a quotient that is lifted until it is
-                # multiplied.
+            if PATH and CAN_OVERFLOW:
+                # Where 1/std overflows, this part of the gradient of raw goes through l. For mu, the quotient stays
+                # scaled up until it is multiplied by the gradient.
                 infinite = ~(tl.abs(of_eps) < float("inf"))
                 kl_by_mu = tl.where(infinite, uw * g + tl.where(ge == 0.0, 0.0, lifted * (ge * lift)), kl_by_mu)
                 kl_by_std = tl.where(infinite, uw * ge, kl_by_std)
@@ -480,11 +490,11 @@ def latent_backward_kernel(
             gu = g * u
             kl_by_mu = _times_w(gu, v)
             twice_by_l = g * expm1
-            if FAR:
-                far = _is_far(expm1, ratio)
-                kl_by_std = tl.where(far, g * _times_w(ratio, v), 0.0)
+            if CAN_OVERFLOW:
+                overflows = _square_overflows(expm1, ratio)
+                kl_by_std = tl.where(overflows, g * _times_w(ratio, v), 0.0)
                 by_std = kl_by_std if by_std is None else by_std + kl_by_std
-                twice_by_l = tl.where(far, 0.0, twice_by_l)
+                twice_by_l = tl.where(overflows, 0.0, twice_by_l)
             by_mu = kl_by_mu if by_mu is None else kl_by_mu + by_mu
             by_prior = (-kl_by_mu, -(g * (0.5 * expm1) + (0.5 * gu) * u))
         at = offsets(r, c, out_strides, inner_rows, inner_cols, VEC)

@@ -1,4 +1,4 @@
-"""Launching with as little work on the host as there can be."""
+"""Kernel launches with as little work on the host as possible."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -10,20 +10,21 @@ from triton.runtime import driver
 
 from .tile import MAX_IN_SEQUENCE, THREADS, sum_rows_kernel
 
-# A plan for each combination of shapes, strides and dtypes met: a training has a handful.
+# There is one plan for each combination of shapes, strides and dtypes. A training has only a few.
 MAX_PLANS = 4096
-# Triton compiles one kernel for pointers that this divides and another for those that it does not. Of two halves of a
-# tensor the second may be aligned where the first is not, so that it is not enough to know whether the tensor is.
+# Triton compiles one kernel for pointers that this number divides, and another for all others. The alignment of a
+# tensor does not tell that of its halves: the second may be aligned when the first is not.
 ALIGNMENT = 16
 
 _plans: dict[Hashable, Callable[..., None]] = {}
 
 
 class Launch:
-    """A kernel with its grid and all arguments behind the tensors and numbers that differ from call to call.
+    """A kernel with its grid and all arguments that are equal in all calls. Those that differ from call to call come
+    first.
 
-    At each call Triton would choose a compiled kernel by the dtypes, the alignment and the divisibility of all arguments.
-    Here these follow from the plan, so the kernel compiled at the first launch serves all others.
+    At each call Triton would choose a compiled kernel by the dtypes, the alignment and the divisibility of all
+    arguments. Here the plan determines them, so that the kernel compiled for the first launch is used for all others.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, int, int], device: int, **arguments: Any) -> None:
@@ -41,21 +42,24 @@ class Launch:
 
     def _run(self, tensors: tuple[Any, ...]) -> None:
         if self._compiled is None:
-            # None under the interpreter, which has nothing to compile.
+            # The interpreter returns None, because it compiles nothing.
             self._compiled = self._kernel[self._grid](*tensors, *self._arguments, **options())
         else:
             self._compiled[self._grid](*tensors, *self._arguments)
 
 
 def options() -> dict[str, int | bool]:
-    """What the compiler is told of every kernel. AMD's warps have 64 threads, where others have 32; and from 3.10 on a
-    product and a sum become one instruction only where that is asked for."""
+    """The compiler options of every kernel.
+
+    AMD's warps have 64 threads, others 32. From Triton 3.10 on, a product and a sum are fused only with
+    `enable_fp_fusion`.
+    """
     width = 32 if triton.knobs.runtime.interpret else driver.active.get_current_target().warp_size
     return {"num_warps": THREADS // width, "enable_fp_fusion": True}
 
 
 class SplitLaunch:
-    """A launch whose last tensor, of `rows` sums, is to be added up from `chunks` times as many by a second kernel."""
+    """A launch that computes `chunks` sums for each of `rows` rows, and a second one that adds them up."""
 
     def __init__(self, launch: Launch, device: int, rows: int, chunks: int) -> None:
         self._launch, self._size = launch, chunks * rows
@@ -68,15 +72,17 @@ class SplitLaunch:
 
 
 def sum_rows(device: int, rows: int, cols: int) -> Launch:
-    """The launch that sums the columns of a contiguous (rows, cols) tensor."""
+    """The launch that sums a contiguous (rows, cols) tensor over its rows."""
     rows_at_once, cols_at_once = triton.next_power_of_2(rows), triton.next_power_of_2(cols)
     block_cols = min(cols_at_once, 1024 // min(rows_at_once, 32))
     return _sum_rows(device, rows, cols, min(rows_at_once, 1024 // block_cols), block_cols)
 
 
 def _sum_chunks(device: int, chunks: int, rows: int) -> Launch:
-    """The launch that sums the chunks of each of `rows` rows, of (chunks, rows), in an order that follows from `chunks`
-    alone: a sample's sum does not depend on how many other samples there are."""
+    """The launch that sums a (chunks, rows) tensor over its chunks.
+
+    The order of the sum depends on `chunks` only, so that a sample's sum does not depend on the number of samples.
+    """
     if chunks <= MAX_IN_SEQUENCE:
         return _sum_rows(device, chunks, rows, 1, min(triton.next_power_of_2(rows), 128))
     return _sum_rows(device, chunks, rows, min(triton.next_power_of_2(chunks), 256), 8)
@@ -95,7 +101,7 @@ def _sum_rows(device: int, rows: int, cols: int, block_rows: int, block_cols: in
 
 
 def planned(key: Hashable, make: Callable[[], Callable[..., None]]) -> Callable[..., None]:
-    """What `make()` returned the first time for this key."""
+    """The plan for this key: the result of the first `make()`."""
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) >= MAX_PLANS:
@@ -105,7 +111,7 @@ def planned(key: Hashable, make: Callable[[], Callable[..., None]]) -> Callable[
 
 
 def signature(tensor: Tensor | None) -> Hashable:
-    """All that a plan may depend on but the device."""
+    """Everything except the device that a plan may depend on."""
     if tensor is None:
         return None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % ALIGNMENT

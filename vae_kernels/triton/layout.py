@@ -1,7 +1,8 @@
-"""Where the elements of a kernel's tensors lie: the row form of `vae_kernels.rows` as strides.
+"""The strides of a kernel's tensors in the row form of `vae_kernels.rows`.
 
-A kernel sees every tensor as (rows, cols). Rows may have two levels, an outer and an inner one, each with a stride, and
-so may columns: that covers contiguous tensors, slices, `chunk`s of packed moments, expanded targets and channels_last.
+For a kernel every tensor is (rows, cols). Rows, and also columns, may have two levels, an outer and an inner one, each
+with its own stride. This covers contiguous tensors, slices, halves of packed moments, expanded targets and
+channels_last.
 """
 
 import math
@@ -11,20 +12,24 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# Masked lanes of a tile reach past the last row and column, by less than this many.
+# Offsets of masked lanes go beyond the last row and column, but by less than 2¹⁴.
 MAX_OFFSET_32_BIT = 2**31 - 2**14
 
 Strides = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """What the kernels need to know of several tensors.
+    """The common sizes of several tensors, and the strides of each.
 
-    `strides` of a tensor are `(row,)` where rows have one level and columns are dense; `(outer row, inner row)` where
-    there are two levels of rows; `(outer row, inner row, outer column)` where there are two of columns, the inner ones
-    dense; else all four. Those of a tensor with one element per row are `(row,)` or `(outer row, inner row)`.
-    `vec`, a power of 2, divides `cols`, `inner_cols` and the strides of all but the inner columns, so that the compiler
-    can prove that vectors are aligned; all of them are given in units of it.
+    The strides of a tensor are
+    - `(row,)` if rows have one level and columns are dense,
+    - `(outer row, inner row)` if rows have two levels and columns are dense,
+    - `(outer row, inner row, outer column)` if columns have two levels, with dense inner columns,
+    - all four otherwise.
+    The strides of a tensor with one element per row are `(row,)` or `(outer row, inner row)`.
+
+    `vec` is a power of 2 that divides `cols`, `inner_cols` and all strides except those of inner columns. These numbers
+    are in units of `vec`, so that the compiler can prove that vectors are aligned.
     """
 
     rows: int
@@ -46,10 +51,11 @@ def layout(
     samples: int = 1,
     farther: int = 0,
 ) -> Layout | None:
-    """The layout of `tensors`, all of one shape, with columns counted in `order`, and of `per_row` tensors of its batch
-    dims. None where there are more levels than the kernels know; then take `dense` copies.
+    """The layout of `tensors`, which have the same shape, and of `per_row` tensors, which have its batch dims.
 
-    Some may be the first of `samples` tensors, one `steps` elements behind the other, which reach `farther`.
+    Columns are counted in `order`. The result is None if there are more levels than the kernels support: then use
+    `dense` copies. A tensor may be the first of `samples` tensors; `steps` are the distances in elements from one to
+    the next, and the last begins at most `farther` elements after the first.
     """
     return _layout(
         tuple(tensors[0].shape),
@@ -64,12 +70,12 @@ def layout(
 
 
 def dense(tensor: Tensor, batch_dims: int, order: Sequence[int]) -> Tensor:
-    """A C-contiguous tensor with the columns in `order`."""
+    """A C-contiguous copy with the columns in `order`."""
     return tensor.permute(*range(batch_dims), *order).contiguous()
 
 
 def from_dense(tensor: Tensor, like: Tensor, batch_dims: int, order: Sequence[int]) -> Tensor:
-    """The reverse: a tensor with the shape and strides of `like`, of which only those are used."""
+    """The inverse of `dense`: copy the tensor to `like`, and return that."""
     dims = [*range(batch_dims), *order]
     return like.copy_(tensor.permute([dims.index(d) for d in range(len(dims))]))
 
@@ -119,8 +125,11 @@ def _in_units(
 
 
 def _two_levels(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[int, int, list[Strides]] | None:
-    """Size of the outer and the inner level, and for each tensor both strides. Neighbouring dims are one level wherever
-    every tensor steps through them evenly; None if that leaves more than two."""
+    """The sizes of the outer and the inner level, and both strides of each tensor.
+
+    Neighbouring dims are merged if one stride per tensor steps through both. The result is None if more than two levels
+    remain.
+    """
     levels: list[tuple[int, Strides]] = []
     for size, steps in zip(sizes, zip(*strides, strict=True), strict=True):
         if size == 1:

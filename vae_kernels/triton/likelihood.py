@@ -1,4 +1,4 @@
-"""Reconstruction terms: `log p(x)` summed per sample, one pair of functions per family and one kernel pair for all."""
+"""Reconstruction terms: `log p(x)`, summed per sample. Each family has two functions; all share two kernels."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -51,14 +51,14 @@ from .tile import (
 
 @triton.jit
 def bernoulli_log_prob(logits, x):
-    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log(1 + e^−|a|)`: neither term loses the other's digits."""
+    """`x·a − softplus(a)`, as `(x − [a > 0])·a − log(1 + e^−|a|)`, whose terms do not cancel for x in [0, 1]."""
     a = logits
     return tl.where(a > 0, x - 1.0, x) * a - log1p_unit(exp_minus_abs(a))
 
 
 @triton.jit
 def bernoulli_grad(logits, x):
-    """`x − sigmoid(a)`, and `a` to x."""
+    """The gradients: `x − sigmoid(a)` to a, and `a` to x."""
     a = logits
     u = exp_minus_abs(a)
     # sigmoid(-|a|)
@@ -68,14 +68,14 @@ def bernoulli_grad(logits, x):
 
 @triton.jit
 def gaussian_log_prob(mean, x, logvar):
-    """`−½ (l + y² + ln 2π)`, y = (x − m) e^(−l/2), `l` the log-variance."""
+    """`−½ (l + y² + ln 2π)`, y = (x − mean) e^(−l/2), l = logvar."""
     y = times_exp(x - mean, -0.5 * logvar)
     return (-0.5 * y) * y - 0.5 * (logvar + 1.8378770664093453)
 
 
 @triton.jit
 def gaussian_grad(mean, x, logvar):
-    """`(x − m) e^−l`, its negative to x, and `½ (y² − 1)`."""
+    """The gradients: `(x − mean) e^−l` to mean, its negative to x, and `½ (y² − 1)` to l."""
     half = -0.5 * logvar
     y = times_exp(x - mean, half)
     weighted = times_exp(y, half)
@@ -84,19 +84,19 @@ def gaussian_grad(mean, x, logvar):
 
 @triton.jit
 def _laplace_scaled(d, s):
-    """`d e^−s`, in two steps because d, x − loc, may be subnormal."""
+    """`d e^−s`, in two steps, because d = x − loc may be subnormal."""
     return times_exp(times_exp(d, -0.5 * s), -0.5 * s)
 
 
 @triton.jit
 def laplace_log_prob(loc, x, log_scale):
-    """`−|x − loc| e^−s − s − ln 2`, s the logarithm of the scale."""
+    """`−|x − loc| e^−s − s − ln 2`, s = log_scale."""
     return -((_laplace_scaled(tl.abs(x - loc), log_scale) + log_scale) + 0.6931471805599453)
 
 
 @triton.jit
 def laplace_grad(loc, x, log_scale):
-    """`sign(x − loc) e^−s`, its negative to x, and `|x − loc| e^−s − 1`."""
+    """The gradients: `sign(x − loc) e^−s` to loc, its negative to x, and `|x − loc| e^−s − 1` to s."""
     difference = x - loc
     rate = _laplace_scaled(tl.full(x.shape, 1.0, x.dtype), log_scale)
     signed = tl.where(difference > 0, rate, tl.where(difference < 0, -rate, 0.0))
@@ -105,7 +105,7 @@ def laplace_grad(loc, x, log_scale):
 
 @triton.jit
 def continuous_bernoulli_log_prob(logits, x):
-    """`x·a − log((e^a − 1)/a)`, near 0 as `(x − ½)·a − a² p(a²)`, else `(x − [a > 0])·a − log((1 − e^−|a|)/|a|)`."""
+    """`x·a − log((e^a − 1)/a)`: for |a| ≤ 2 `(x − ½)·a − a² p(a²)`, else `(x − [a > 0])·a − log((1 − e^−|a|)/|a|)`."""
     a = logits
     size = tl.abs(a)
     y = a * a
@@ -127,7 +127,7 @@ def continuous_bernoulli_log_prob(logits, x):
 
 @triton.jit
 def continuous_bernoulli_grad(logits, x):
-    """`x − ½ − (coth(a/2)/2 − 1/a)`, and `a` to x."""
+    """The gradients: `x − ½ − (coth(a/2)/2 − 1/a)` to a, and `a` to x."""
     a = logits
     size = tl.abs(a)
     u = exp_minus_abs(a)
@@ -152,7 +152,7 @@ def continuous_bernoulli_grad(logits, x):
 
 @triton.jit
 def bernoulli_probs_log_prob(probs, x):
-    """`x log p + (1 − x) log(1 − p)`, each logarithm at least −100."""
+    """`x log p + (1 − x) log(1 − p)`, with each logarithm clamped to at least −100."""
     p = probs
     one = log(p)
     zero = log_ratio(1.0 - p, -p)[0]
@@ -161,8 +161,11 @@ def bernoulli_probs_log_prob(probs, x):
 
 @triton.jit
 def bernoulli_probs_grad(probs, x):
-    """`(x − p) / max(p (1 − p), 1e-12)`, NaN for p outside [0, 1], and `log p − log(1 − p)` to x, one of which is clamped
-    only where the other is 0."""
+    """The gradients: `(x − p) / max(p (1 − p), 1e-12)` to p, and `log p − log(1 − p)` to x.
+
+    The gradient to p is NaN for p outside [0, 1]. A logarithm is clamped to −100 only if the other one is 0, so that the
+    gradient to x is the difference, clamped to ±100.
+    """
     p = probs
     variance = p * (1.0 - p)
     floored = tl.where(variance < 1e-12, 1e-12, variance)
@@ -173,9 +176,11 @@ def bernoulli_probs_grad(probs, x):
 
 @triton.jit
 def _negative_binomial_terms(mu, x, theta):
-    """What value and gradients share: see NegativeBinomialTerms in csrc/formulas/likelihood.h, which has the derivation. The three
-    gamma terms, 1/e, the factors that scale a large x down and up, log(c g / (t e)), that less its ratio's difference from
-    1, e times the difference, and θ times the logarithm."""
+    """The terms that value and gradients share. NegativeBinomialTerms in csrc/formulas/likelihood.h derives them.
+
+    They are the `gamma_terms` of c, t and b, 1/e, the factors that scale a large x down and up, and, for
+    q = c g / (t e), log q, log q − (q − 1), e (q − 1) and θ log q.
+    """
     c = gamma_terms(x + theta, x.dtype)
     t = gamma_terms(theta, x.dtype)
     b = gamma_terms(x + 1.0, x.dtype)
@@ -186,11 +191,11 @@ def _negative_binomial_terms(mu, x, theta):
     excess = 1e-8 * t[2] * (x + shifts) - (t[0] * t[2]) * mu
     excess = (theta * t[2]) * ((x - mu) + shifts) + excess
     minus_1 = excess * inverse_e
-    # Of 1 and the difference where that loses nothing.
+    # The ratio is 1 plus the difference, if the difference is small.
     exact = tl.abs(minus_1) < 0.5
     up_to_1 = tl.where(exact, 1.0, (theta + 1e-8) * t[2] * up)
     dispersion, beyond = log_product(up_to_1, tl.where(exact, 1.0 + minus_1, (c[1] * down) * inverse_e), minus_1)
-    # Also where the difference from 1 is smaller than any number of the type.
+    # This is accurate even if the difference from 1 underflows.
     near = tl.abs(minus_1) < 0.25
     term = theta * tl.where(near, beyond, dispersion) + tl.where(near, excess * (theta * inverse_e), 0.0)
     return c, t, b, inverse_e, down, up, dispersion, beyond, excess, term
@@ -198,7 +203,7 @@ def _negative_binomial_terms(mu, x, theta):
 
 @triton.jit
 def _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, shifts):
-    """log(m z_c / (e z_b)); z_c − x − θ and z_b − x − 1 differ by `shifts`."""
+    """log(m z_c / (e z_b)), m = mu + ε. `shifts` is (z_c − x − θ) − (z_b − x − 1)."""
     m = mu + 1e-8
     minus_1 = (m * inverse_e) * ((shifts - 1.0) * inverse_b)
     minus_1 = (theta * inverse_e) * (((mu - z_b) + 1e-8) * inverse_b) + minus_1
@@ -215,8 +220,8 @@ def negative_binomial_log_prob(mu, x, theta):
     roots = tl.sqrt(t[1] * (c[2] * up) * (b[2] * up)) * down
     # 1 - log(2π)/2
     tails = (gamma_tail(c) - gamma_tail(t) - gamma_tail(b)) + 0.08106146679532726
-    rest = log_product(roots, products, roots * products - 1.0)[0] + tails
-    return value + tl.where(x == 0.0, 0.0, rest) + _undefined(mu, x, theta)
+    stirling_terms = log_product(roots, products, roots * products - 1.0)[0] + tails
+    return value + tl.where(x == 0.0, 0.0, stirling_terms) + _undefined(mu, x, theta)
 
 
 @triton.jit
@@ -230,11 +235,11 @@ def _negative_binomial_grad(mu, x, theta):
     """The gradients to mu, x and theta, and θ log(c (θ + ε) / (t e)), which is log NB(0) at x = 0."""
     c, t, _, inverse_e, down, up, dispersion, beyond, excess, term = _negative_binomial_terms(mu, x, theta)
     inverse_m = 1.0 / (mu + 1e-8)
-    # θ (x − m) / (m e), in an order in which what is large meets what is small.
+    # θ (x − m) / (m e), in an order that multiplies large factors by small ones.
     relative = ((x - mu) - 1e-8) * down * inverse_m
     less, rate = tl.where(theta < 1.0, theta, 1.0), tl.where(theta < 1.0, 1.0, theta) * inverse_e * up
     to_mu = tl.where(inverse_e < 1.0, (relative * rate) * less, (relative * less) * rate)
-    # Both digammas shifted or none, so that what they are shifted by cancels in no sum.
+    # Both digammas are shifted, or none is, so that the terms of the shift do not cancel in a sum.
     of_c, of_b = x + theta, x + 1.0
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     large = (of_c >= STEPS) & (of_b >= STEPS)
@@ -243,7 +248,7 @@ def _negative_binomial_grad(mu, x, theta):
     inverse_b = 1.0 / z_b
     logarithm = _log_counts(mu, theta, inverse_e, down, up, z_c, z_b, inverse_b, 0.0)
     to_x = slopes + (logarithm + (digamma_tail(1.0 / z_c) - digamma_tail(inverse_b)))
-    # Where c and t are shifted alike, the logarithm cancels (m − x) / e to first order.
+    # If c and t have the same shift, the logarithm cancels (m − x) / e to first order.
     of_eps = 1e-8 / (theta + 1e-8)
     remainder = of_eps * (excess * inverse_e) - (t[0] * t[2]) * (x * inverse_e)
     difference = ((mu - x) + 1e-8) * inverse_e - of_eps
@@ -262,7 +267,7 @@ def negative_binomial_grad(mu, x, theta):
 
 @triton.jit
 def zero_inflated_negative_binomial_log_prob(mu, x, theta, zero_logits):
-    """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z the logits of a dropped count."""
+    """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z = zero_logits."""
     zero = x < 1e-8
     x = tl.where(zero, 0.0, x)
     l = negative_binomial_log_prob(mu, x, theta)
@@ -293,19 +298,22 @@ def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
 
 
 @triton.jit
-def _poisson_terms(rate, logged, rest, x):
-    """See PoissonTerms in csrc/formulas/likelihood.h, which has the derivation: 0 for a large x, else 1; the gamma terms of x and that;
-    and of a rate r with log r = log(logged) + rest, log(r/z) and its difference from r/z − 1."""
+def _poisson_terms(rate, base, offset, x):
+    """The terms that value and gradients share. PoissonTerms in csrc/formulas/likelihood.h derives them.
+
+    r = rate has the logarithm log(base) + offset. The terms are `step`, which is 0 for a large x and else 1, the
+    `gamma_terms` of x + step, log(r/z), and log(r/z) − (r/z − 1).
+    """
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     step = tl.where(x < STEPS, x * 0.0 + 1.0, x * 0.0)
     a = gamma_terms(x + step, x.dtype)
-    value, beyond = log_product(logged, a[2], (rate - a[1]) * a[2])
-    return step, a, value + rest, beyond + rest
+    value, beyond = log_product(base, a[2], (rate - a[1]) * a[2])
+    return step, a, value + offset, beyond + offset
 
 
 @triton.jit
-def _poisson_log_prob(rate, logged, rest, x):
-    step, a, _, beyond = _poisson_terms(rate, logged, rest, x)
+def _poisson_log_prob(rate, base, offset, x):
+    step, a, _, beyond = _poisson_terms(rate, base, offset, x)
     # log(2π)/2
     constants = (log(tl.sqrt(a[2]) * (product_lifted(a, x.dtype) / a[5])) - gamma_tail(a)) + (step - 0.9189385332046727)
     value = (constants - rate * ((step + a[0]) * a[2])) + x * beyond
@@ -313,9 +321,9 @@ def _poisson_log_prob(rate, logged, rest, x):
 
 
 @triton.jit
-def _poisson_grad_x(rate, logged, rest, x):
-    """log r − ψ(x+1). The recurrence is added up term by term, the first and largest last: it cancels the logarithm."""
-    step, a, log_rate, _ = _poisson_terms(rate, logged, rest, x)
+def _poisson_grad_x(rate, base, offset, x):
+    """log r − ψ(x+1). The terms of the recurrence are added one by one, the largest last: it cancels log r."""
+    step, a, log_rate, _ = _poisson_terms(rate, base, offset, x)
     STEPS: tl.constexpr = STEPS_FLOAT64 if x.dtype == tl.float64 else STEPS_FLOAT32
     slopes = x * 0.0
     for k in tl.static_range(1, STEPS):
@@ -340,7 +348,7 @@ def poisson_rate_grad(rate, x):
 
 @triton.jit
 def _rate(log_rate):
-    """The rate, and its logarithm as `_log_of_rate` takes it: beyond the type's range counted from that of an end."""
+    """The rate, base and offset, with log_rate = log(base) + offset. base is constant near the ends of the range."""
     if log_rate.dtype == tl.float64:
         LOW: tl.constexpr = -600.0
         HIGH: tl.constexpr = 709.0
@@ -353,27 +361,27 @@ def _rate(log_rate):
         EXP_HIGH: tl.constexpr = 1.6516362549940018e38
     l = log_rate
     rate = exp(l)
-    logged = tl.where(l < LOW, EXP_LOW, tl.where(l > HIGH, EXP_HIGH, rate))
-    return rate, logged, tl.where(l < LOW, l - LOW, tl.where(l > HIGH, l - HIGH, 0.0))
+    base = tl.where(l < LOW, EXP_LOW, tl.where(l > HIGH, EXP_HIGH, rate))
+    return rate, base, tl.where(l < LOW, l - LOW, tl.where(l > HIGH, l - HIGH, 0.0))
 
 
 @triton.jit
 def poisson_log_prob(log_rate, x):
-    """`x l − e^l − log Γ(x+1)`, l the logarithm of the rate."""
-    rate, logged, rest = _rate(log_rate)
-    return _poisson_log_prob(rate, logged, rest, x) + (log_rate - log_rate)
+    """`x l − e^l − log Γ(x+1)`, l = log_rate."""
+    rate, base, offset = _rate(log_rate)
+    return _poisson_log_prob(rate, base, offset, x) + (log_rate - log_rate)
 
 
 @triton.jit
 def poisson_grad(log_rate, x):
-    rate, logged, rest = _rate(log_rate)
+    rate, base, offset = _rate(log_rate)
     undefined = (x - x) + (log_rate - log_rate)
-    return (x - rate) + undefined, _poisson_grad_x(rate, logged, rest, x) + undefined
+    return (x - rate) + undefined, _poisson_grad_x(rate, base, offset, x) + undefined
 
 
 @triton.jit
 def _bin(mean, x, log_scale, bins):
-    """Of the bin of x: the half width h, (x − mean ± h)/s and 2h/s, and which ends are open."""
+    """The bin of x: its half width h, (x − mean ± h)/s, 2h/s, and whether it is the first and the last bin."""
     half = 1.0 / (bins - 1.0)
     difference, s = x - mean, log_scale
     p, q = times_exp(difference + half, -s), times_exp(difference - half, -s)
@@ -382,11 +390,14 @@ def _bin(mean, x, log_scale, bins):
 
 @triton.jit
 def discretized_logistic_log_prob(mean, x, log_scale, bins):
-    """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s, without what an open end lacks."""
+    """`log σ(p) + log σ(−q) + log(1 − e^(q − p))`, p, q = (x − mean ± h)/s.
+
+    In the first bin it is `log σ(p)`, in the last `log σ(−q)`.
+    """
     half, p, q, width, first, last = _bin(mean, x, log_scale, bins)
     upper, lower = -softplus(-p, exp_minus_abs(p)), -softplus(q, exp_minus_abs(q))
     inside = log_ratio(-expm1_negative(-width), -exp_minus_abs(width))[0]
-    # The logarithm of a tiny width is known from that of s.
+    # For a tiny width it is log(2h) − log s.
     inside = tl.where(width < 1e-30, log(2.0 * half + x * 0.0) - log_scale, inside)
     return tl.where(first, upper, tl.where(last, lower, (upper + lower) + inside))
 
@@ -396,7 +407,7 @@ def discretized_logistic_grad(mean, x, log_scale, bins):
     _, p, q, width, first, last = _bin(mean, x, log_scale, bins)
     upper = tl.where(last, 0.0, sigmoid(-p, exp_minus_abs(p)))
     lower = tl.where(first, 0.0, sigmoid(q, exp_minus_abs(q)))
-    # Where e^-|y| is 0 it must not be multiplied by infinity; an open end has no part in it.
+    # Where e^-|y| is 0, y is bounded, because 0 · ∞ is NaN. An open end contributes nothing.
     END: tl.constexpr = 746.0 if x.dtype == tl.float64 else 104.0
     p, q = tl.where(last, 0.0, tl.where(p > END, END, p)), tl.where(first, 0.0, tl.where(q < -END, -END, q))
     unit = exp_minus_abs(width)
@@ -407,15 +418,15 @@ def discretized_logistic_grad(mean, x, log_scale, bins):
 
 
 class Family(NamedTuple):
-    """`log_prob` and `grad`, the gradients to the arguments in their order; and how many elements a thread can hold at
-    once without running out of registers."""
+    """`log_prob`, `grad` with the gradients to all arguments in order, and the number of elements that a thread can
+    hold without running out of registers."""
 
     log_prob: Any
     grad: Any
     held: int = HELD
 
 
-# In the order of `families.FAMILIES`.
+# The order is that of `families.FAMILIES`.
 FAMILIES = {
     "bernoulli": Family(bernoulli_log_prob, bernoulli_grad),
     "gaussian": Family(gaussian_log_prob, gaussian_grad),
@@ -434,14 +445,16 @@ _FAMILIES = tuple(FAMILIES.values())
 _ARGUMENTS = tuple(family.arguments for family in families.FAMILIES.values())
 
 
-def _family(given: LikelihoodOptions) -> Family:
-    return _FAMILIES[given.family]
+def _family(options: LikelihoodOptions) -> Family:
+    return _FAMILIES[options.family]
 
 
 @triton.jit
 def _arguments(inputs, numbers, strides, r, c, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """The family's arguments: elements [R, C], or numbers where the tensor has one element or there is none; the
-    decoder's output, x, and a tuple of the parameters."""
+    """The family's arguments: the decoder's output, x, and a tuple of the parameters.
+
+    They are elements [R, C]. A number, or a parameter with one element, is a single value.
+    """
     first = load(inputs[0] + offsets(r, c, strides[0], inner_rows, inner_cols, VEC), mask, DTYPE)
     params = ()
     for i in tl.static_range(2, len(inputs)):
@@ -461,8 +474,11 @@ def likelihood_forward_kernel(
     LOG_PROB: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """A program sums `chunks_per_program` chunks of a block of rows: into out [rows], or if SPLIT each chunk apart, into
-    out [chunks, rows]. With out_strides it sums nothing: out has the elements."""
+    """Compute log-probabilities for `chunks_per_program` chunks of a block of rows.
+
+    The sums over the chunks are stored in out [rows], or if SPLIT the sum of each chunk in out [chunks, rows]. With
+    out_strides nothing is summed, and out has all elements.
+    """
     DTYPE: tl.constexpr = out.dtype.element_ty
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     begin = chunk_index(WIDE) * chunks_per_program
@@ -499,8 +515,12 @@ def likelihood_backward_kernel(
     STORED: tl.constexpr, SUMMED: tl.constexpr, DTYPE: tl.constexpr,
     VEC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a chunk of columns of `blocks_per_program` blocks of rows, from that of a row or OF_ELEMENTS. Those of the inputs STORED go to outs. Those
-    of the inputs SUMMED are summed over the program's rows, into sum_outs, see `store_partial`."""
+    """Compute the gradients of a chunk of columns in `blocks_per_program` blocks of rows.
+
+    The upstream gradient has one element per row, or if OF_ELEMENTS one per element. The gradients of the inputs STORED
+    are stored in outs. Those of the inputs SUMMED are summed over the program's rows, into sum_outs: see
+    `store_partial`.
+    """
     rows, cols = widened(rows, WIDE), widened(cols, WIDE)
     group = block_index(WIDE)
     first_col = chunk_index(WIDE) * BLOCK_COLS
@@ -539,55 +559,55 @@ def likelihood_backward_kernel(
 def likelihood_forward(
     first: Tensor, x: Tensor, parameter0: Tensor | None, parameter1: Tensor | None, *options: float
 ) -> Tensor:
-    """The sums of the batch dims, or all elements, as the schema in `vae_kernels.ops` says."""
+    """The sums, or all elements, as the schema in `vae_kernels.ops` describes them."""
     out = ops.likelihood_forward(first, x, parameter0, parameter1, *options)
     if first.numel() == 0:
         return out.zero_()
-    given = LikelihoodOptions(*options)
-    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), given)
-    plan = planned(("likelihood_forward", _key(inputs, given)), lambda: _plan_forward(inputs, given))
+    options = LikelihoodOptions(*options)
+    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), options)
+    plan = planned(("likelihood_forward", _key(inputs, options)), lambda: _plan_forward(inputs, options))
     plan(*_launched(inputs, numbers), out)
     return out
 
 
 def _as_family_takes(
-    inputs: tuple[Tensor | None, ...], given: LikelihoodOptions
+    inputs: tuple[Tensor | None, ...], options: LikelihoodOptions
 ) -> tuple[tuple[Tensor | None, ...], tuple[float | None, ...]]:
-    """As many tensors, or None for a number, as the family has arguments; and what is a number."""
-    count = len(_ARGUMENTS[given.family])
-    return inputs[:count], (None, None, given.number0, given.number1)[:count]
+    """For each argument of the family: its tensor or None, and its number or None."""
+    count = len(_ARGUMENTS[options.family])
+    return inputs[:count], (None, None, options.number0, options.number1)[:count]
 
 
-def _key(inputs: tuple[Tensor | None, ...], given: LikelihoodOptions) -> Hashable:
-    """Of all that a plan depends on."""
-    return (given.family, given.batch_dims, given.reduction, inputs[0].get_device(), *map(signature, inputs))
+def _key(inputs: tuple[Tensor | None, ...], options: LikelihoodOptions) -> Hashable:
+    """The key of a plan: everything that it depends on."""
+    return (options.family, options.batch_dims, options.reduction, inputs[0].get_device(), *map(signature, inputs))
 
 
 def _launched(inputs: tuple[Tensor | None, ...], numbers: tuple[float | None, ...]) -> tuple[tuple, tuple]:
-    """The arguments as the kernels take them: for a number any tensor, which they do not read, and its parts."""
+    """The arguments of the kernels: tensors, and numbers as parts. The tensor of a number is not read."""
     tensors = tuple(inputs[0] if t is None else t for t in inputs)
     return tensors, tuple(float32_parts(n) if t is None else () for t, n in zip(inputs, numbers, strict=True))
 
 
-def _plan_forward(inputs: Sequence[Tensor | None], given: LikelihoodOptions) -> Callable[..., None]:
-    full, elements, family = inputs[0], _elements(inputs), _family(given)
+def _plan_forward(inputs: Sequence[Tensor | None], options: LikelihoodOptions) -> Callable[..., None]:
+    full, elements, family = inputs[0], _elements(inputs), _family(options)
     there = [t for t in inputs if t is not None]
-    order = column_dims(full, given.batch_dims)
-    results = () if given.summed else (torch.empty_like(full, device="meta"),)
-    form = layout([*elements.values(), *results], given.batch_dims, order)
+    order = column_dims(full, options.batch_dims)
+    results = () if options.summed else (torch.empty_like(full, device="meta"),)
+    form = layout([*elements.values(), *results], options.batch_dims, order)
     if form is None:
-        return partial(_forward_through_copies, given, order, [t is not None for t in inputs])
+        return partial(_forward_through_copies, options, order, [t is not None for t in inputs])
     shape = tile(form.rows, form.cols * form.vec, compute_dtype(*there), there, family.held)
-    if not given.summed:
+    if not options.summed:
         shape = finer(shape, form.cols * form.vec, there)
-    chunks = chunks_per_program(shape) if given.summed else 1
-    split = given.summed and is_split(shape, chunks)
+    chunks = chunks_per_program(shape) if options.summed else 1
+    split = options.summed and is_split(shape, chunks)
     launch = Launch(
         likelihood_forward_kernel,
         shape.grid(triton.cdiv(shape.chunks, chunks)),
         full.get_device(),
         strides=_strides(form.strides[: len(elements)], elements, len(inputs)),
-        out_strides=() if given.summed else form.strides[-1],
+        out_strides=() if options.summed else form.strides[-1],
         chunks=shape.chunks,
         chunks_per_program=chunks,
         LOG_PROB=family.log_prob,
@@ -605,7 +625,7 @@ def likelihood_backward(
     parameter1: Tensor | None,
     *options_and_needs: float,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients that are needed, as the schema in `vae_kernels.ops` says."""
+    """The gradients that are needed, as the schema in `vae_kernels.ops` describes them."""
     *options, needs = options_and_needs
     grads = ops.likelihood_backward(grad, first, x, parameter0, parameter1, *options_and_needs)
     if first.numel() == 0:
@@ -615,25 +635,25 @@ def likelihood_backward(
         return grads
     if not needs:
         return grads
-    given = LikelihoodOptions(*options)
-    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), given)
-    key = ("likelihood_backward", signature(grad), needs, _key(inputs, given))
-    plan = planned(key, lambda: _plan_backward(grad, inputs, given, needs))
+    options = LikelihoodOptions(*options)
+    inputs, numbers = _as_family_takes((first, x, parameter0, parameter1), options)
+    key = ("likelihood_backward", signature(grad), needs, _key(inputs, options))
+    plan = planned(key, lambda: _plan_backward(grad, inputs, options, needs))
     plan(*_launched(inputs, numbers), grad, grads)
     return grads
 
 
 def _plan_backward(
-    grad: Tensor, inputs: Sequence[Tensor | None], given: LikelihoodOptions, needs: int
+    grad: Tensor, inputs: Sequence[Tensor | None], options: LikelihoodOptions, needs: int
 ) -> Callable[..., None]:
-    full, elements, family = inputs[0], _elements(inputs), _family(given)
+    full, elements, family = inputs[0], _elements(inputs), _family(options)
     there = [t for t in inputs if t is not None]
-    order = column_dims(full, given.batch_dims)
+    order = column_dims(full, options.batch_dims)
     out = torch.empty_like(full, device="meta")
-    upstream = ([], (grad,)) if given.summed else ([grad], ())
-    form = layout([out, *upstream[0], *elements.values()], given.batch_dims, order, upstream[1])
+    upstream = ([], (grad,)) if options.summed else ([grad], ())
+    form = layout([out, *upstream[0], *elements.values()], options.batch_dims, order, upstream[1])
     if form is None:
-        return partial(_backward_through_copies, given, order, [t is not None for t in inputs], needs)
+        return partial(_backward_through_copies, options, order, [t is not None for t in inputs], needs)
     dtype = compute_dtype(*there)
     shape = tile(form.rows, form.cols * form.vec, dtype, there, family.held)
     needed = [i for i in range(len(inputs)) if needs >> i & 1]
@@ -648,24 +668,24 @@ def _plan_backward(
         shape.grid(shape.chunks, blocks),
         full.get_device(),
         strides=_strides(form.strides[-len(elements) :], elements, len(inputs)),
-        grad_strides=form.per_row_strides[0] if given.summed else form.strides[1],
+        grad_strides=form.per_row_strides[0] if options.summed else form.strides[1],
         out_strides=form.strides[0],
         row_blocks=shape.row_blocks,
         blocks_per_program=blocks,
         GRAD=family.grad,
-        OF_ELEMENTS=not given.summed,
+        OF_ELEMENTS=not options.summed,
         STORED=stored,
         SUMMED=summed,
         DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
         **geometry(form, shape),
     )
     counts = {i: groups * shape.chunks if _is_one(inputs[i], full) else groups for i in summed}
-    sums = {i: SumOfPartials(full, inputs[i], dtype, given.batch_dims, order, counts[i]) for i in summed}
+    sums = {i: SumOfPartials(full, inputs[i], dtype, options.batch_dims, order, counts[i]) for i in summed}
     return _Backward(launch, stored, sums)
 
 
 class _Backward:
-    """The kernel, then the sum of each gradient that has fewer elements than the tensors."""
+    """Launch the kernel. Then sum each gradient that has fewer elements than the first tensor."""
 
     def __init__(self, launch: Launch, stored: tuple[int, ...], sums: "dict[int, SumOfPartials]") -> None:
         self._launch, self._stored, self._sums = launch, stored, sums
@@ -682,7 +702,7 @@ def _is_one(tensor: Tensor | None, full: Tensor) -> bool:
 
 
 def _elements(inputs: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """The tensors in full shape, by their place: those of one element and numbers left out."""
+    """The tensors with more than one element, expanded to the shape of the first, by their index."""
     full = inputs[0]
     return {i: t.expand_as(full) for i, t in enumerate(inputs) if t is not None and not _is_one(t, full)}
 
@@ -690,14 +710,13 @@ def _elements(inputs: Sequence[Tensor | None]) -> dict[int, Tensor]:
 def _strides(
     of_elements: Sequence[tuple[int, ...]], elements: dict[int, Tensor], count: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Of the arguments; none of what is one element or a number."""
+    """The strides of all arguments; an empty tuple for a number or one element."""
     strides = dict(zip(elements, of_elements, strict=True))
     return tuple(strides.get(i, ()) for i in range(count))
 
 
 def _dense_inputs(inputs: Sequence[Tensor | None], batch_dims: int, order: Sequence[int]) -> list[Tensor | None]:
-    """The op's tensors as copies with the columns in `order`; a parameter that is the same for all samples gets the
-    shape of a row."""
+    """Copies of the op's tensors with the columns in `order`. A shared parameter gets the shape of a row."""
     full = inputs[0]
     copies = [None] * 4
     for i, t in enumerate(inputs):
@@ -713,30 +732,30 @@ def _dense_inputs(inputs: Sequence[Tensor | None], batch_dims: int, order: Seque
     return copies
 
 
-def _with_numbers(given: LikelihoodOptions, numbers: tuple[tuple[float, ...], ...]) -> LikelihoodOptions:
-    """With the numbers of this call; the plan's were of another."""
+def _with_numbers(options: LikelihoodOptions, numbers: tuple[tuple[float, ...], ...]) -> LikelihoodOptions:
+    """The options with the numbers of this call, which may differ from those of the plan."""
     values = [sum(reversed(parts)) if parts else None for parts in numbers[2:]]
-    return given._replace(**dict(zip(("number0", "number1"), values, strict=False)))
+    return options._replace(**dict(zip(("number0", "number1"), values, strict=False)))
 
 
-def _forward_through_copies(given: LikelihoodOptions, order, there, tensors, numbers, out) -> None:
+def _forward_through_copies(options: LikelihoodOptions, order, there, tensors, numbers, out) -> None:
     inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
-    given = _with_numbers(given, numbers)
-    found = likelihood_forward(*_dense_inputs(inputs, given.batch_dims, order), *given)
-    out.copy_(found) if given.summed else from_dense(found, out, given.batch_dims, order)
+    options = _with_numbers(options, numbers)
+    found = likelihood_forward(*_dense_inputs(inputs, options.batch_dims, order), *options)
+    out.copy_(found) if options.summed else from_dense(found, out, options.batch_dims, order)
 
 
-def _backward_through_copies(given: LikelihoodOptions, order, there, needs, tensors, numbers, grad, grads) -> None:
+def _backward_through_copies(options: LikelihoodOptions, order, there, needs, tensors, numbers, grad, grads) -> None:
     inputs = [t if is_there else None for t, is_there in zip(tensors, there, strict=True)]
-    given = _with_numbers(given, numbers)
-    copies = _dense_inputs(inputs, given.batch_dims, order)
-    grad = grad.contiguous() if given.summed else dense(grad, given.batch_dims, order)
-    found = likelihood_backward(grad, *copies, *given, needs)
+    options = _with_numbers(options, numbers)
+    copies = _dense_inputs(inputs, options.batch_dims, order)
+    grad = grad.contiguous() if options.summed else dense(grad, options.batch_dims, order)
+    found = likelihood_backward(grad, *copies, *options, needs)
     for parameter, result, dense_grad in zip(inputs, grads, found, strict=False):
         if result is None:
             continue
         if parameter.shape == inputs[0].shape:
-            from_dense(dense_grad, result, given.batch_dims, order)
+            from_dense(dense_grad, result, options.batch_dims, order)
         elif parameter.numel() == 1:
             result.copy_(dense_grad.view(result.shape))
         else:

@@ -1,10 +1,14 @@
-"""Elementary functions of the kernels, the same arithmetic on every GPU and under the interpreter.
+"""Elementary functions of the kernels, with the same arithmetic on every GPU and in the interpreter.
 
-Built from additions, multiplications and bit patterns: no libdevice (slow paths, absent from the interpreter) and no
-approximate instruction, whose error would depend on the chip. Bounds are in units in the last place (ulp) of float32,
-over the whole range named. float64 goes to Triton's own exp and log, which are accurate there.
+They use additions, multiplications and bit patterns. They do not use libdevice, which has slow paths and is not in the
+interpreter, nor approximate instructions, whose errors depend on the chip. float64 uses Triton's own exp and log.
 
-`l` is a log-variance. Polynomials are minimax fits to the function named beside them.
+Three lines of a docstring state the accuracy. "Types" are the dtypes of the arguments. "Largest error" is in units in
+the last place (ulp) of the result; "ulp of 1" means of 1 where the result is smaller. "Range" has the arguments for
+which python_tests/triton_functions_under_interpreter.py measures the error. A type or an error that is "not measured"
+is not in that file.
+
+`l` is a log-variance. A comment beside each polynomial names the function that it fits (minimax).
 """
 
 import triton
@@ -23,8 +27,8 @@ def polynomial(x, coefficients):
 
 @triton.jit
 def _exp_reduced(x, n):
-    """e^(x - n ln 2), n the integer nearest to x / ln 2, |n| <= 151."""
-    # The first part of ln 2 has 15 bits: its product with n is exact.
+    """e^(x - n ln 2), where n is the integer nearest to x / ln 2, |n| <= 151."""
+    # The first part of ln 2 has 15 bits, so that its product with n is exact.
     r = (x - n * 0.693145751953125) - n * 1.4286068203094172e-06
     # (e^r - 1 - r) / r², |r| <= ½ ln 2
     return polynomial(r, (1.0, 1.0, 0.4999999337, 0.1666651953, 0.04166840112, 0.008368850965, 0.001381431781))
@@ -32,8 +36,10 @@ def _exp_reduced(x, n):
 
 @triton.jit
 def _times_power_of_2(y, shifted):
-    """y 2^n for n in [-151, 129], the integer in the low bits of `shifted`, and y near 1. In two steps, so that no factor
-    leaves the range and denormal results are right."""
+    """y 2^n for y near 1 and n in [-151, 129], which is in the low bits of `shifted`.
+
+    Two factors are used, because 2^n itself can be out of range, and so that denormal results are correct.
+    """
     bits = shifted.to(tl.int32, bitcast=True)
     half = bits >> 1
     y = (y.to(tl.int32, bitcast=True) + (half << 23)).to(tl.float32, bitcast=True)
@@ -42,34 +48,43 @@ def _times_power_of_2(y, shifted):
 
 @triton.jit
 def _between(x, low: tl.constexpr, high: tl.constexpr):
-    """x, brought between bounds; NaN stays NaN."""
+    """x, clamped to [low, high]. NaN stays NaN."""
     x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def exp(x):
-    """e^x, error below 1.2 ulp, denormal results included."""
+    """e^x.
+
+    Types: float32, float64 (not measured).
+    Largest error: 1.2 ulp, also for denormal results.
+    Range: -104 <= x <= 88.72.
+    """
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        # Beyond these bounds the result is 0 or infinite.
+        # Outside of these bounds the result is 0 or infinite.
         x = _between(x, -104.0, 89.0)
-        # 1.5 * 2^23: rounds to an integer, which then stands in the low bits.
+        # Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
         shifted = x * 1.4426950408889634 + 12582912.0
         return _times_power_of_2(_exp_reduced(x, shifted - 12582912.0), shifted)
 
 
 @triton.jit
 def times_exp(d, t):
-    """d e^t, error below 2 ulp (float64: 4 ulp) where d is 0 or normal. By two powers of two, so that no step over- or
-    underflows before the result does; 0 for d = 0 and every t but NaN."""
+    """d e^t. Two powers of two are used, so that no step over- or underflows before the result does.
+
+    Types: float32, float64.
+    Largest error: 2 ulp (float64: 4 ulp), not measured.
+    Range: every t, and d that is 0 or normal. For d = 0 the result is 0, unless t is NaN.
+    """
     if d.dtype == tl.float64:
         half = tl.exp(_between(t, -1416.0, 1418.0) * 0.5)
         return (d * half) * half
     else:
         t = _between(t, -174.0, 176.0)
-        # As in `exp`, n in [-251, 254]: both powers are normal.
+        # As in `exp`, with n in [-251, 254], so that both powers are normal.
         shifted = t * 1.4426950408889634 + 12582912.0
         p = _exp_reduced(t, shifted - 12582912.0)
         bits = shifted.to(tl.int32, bitcast=True)
@@ -80,12 +95,17 @@ def times_exp(d, t):
 
 @triton.jit
 def exp_minus_abs(x):
-    """e^-|x|, error below 1.2 ulp, denormal results included. One step less than `exp`: n is not positive."""
+    """e^-|x|, with one step less than `exp`, because n is not positive.
+
+    Types: float32, float64.
+    Largest error: 1.2 ulp (float64: 4 ulp), also for denormal results of float32.
+    Range: |x| <= 104 (float64: 700).
+    """
     if x.dtype == tl.float64:
         return tl.exp(-tl.abs(x))
     else:
         x = tl.maximum(-tl.abs(x), -104.0, propagate_nan=tl.PropagateNan.ALL)
-        # As in `exp`, with n + 64 in the low bits, and 2^-64 in the end.
+        # As in `exp`, but with n + 64 in the low bits, and a factor 2^-64 at the end.
         shifted = x * 1.4426950408889634 + 12582976.0
         y = _exp_reduced(x, shifted - 12582976.0).to(tl.int32, bitcast=True)
         y += shifted.to(tl.int32, bitcast=True) << 23
@@ -94,9 +114,14 @@ def exp_minus_abs(x):
 
 @triton.jit
 def log1p_unit(u):
-    """log(1 + u) for u in [0, 1], error below 2 ulp."""
+    """log(1 + u).
+
+    Types: float32, float64.
+    Largest error: 2 ulp (float64: 4 ulp).
+    Range: 0 <= u <= 1.
+    """
     if u.dtype == tl.float64:
-        # Kahan: the rounding error of 1 + u cancels in the quotient.
+        # Kahan's formula: the rounding error of 1 + u cancels in the quotient.
         w = 1.0 + u
         return tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
     else:
@@ -110,19 +135,29 @@ def log1p_unit(u):
 
 @triton.jit
 def sigmoid(y, u):
-    """1 / (1 + e^-y), `u` being e^-|y|."""
+    """1 / (1 + e^-y), with u = e^-|y|.
+
+    Types: float32, float64.
+    Largest error: not measured.
+    Range: every y.
+    """
     return tl.where(y > 0, 1.0, u) / (1.0 + u)
 
 
 @triton.jit
 def softplus(y, u):
-    """log(1 + e^y), `u` being e^-|y|."""
+    """log(1 + e^y), with u = e^-|y|.
+
+    Types: float32, float64.
+    Largest error: not measured.
+    Range: every y.
+    """
     return tl.where(y > 0, y, 0.0) + log1p_unit(u)
 
 
 @triton.jit
 def _log_parts(r):
-    """r = 2^n m, m in [√½, √2): n and m; r positive and not denormal."""
+    """n and m with r = 2^n m and m in [√½, √2), for r positive and not denormal."""
     if r.dtype == tl.float64:
         bits = r.to(tl.int64, bitcast=True)
         n = (bits + 0x00095F619980C433) >> 52
@@ -136,8 +171,13 @@ def _log_parts(r):
 
 @triton.jit
 def log_product(a, b, f):
-    """log(a b), also where the product underflows, and log(a b) − f with it, where f is a b − 1 and may be known better
-    than a b next to 1; error below 2 and 4 ulp."""
+    """log(a b), and log(a b) − f with f = a b − 1. The caller computes f, which near a b = 1 can be more accurate than
+    a b.
+
+    Types: float32, float64.
+    Largest error: log(a b) 2 ulp, log(a b) − f 4 ulp; measured for b = 1.
+    Range: every a b, even if the product underflows. log(a b) − f is measured for 1e-9 <= |f| <= 0.25.
+    """
     r = a * b
     if r.dtype == tl.float64:
         LIFT: tl.constexpr = 4.149515568880993e180
@@ -175,22 +215,37 @@ def log_product(a, b, f):
 
 @triton.jit
 def log_ratio(r, f):
-    """log r and log r − f, f = r − 1: likewise."""
+    """log r, and log r − f with f = r − 1.
+
+    Types: float32, float64.
+    Largest error: log r 2 ulp, log r − f 4 ulp.
+    Range: every r. log r − f is measured for 1e-9 <= |f| <= 0.25.
+    """
     return log_product(r, 1.0, f)
 
 
 @triton.jit
 def log(x):
-    """log x for every x, error below 2 ulp."""
+    """log x.
+
+    Types: float32, float64.
+    Largest error: 2 ulp.
+    Range: every x, also denormal. NaN for x < 0, −∞ for 0.
+    """
     return log_ratio(x, x - 1.0)[0]
 
 
 @triton.jit
 def expm1_negative(x):
-    """e^x − 1 for x <= 0; error below 4 ulp where x >= -1, 1 ulp of 1 below."""
+    """e^x − 1.
+
+    Types: float32, float64.
+    Largest error: 4 ulp for x >= -1, 1 ulp of 1 for x < -1.
+    Range: -80 <= x <= 0 (float64: -700), and -∞.
+    """
     inside = tl.maximum(x, -1.0)
     if x.dtype == tl.float64:
-        # Its Taylor series; the first term left out is below 1e-18 of the sum.
+        # The Taylor series; the first omitted term is below 1e-18 of the sum.
         excess = inside * inside * 0.5
         term = excess
         for n in tl.static_range(3, 20):
@@ -208,12 +263,17 @@ def expm1_negative(x):
 
 @triton.jit
 def minus_2_log(u):
-    """-2 log u for a float32 u in [2^-33, 1], error below 2 ulp."""
+    """-2 log u.
+
+    Types: float32.
+    Largest error: 2 ulp.
+    Range: 2^-33 <= u <= 1.
+    """
     bits = u.to(tl.int32, bitcast=True)
-    # u = 2^n (1 + f), f in [-1/3, 1/3): 0x3F2AAAAB is 2/3, and exponent is n * 2^23.
+    # u = 2^n (1 + f) with f in [-1/3, 1/3). 0x3F2AAAAB is 2/3, and exponent is n * 2^23.
     exponent = (bits - 0x3F2AAAAB) & -0x800000
     g = (bits - exponent).to(tl.float32, bitcast=True) * -2.0 + 2.0
-    # In g = -2f: (-2 log(1 + f) - g) / g²
+    # With g = -2f: (-2 log(1 + f) - g) / g²
     q = polynomial(g, (
         0.2499996804, 0.08333299535, 0.0312597736, 0.01250698045, 0.005129987831, 0.002186844634, 0.001202229544,
         0.0005479049363,
@@ -223,16 +283,21 @@ def minus_2_log(u):
 
 @triton.jit
 def sin_cos_turns(word):
-    """Sine and cosine of (word + ½) 2^-32 turns, word a uint32, error below 2 ulp each.
+    """Sine and cosine of (word + ½) 2^-32 turns.
 
-    The two top bits, rounded, are the quadrant; the others, as a signed integer, the angle from its axis: exact.
+    The two top bits, rounded, are the quadrant. The other bits, as a signed integer, are the angle from its axis,
+    exactly.
+
+    Types: uint32, with float32 results.
+    Largest error: 3 ulp.
+    Range: every word.
     """
-    # In halves of a quadrant, so in [-1, 1]: the angle is x pi / 4.
+    # x is in halves of a quadrant, in [-1, 1]: the angle is x pi / 4.
     x = ((word << 2) | 2).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10
     t = x * x
     # (sin(x pi/4) - x pi/4) / x³ and (cos(x pi/4) - 1 + ½ (x pi/4)²) / x⁴
     s = polynomial(t, (-0.08074545538, 0.002490049277, -3.597892390e-05))
-    # pi / 4 in two parts, the larger one times x in the last, fused operation: one rounding instead of two.
+    # pi / 4 in two parts. The larger one is multiplied in the last, fused operation: one rounding instead of two.
     s = x * 0.7853981852531433 + x * (s * t - 2.1855695e-08)
     c = polynomial(t, (1.0, -0.3084251375, 0.01585433626, -0.0003259549676, 3.537512454e-06))
     quadrant = tl.add(word, 0x20000000, sanitize_overflow=False)
@@ -246,7 +311,7 @@ def sin_cos_turns(word):
 
 @triton.jit
 def _excess_series(l):
-    """e^l - 1 - l in float64 for |l| <= 1: its Taylor series, the first term left out is below 1e-19 of it."""
+    """e^l - 1 - l in float64 for |l| <= 1, by the Taylor series. The first omitted term is below 1e-19 of the sum."""
     term = l * l * 0.5
     total = term
     for n in tl.static_range(3, 20):
@@ -268,15 +333,15 @@ def _half_terms(r):
 
 @triton.jit
 def _is_small(l):
-    """-1 <= l <= 2: beyond, e^l - 1 - l is large enough to be taken from e^l."""
+    """-1 <= l <= 2. Outside, e^l - 1 - l is so large that it can be computed from e^l."""
     return tl.abs(l - 0.5) <= 1.5
 
 
 @triton.jit
 def _std_terms(l):
-    """e^(l/2), and, right where -1 <= l <= 2, which is the last: e^(l/2) - 1 and e^(l/2) - 1 - l/2."""
+    """e^(l/2), e^(l/2) - 1, e^(l/2) - 1 - l/2, and whether -1 <= l <= 2: only then the second and third are correct."""
     small = _is_small(l)
-    # l = 2 (n ln 2 + r / 2), n = 0 where small.
+    # l = 2 (n ln 2 + r / 2), with n = 0 where small.
     l = _between(l, -208.0, 178.0)
     shifted = tl.where(small, 12582912.0, l * 0.7213475204444817 + 12582912.0)
     n = shifted - 12582912.0
@@ -287,7 +352,12 @@ def _std_terms(l):
 
 @triton.jit
 def std_and_excess(l):
-    """e^(l/2), and e^l - 1 - l without cancellation (error below 4 ulp)."""
+    """e^(l/2), and e^l - 1 - l without cancellation.
+
+    Types: float32, float64 (e^(l/2) not measured).
+    Largest error: e^(l/2) 1 ulp, e^l - 1 - l 4 ulp.
+    Range: e^(l/2) -208 <= l <= 177.4, e^l - 1 - l -200 <= l <= 88.7 (float64: -3 <= l <= 3).
+    """
     if l.dtype == tl.float64:
         return tl.exp(l * 0.5), excess_from(l, tl.exp(l))
     else:
@@ -298,7 +368,12 @@ def std_and_excess(l):
 
 @triton.jit
 def std_and_expm1(l):
-    """e^(l/2), and e^l - 1 without cancellation (error below 4 ulp)."""
+    """e^(l/2), and e^l - 1 without cancellation.
+
+    Types: float32, float64 (e^(l/2) not measured).
+    Largest error: e^(l/2) 1 ulp, e^l - 1 4 ulp.
+    Range: e^(l/2) -208 <= l <= 177.4, e^l - 1 -200 <= l <= 88.7 (float64: -3 <= l <= 3).
+    """
     if l.dtype == tl.float64:
         return tl.exp(l * 0.5), expm1_from(l, tl.exp(l))
     else:
@@ -308,7 +383,12 @@ def std_and_expm1(l):
 
 @triton.jit
 def excess_from(l, e):
-    """e^l - 1 - l without cancellation, e being e^l."""
+    """e^l - 1 - l without cancellation, with e = e^l.
+
+    Types: float32 (not measured), float64.
+    Largest error: 4 ulp.
+    Range: -3 <= l <= 3.
+    """
     if l.dtype == tl.float64:
         small = tl.abs(l) <= 1.0
         return tl.where(small, _excess_series(tl.where(small, l, 0.0)), e - 1.0 - l)
@@ -320,7 +400,12 @@ def excess_from(l, e):
 
 @triton.jit
 def expm1_from(l, e):
-    """e^l - 1 without cancellation, e being e^l."""
+    """e^l - 1 without cancellation, with e = e^l.
+
+    Types: float32 (not measured), float64.
+    Largest error: 4 ulp.
+    Range: -3 <= l <= 3.
+    """
     if l.dtype == tl.float64:
         small = tl.abs(l) <= 1.0
         return tl.where(small, l + _excess_series(tl.where(small, l, 0.0)), e - 1.0)

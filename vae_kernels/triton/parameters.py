@@ -1,4 +1,4 @@
-"""Parameters: tensors that all samples share, whose gradients are sums, and Python numbers."""
+"""Parameters: Python numbers, and tensors that all samples share, whose gradients are sums over samples."""
 
 import ctypes
 import math
@@ -16,7 +16,7 @@ from .tile import load, offsets
 
 @triton.jit
 def load_parameter(pointer, strides, row, col, mask, inner_rows, inner_cols, VEC: tl.constexpr, DTYPE: tl.constexpr):
-    """Elements [R, C] of a parameter, or the number where it is one element, which has no strides."""
+    """Load the elements [R, C] of a parameter, or its only element if it has no strides."""
     if len(strides) == 0:
         return tl.load(pointer).to(DTYPE)
     else:
@@ -25,7 +25,7 @@ def load_parameter(pointer, strides, row, col, mask, inner_rows, inner_cols, VEC
 
 @triton.jit
 def number(parts, DTYPE: tl.constexpr):
-    """What `float32_parts` took apart: three float32 that add up to a float64, the first being the nearest float32."""
+    """The number whose `float32_parts` are passed. In float32 it is the first part, in float64 the sum of all three."""
     value = tl.full([1, 1], parts[0], DTYPE)
     if tl.float64 == DTYPE:
         value += tl.full([1, 1], parts[1], DTYPE) + tl.full([1, 1], parts[2], DTYPE)
@@ -34,8 +34,10 @@ def number(parts, DTYPE: tl.constexpr):
 
 @triton.jit
 def store_partial(out, sums, strides, group, first_col, cols, there, VEC: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """What a program's rows `sums` [R, C] add up to, for a parameter of these strides: into out [groups, cols], of one
-    element into out [groups, chunks]."""
+    """Store the sum of a program's `sums` [R, C] over its rows in out [groups, cols].
+
+    A parameter with one element has no strides: its sum over rows and columns is stored in out [groups, chunks].
+    """
     if len(strides) == 0:
         at = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
         tl.store(out + at, tl.sum(tl.sum(sums, 1), 0), mask=there)
@@ -46,7 +48,7 @@ def store_partial(out, sums, strides, group, first_col, cols, there, VEC: tl.con
 
 
 class SumOfPartials:
-    """Sums what the programs have found for a parameter that is the same for all samples."""
+    """The launch that adds up the programs' partial sums of a gradient, for a parameter that all samples share."""
 
     def __init__(
         self, full: Tensor, parameter: Tensor, dtype: torch.dtype, batch_dims: int, order: Sequence[int], count: int
@@ -54,7 +56,7 @@ class SumOfPartials:
         self._device, self._dtype, self._count, self._order = full.device, dtype, count, order
         self._shape = full.shape[batch_dims:]
         self._cols = 1 if parameter.numel() == 1 else math.prod(self._shape)
-        # Elements that share a value, or stand in another order than columns are counted in, are put right afterwards.
+        # If elements share a value, or their order is not that of the columns, a sum or a permutation follows.
         self._direct = parameter.numel() == self._cols and (self._cols == 1 or list(order) == sorted(order))
         self._batch_dims = batch_dims
         self._sum = sum_rows(full.get_device(), count, self._cols)
@@ -74,7 +76,7 @@ class SumOfPartials:
 
 
 def float32_parts(number: float) -> tuple[float, float, float]:
-    """Three float32 that add up to the number: Triton takes numbers as float32."""
+    """Three float32 numbers whose sum is the number, because Triton passes numbers as float32."""
     first = ctypes.c_float(number).value
     if not math.isfinite(first):
         return first, 0.0, 0.0

@@ -1,5 +1,8 @@
 """The noise of `vae_kernels.noise`, made in registers.
 
+The lines "Types", "Largest error" and "Range" have the meaning that `math.py` describes; here the tests are in
+python_tests/triton_under_interpreter.py.
+
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958.
 """
 
@@ -8,13 +11,18 @@ import triton.language as tl
 
 from .math import minus_2_log, sin_cos_turns
 
-# The interpreter knows no assembly.
+# The interpreter has no inline assembly.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def philox(seed, row, quad):
-    """Philox4x32-10: the four words for key `seed` and counter (quad, row), int32 or int64."""
+    """Philox4x32-10: the four words for the key `seed` and the counter (quad, row).
+
+    Types: int32 or int64 counters, int64 seed, uint32 words.
+    Largest error: none; the known answers are reproduced.
+    Range: every seed and counter.
+    """
     shape_like = row.to(tl.int64) + quad
     zero = (shape_like - shape_like).to(tl.uint32)
     c0, c1 = _words(quad, zero)
@@ -31,11 +39,11 @@ def philox(seed, row, quad):
 
 @triton.jit
 def _product(a, b: tl.constexpr):
-    """High and low word of a product."""
+    """The high and the low word of a product."""
     if INTERPRETED:
         return tl.umulhi(a, b), tl.mul(a, b, sanitize_overflow=False)
     elif tl.target_info.is_cuda():
-        # Left to itself the compiler takes two multiplications.
+        # Without inline assembly the compiler uses two multiplications.
         low, high = tl.inline_asm_elementwise(
             "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
             "=r,=r,r,n",
@@ -51,7 +59,7 @@ def _product(a, b: tl.constexpr):
 
 @triton.jit
 def _words(counter, zero):
-    """Low and high word of a counter that is not negative, in the shape of `zero`."""
+    """The low and the high word of a non-negative counter, in the shape of `zero`."""
     if counter.dtype == tl.int64:
         return zero + counter.to(tl.uint32), zero + (counter >> 32).to(tl.uint32)
     else:
@@ -60,7 +68,12 @@ def _words(counter, zero):
 
 @triton.jit
 def box_muller(word0, word1):
-    """Two float32 normals from two words, each within 4 ulp of `noise.box_muller`."""
+    """Two float32 normal numbers from two words.
+
+    Types: uint32 words, float32 results.
+    Largest error: 4 ulp from `noise.box_muller`.
+    Range: every pair of words.
+    """
     u = word0.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     radius = tl.sqrt(minus_2_log(u))
     sine, cosine = sin_cos_turns(word1)
@@ -77,10 +90,10 @@ def _lanes(seed, row, quad):
 
 @triton.jit
 def normals(seed, row, first_col, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, RUN: tl.constexpr):
-    """The noise of rows `row` [BLOCK_ROWS, 1] and the BLOCK_COLS columns from `first_col`, a multiple of BLOCK_COLS.
+    """The noise of the rows `row` [BLOCK_ROWS, 1] and of BLOCK_COLS columns from `first_col`, a multiple of BLOCK_COLS.
 
-    RUN, 4 or 8, is how many neighbouring columns one thread makes: as many as it loads and stores at once, so that no
-    number moves between threads.
+    RUN, 4 or 8, is the number of neighbouring columns that one thread makes. It is the number that a thread loads and
+    stores at once, so that no number moves between threads.
     """
     run = first_col // RUN + tl.arange(0, BLOCK_COLS // RUN)[None, :]
     if RUN == 4:

@@ -1,4 +1,4 @@
-"""The piece of a tensor that a program holds at once, and how many programs there are."""
+"""The tile: the elements that a program holds at once. And the number of programs."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from .layout import Layout
 
-# Of a program, whatever the width of a warp.
+# The threads of a program, for every width of a warp.
 THREADS = 128
 # Elements that a thread holds at once: two to four 16-byte loads of each tensor in flight, in at most 128 registers.
 HELD = 16
 MAX_GRID_Y = 65535
 SMALL_PROBLEM = 2**20
-# Programs that keep a large GPU busy. A constant, so that results do not depend on the device.
+# The number of programs that keeps a large GPU busy. It is a constant, so that results do not depend on the device.
 ENOUGH_PROGRAMS = 512
 MANY_PROGRAMS = 1024
-# So many chunks of a row are added one after the other; more of them by a second kernel, side by side.
+# Up to this number, the chunks of a row are added sequentially. More chunks are added in parallel, by a second kernel.
 MAX_IN_SEQUENCE = 16
 
 
 class Tile(NamedTuple):
-    """`block_rows` x `block_cols` elements at a time; rows and columns are cut into `row_blocks` and `chunks` of them."""
+    """A tile of `block_rows` x `block_cols` elements. There are `row_blocks` x `chunks` tiles."""
 
     block_rows: int
     block_cols: int
@@ -33,24 +33,26 @@ class Tile(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Elements of a thread."""
+        """The number of elements that a thread holds."""
         return self.block_rows * self.block_cols // THREADS
 
     def grid(self, programs_per_row: int, blocks_per_program: int = 1) -> tuple[int, int, int]:
-        """Programs along rows first, so that neighbours read what lies side by side; then blocks of rows, in two
-        dimensions where one does not hold them: see `block_index`."""
+        """The grid. Its first dimension has the programs of one row, so that neighbouring programs read neighbouring
+        memory. The blocks of rows follow, in two dimensions if one is too small: see `block_index`."""
         blocks = triton.cdiv(self.row_blocks, blocks_per_program)
         planes = triton.cdiv(blocks, MAX_GRID_Y)
         return programs_per_row, triton.cdiv(blocks, planes), planes
 
 
 def tile(rows: int, cols: int, dtype: torch.dtype, tensors: Iterable[Tensor], held: int = HELD) -> Tile:
-    """The launch shape, from the sizes alone: whole rows where a program can hold them, many at a time if they are short;
-    else chunks of as many columns as it can hold. `dtype` is that of the arithmetic: float64 takes two registers for a
-    number and more of them for a function. A small problem is spread over more programs.
+    """The tile, which depends on sizes and dtypes only.
 
-    How a row is cut and over which threads it lies depends on the number of columns and on dtypes only: a sample's sum
-    does not depend on how many other samples there are.
+    It has complete rows if a program can hold them, and several rows if they are short. Otherwise it has as many
+    columns of one row as a program can hold. `dtype` is that of the arithmetic: float64 needs two registers per number,
+    and functions of it need more. A small problem is spread over more programs.
+
+    The split of a row, and its distribution over threads, depend only on the number of columns and on dtypes. A
+    sample's sum therefore does not depend on the number of samples.
     """
     most = THREADS * (held // 4 if dtype == torch.float64 else held)
     block_cols = min(max(triton.next_power_of_2(cols), 4), most)
@@ -61,13 +63,14 @@ def tile(rows: int, cols: int, dtype: torch.dtype, tensors: Iterable[Tensor], he
 
 
 def least(tensors: Iterable[Tensor]) -> int:
-    """Of a program's elements: as many as its threads load from the tensor of the narrowest dtype at once. With fewer
-    they would lie over other threads, and numbers would have to move between them."""
+    """The least number of elements of a program: the number that its threads load at once from the tensor with the
+    narrowest dtype. Fewer elements would be distributed differently over threads, and would have to move between
+    them."""
     return THREADS * max(4, 16 // min(t.element_size() for t in tensors))
 
 
 def finer(shape: Tile, cols: int, tensors: Iterable[Tensor]) -> Tile:
-    """For a kernel that sums nothing, whose rows may be cut anywhere: more programs where they are few."""
+    """A tile with more programs, if there are few. It is for a kernel that sums nothing: it may split rows anywhere."""
     if shape.block_rows > 1 or shape.row_blocks * shape.chunks >= ENOUGH_PROGRAMS:
         return shape
     block_cols = min(shape.block_cols, least(tensors))
@@ -75,27 +78,30 @@ def finer(shape: Tile, cols: int, tensors: Iterable[Tensor]) -> Tile:
 
 
 def chunks_per_program(shape: Tile) -> int:
-    """How many chunks of a row one program sums. All of them, unless there are too few rows to keep a GPU busy."""
+    """The number of chunks of a row that one program sums: all, unless there are too few rows to keep a GPU busy."""
     if shape.row_blocks >= ENOUGH_PROGRAMS:
         return shape.chunks
     return triton.cdiv(shape.chunks, min(shape.chunks, triton.cdiv(MANY_PROGRAMS, shape.row_blocks)))
 
 
 def is_split(shape: Tile, per_program: int) -> bool:
-    """Whether the chunks of a row have sums of their own, for a second kernel to add up. With up to MAX_IN_SEQUENCE of
-    them that kernel does what a program does that sums a whole row, so that both give the same."""
+    """True if each chunk of a row has its own sum, and a second kernel adds them up.
+
+    For up to MAX_IN_SEQUENCE chunks, that kernel has the order and arithmetic of a program that sums a complete row, so
+    that both give the same result.
+    """
     return per_program < shape.chunks or shape.chunks > MAX_IN_SEQUENCE
 
 
 def row_blocks_per_program(shape: Tile) -> int:
-    """How many blocks of rows one program adds up per column: as many as leave enough programs, so that partial sums
-    cost little traffic."""
+    """The number of row blocks over which one program sums each column. It is as large as enough programs allow,
+    because fewer partial sums cost less memory traffic."""
     groups = min(shape.row_blocks, triton.cdiv(MANY_PROGRAMS, shape.chunks))
     return triton.cdiv(shape.row_blocks, groups)
 
 
 def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
-    """What every kernel is told of both."""
+    """The arguments of every kernel that follow from layout and tile."""
     return {
         "rows": form.rows,
         "cols": form.cols,
@@ -113,26 +119,26 @@ def geometry(form: Layout, shape: Tile) -> dict[str, int | bool]:
 
 @triton.jit
 def widened(number, WIDE: tl.constexpr):
-    """A number that others are multiplied with: of 64 bits if WIDE, before anything is."""
+    """The number in 64 bits if WIDE, so that a product with it does not overflow."""
     return tl.cast(number, tl.int64) if WIDE else number
 
 
 @triton.jit
 def chunk_index(WIDE: tl.constexpr):
-    """Which chunks of columns are the program's."""
+    """The index of the program along the columns."""
     return widened(tl.program_id(0), WIDE)
 
 
 @triton.jit
 def block_index(WIDE: tl.constexpr):
-    """Which blocks of rows are the program's; perhaps some that are not there."""
+    """The index of the program along the rows. It may be beyond the last block."""
     return widened(tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), WIDE)
 
 
 @triton.jit
 def offsets(row, col, strides, inner_rows, inner_cols, VEC: tl.constexpr):
-    """Where rows `row` [R, 1] and columns `col` [1, C] of a tensor lie, in elements, see `layout.Layout`; of 64 bits if
-    those of the rows have them."""
+    """The offsets, in elements, of rows `row` [R, 1] and columns `col` [1, C] of a tensor; see `layout.Layout`. They
+    have 64 bits if `row` has."""
     WIDE: tl.constexpr = row.dtype == tl.int64
     if len(strides) == 1:
         return row * (widened(strides[0], WIDE) * VEC) + col
@@ -160,7 +166,7 @@ def per_row_offsets(row, strides, inner_rows):
 
 @triton.jit
 def load(pointers, mask, DTYPE: tl.constexpr):
-    """Elements as DTYPE, float32 or float64; zero where masked. No mask, no cost."""
+    """Load elements as DTYPE, float32 or float64, with 0 where masked. mask may be None, which is faster."""
     if mask is None:
         return tl.load(pointers).to(DTYPE)
     else:
@@ -177,7 +183,7 @@ def store(pointers, value, mask):
 
 @triton.jit
 def add_compensated(total, lost, term):
-    """Knuth's two-sum: `total + term`, and `lost` plus what rounding took from it."""
+    """Knuth's two-sum: `total + term`, and `lost` plus the rounding error of that sum."""
     new = total + term
     virtual = new - total
     return new, lost + ((total - (new - virtual)) + (term - virtual))
@@ -185,14 +191,17 @@ def add_compensated(total, lost, term):
 
 @triton.jit
 def compensated(total, lost):
-    """The sum with what was lost; that is NaN where the sum is not finite, which then stands by itself."""
+    """The sum plus its rounding errors. If the sum is not finite, `lost` is NaN, and the result is the sum alone."""
     return tl.where(lost == lost, total + lost, total)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
 def sum_rows_kernel(x, out, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """`out[c] = Σ_r x[r, c]`, in an order that follows from `rows` and the blocks. With BLOCK_ROWS = 1 it is the order,
-    and the arithmetic, of a program that adds up `cols` sums itself, chunk after chunk."""
+    """Compute `out[c] = Σ_r x[r, c]`, in an order that depends on `rows` and the block sizes only.
+
+    With BLOCK_ROWS = 1, order and arithmetic are those of a program that adds the sums of its chunks one after the
+    other.
+    """
     DTYPE: tl.constexpr = x.dtype.element_ty
     col = chunk_index(True) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], DTYPE)

@@ -1,4 +1,4 @@
-"""Which versions the kernels are for: raises ImportError with the reason under others."""
+"""A check of the installed versions. The import raises ImportError with the reason if they are not supported."""
 
 import numpy as np
 import triton
