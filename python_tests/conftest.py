@@ -58,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "around: about what is around the kernels; no variant of a kernel is met here alone"
     )
+    config.addinivalue_line("markers", "emulated: runs on the emulated CUDA device too, by test_cuda_emulated.py")
+    config.addinivalue_line("markers", "interpreted: runs in Triton's interpreter too, by test_triton.py")
+    config.addinivalue_line(
+        "markers", "interpreted_accuracy: runs in Triton's interpreter too, by test_triton_accuracy.py"
+    )
     if "cuda" in KERNELS:
         config.addinivalue_line("python_files", "cuda_grids.py")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from error_rule import output_dtypes
 from samples import BF16, DEVICE, EMPTY, F32, F64, U8, Sample
 
 import vae_kernels as vk
@@ -248,18 +247,22 @@ def test_checks_of_values_come_after_those_of_shapes(backend: str) -> None:
                 function(GOOD, NAN, batch_dims="1")
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", EMPTY, ids=str)
 def test_empty(backend: str, sample: Sample) -> None:
     """No samples: no results. Samples without elements: sums of zero, and gradients that are there."""
     tensors = sample.make()
     outputs = sample.call(tensors)
-    for name, dtype in output_dtypes(sample).items():
+    for name, dtype in sample.output_dtypes.items():
         shape = sample.shapes[0] if name == "z" else sample.shapes[0][: sample.keep]
         assert torch.equal(outputs[name], torch.zeros(shape, dtype=dtype, device=DEVICE))
     gradients = torch.autograd.grad(sum(o.sum() for o in outputs.values()), list(tensors.values()))
     assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(gradients, tensors.values(), strict=True))
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2), (1, 0, 2)], ids=str)
 def test_empty_with_a_parameter(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -274,6 +277,8 @@ def test_empty_with_a_parameter(backend: str, shape: tuple[int, ...], dtype: tor
             assert torch.equal(gradient, torch.zeros_like(logvar))
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 def test_empty_with_noise(backend: str) -> None:
     for shape in ((0, 4), (4, 0), (0,), (2, 0, 3)):
         for batch_dims in range(len(shape) + 1):
@@ -313,6 +318,8 @@ def _reversed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(*backwards).contiguous().permute(*backwards)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _reversed], ids=["contiguous", "reversed"])
 @pytest.mark.parametrize("dims", [8, 9, 64, 65, 90])
 @pytest.mark.parametrize("call", MANY_DIMS)
