@@ -124,8 +124,9 @@ def test_latent_error_rule(case: LatentCase) -> None:
 
 @pytest.mark.parametrize("case", NARROW, ids=str)
 def test_latent_refused(case: LatentCase) -> None:
+    function, inputs = case.of_inputs()
     with NoFloat64():
-        to_second_order(*case.of_inputs())
+        to_second_order(function, inputs)
 
 
 SEEDS_GIVEN = {"drawn": None, "int": 3, "tensor": torch.tensor([3]), "of_each_sample": torch.tensor([3, 1, 4])}
