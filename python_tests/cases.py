@@ -1,4 +1,4 @@
-"""What every case of the tests has: one call of a public function, and what its results are compared with."""
+"""The protocol of all cases: a case is one call of a public function, and knows what its results are compared with."""
 
 import zlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Case:
         raise NotImplementedError
 
     def make(self) -> dict[str, Tensor]:
-        """The tensors by name, the same ones at every call; those that can need a gradient do."""
+        """The tensors by name, the same ones every time; those that can need a gradient do."""
         raise NotImplementedError
 
     def call(self, tensors: dict[str, Tensor], function: Callable[..., Outputs] | None = None) -> dict[str, Tensor]:
@@ -48,7 +48,8 @@ class Case:
         return torch.Generator().manual_seed(zlib.crc32(str(self).encode()) + stream)
 
     def upstream(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Random gradients of the outputs: numbers of the promised dtype, in the dtype that the output has."""
+        """Random gradients of the outputs. They are rounded to the promised dtypes, and have the dtypes of the
+        outputs."""
         generator, dtypes = self.generator(1), self.output_dtypes
         return {
             name: torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtypes[name]).to(o)
@@ -86,7 +87,7 @@ class Case:
         check(self.results(), self.yardstick(backend), self.expected(of_eager=backend == "eager"))
 
     def of_inputs(self) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        """The call as a function of the tensors that need a gradient, and these tensors."""
+        """A function of those tensors alone that need a gradient, and these tensors."""
         tensors = self.make()
         names = [name for name, t in tensors.items() if t.requires_grad]
 

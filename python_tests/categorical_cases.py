@@ -95,7 +95,7 @@ class CategoricalCase(Case):
         return self.results(self.distribution, {"logits": logits.detach().double().requires_grad_(), "x": x})
 
     def expected(self, of_eager: bool = False) -> dict[str, Expected]:
-        """By mpmath: each log-probability and each `[k = x] − p` is one term."""
+        """The true results by mpmath. Each log-probability and each `[k = x] − p` is one term."""
         logits, x = self.make().values()
         kept = self.shape[: self.batch_dims]
         upstream = self.upstream({"log_px": torch.empty(kept, dtype=self.output_dtypes["log_px"])})["log_px"]

@@ -120,8 +120,8 @@ SEEDED = [
 
 @pytest.mark.parametrize("case", SEEDED, ids=str)
 def test_error_rule_with_a_seed(case: LatentCase) -> None:
-    """The kernels of whole packs make their noise themselves. That of half types may be 2⁻¹⁴ off, which the error rule does
-    not know of: it is added to what the rule allows, element by element."""
+    """The kernels of whole packs make their noise themselves. For half types the noise may be 2⁻¹⁴ off. This is not the
+    error rule of error_rule.py: what that error changes is added to what the rule allows, element by element."""
     seed = torch.tensor([3], device=DEVICE)
     tensors = case.make()
     tensors["eps"] = noise.normal_like(tensors["mu"].detach().float(), seed, 1).requires_grad_()
@@ -203,7 +203,7 @@ def test_a_position_has_the_same_bits_in_any_batch_layout_and_dtype(classes: int
 
 
 def test_many_positions_of_many_classes_have_the_bits_of_few() -> None:
-    """In the backward pass a block takes a whole position then, one part after the other."""
+    """With so many positions a block of the backward pass takes a whole one, part after part."""
     backward = torch.ops.vae_kernels_cuda.categorical_backward.default
     logits, x = inputs(2, 65544, BF16)[0], torch.tensor([5, 65543], device=DEVICE)
     gradient = backward(torch.ones(2, device=DEVICE), logits, x, 1)
@@ -236,7 +236,7 @@ def test_a_row_sums_to_the_same_bits_in_any_batch_layout_and_dtype(op: str, cols
 @pytest.mark.parametrize(("cols", "dtype"), [(1024, F32), (1024, BF16), (16384, BF16), (40000, F32)], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_a_row_sums_to_the_same_bits_among_many(op: str, cols: int, dtype: torch.dtype) -> None:
-    """Few rows are spread over more threads, whose sums a second pass adds up; many are not."""
+    """Few rows are spread over more threads, and a second pass adds up their sums. Many rows are not."""
     few = inputs(2, cols, dtype)
     many = [t.repeat(1100 if cols == 1024 else 70, 1) for t in few]
     sums = OPS[op](*many)
@@ -247,7 +247,7 @@ def test_a_row_sums_to_the_same_bits_among_many(op: str, cols: int, dtype: torch
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("cols", [20, 100, 1024, 40000])
 def test_noise_has_the_same_bits_in_any_layout(cols: int, dtype: torch.dtype) -> None:
-    """That of half types is the others' to 2⁻¹⁴, before it is rounded."""
+    """The noise of half types may differ from that of float32 by 2⁻¹⁴ before it is rounded."""
     zeros = torch.zeros(3, cols, 2, dtype=dtype, device=DEVICE)
     z = vk.reparameterize_kl(zeros[..., 0].contiguous(), zeros[..., 1].contiguous(), seed=2**40 + 3)[0]
     assert torch.equal(z, vk.reparameterize_kl(zeros[..., 0], zeros[..., 1], seed=2**40 + 3)[0])

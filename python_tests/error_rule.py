@@ -10,8 +10,8 @@ SLACK_ULP = 4
 
 
 class Expected(NamedTuple):
-    """True values of one result, each a float64 and the rest of it, as exact as two of them can be; and the magnitude on
-    whose scale rounding errors are counted."""
+    """The true values of one result, and the magnitude on whose scale its rounding errors are counted. Each value is
+    the sum of two float64 numbers, `value` and `rest`."""
 
     value: Tensor
     rest: Tensor
@@ -19,25 +19,26 @@ class Expected(NamedTuple):
 
     @classmethod
     def of(cls, exact: np.ndarray, magnitude: np.ndarray) -> "Expected":
-        """From numbers of mpmath."""
+        """Converts numbers of mpmath."""
         value = np.asarray(exact, dtype=object).astype(np.float64)
         rest = np.where(np.isfinite(value), exact - np.nan_to_num(value), 0)
         return cls(*(torch.from_numpy(np.asarray(part).astype(np.float64)) for part in (value, rest, magnitude)))
 
     @classmethod
     def in_float64(cls, value: Tensor, magnitude: Tensor) -> "Expected":
-        """From tensors of float64."""
+        """Takes tensors of float64 as they are."""
         return cls(value.detach(), value.new_zeros(()), magnitude.detach())
 
     @classmethod
     def at_largest(cls, value: Tensor, magnitude: Tensor) -> "Expected":
-        """From tensors of float64 that are exact on the scale of their largest element: all count on that scale."""
+        """Takes tensors of float64, and counts the errors of all elements on the scale of the largest. This is for
+        values whose small elements are no more exact than the large ones."""
         return cls.in_float64(value, magnitude.max() if magnitude.numel() else magnitude)
 
 
 def total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[Expected, Expected]:
-    """Sums the terms to `shape`: over trailing dims, or over those that broadcasting added if `leading`. With the
-    magnitudes for kernels, and for eager."""
+    """Sums the terms to `shape`: over trailing dims, or over the dims that broadcasting added if `leading`. Returns the
+    sum twice, with the magnitudes of the kernels' terms and with those of eager's."""
     parts = [term if isinstance(term, tuple) else (term,) for term in terms]
     whole = [sum(part) for part in parts]
     sizes = [abs(term).astype(np.float64) for term in whole]
@@ -61,7 +62,8 @@ def total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[E
 
 
 def ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """The spacing of the numbers of a dtype at a magnitude; subnormal numbers count as the smallest normal one."""
+    """The spacing of the numbers of a dtype at a magnitude. Subnormal magnitudes count as the smallest normal
+    number."""
     info = torch.finfo(dtype)
     return info.eps * 2 ** magnitude.clamp(min=info.tiny).log2().floor()
 
@@ -84,7 +86,7 @@ def error(got: Tensor, want: Expected, dtype: torch.dtype | None = None) -> floa
 
 
 def check(got: dict[str, Tensor], yardstick: dict[str, Tensor], want: dict[str, Expected]) -> None:
-    """The rule for every output and gradient. Both errors count in ulp of the result's dtype."""
+    """Checks the rule for every output and gradient. The errors of both count in ulp of the dtype of `got`."""
     assert set(got) == set(want)
     for name, value in got.items():
         mine, known = (error(results[name], want[name], value.dtype) for results in (got, yardstick))

@@ -1,4 +1,4 @@
-"""A Python process of its own: for what is decided once, on import or by the environment."""
+"""Runs Python in a process of its own, for what is decided once: on import, or by the environment."""
 
 import os
 import subprocess
@@ -17,13 +17,14 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 def python(code: str, *arguments: str, path: Path = ROOT, **environment: str) -> str:
-    """What it prints, with the package of `path` and none of the package's settings but those given."""
+    """Runs `code` with the package of `path`, and returns what it prints. Of the package's settings it sees only those
+    given."""
     return _printed("-c", code, *arguments, cwd=path, environment={"PYTHONPATH": str(path)} | environment)
 
 
 def program(name: str, *arguments: str, **environment: str) -> str:
-    """What a file of `programs` prints, which imports the helpers of the tests, with none of the package's settings but
-    those given."""
+    """Runs a file of `programs`, which may import the helpers of the tests, and returns what it prints. Of the
+    package's settings it sees only those given."""
     path = os.pathsep.join([str(ROOT), str(PROGRAMS.parent)])
     return _printed(str(PROGRAMS / name), *arguments, cwd=ROOT, environment={"PYTHONPATH": path} | environment)
 

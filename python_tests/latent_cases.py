@@ -113,29 +113,29 @@ class LatentCase(Case):
     def call(
         self, tensors: dict[str, Tensor], function: Callable[..., tuple[Tensor, Tensor]] | None = None
     ) -> dict[str, Tensor]:
-        """Without `eps` among the tensors the noise is drawn."""
+        """Takes `eps` where it is among the tensors; otherwise the function draws the noise."""
         moments = [t for name, t in tensors.items() if name in ("mu", "raw", "moments")]
         others = {name: t for name, t in tensors.items() if name.startswith("prior") or name == "eps"}
         return self.named((function or self.function)(*moments, **others))
 
     def moments(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`mu` and `raw`."""
+        """Returns `mu` and `raw`."""
         if "moments" in tensors:
             return tensors["moments"].chunk(2, self.packed_dim)
         return tensors["mu"], tensors["raw"]
 
     def logvar(self, raw: Tensor) -> Tensor:
-        """Before it is clamped."""
+        """The log-variance before it is clamped."""
         logvar = LOGVARS[self.scale](raw)
         return 2 * torch.log(torch.exp(logvar / 2) + self.std_floor) if self.std_floor else logvar
 
     def plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """By torch.distributions."""
+        """The outputs by torch.distributions."""
         mu, raw = self.moments(tensors)
         logvar = self.logvar(raw)
         if self.clamp is not None:
             low, high = self.clamp
-            # Tensor.clamp has the derivative 1 or 0 at a bound, as the version of torch has it.
+            # The derivative of Tensor.clamp at a bound depends on the version of torch.
             logvar = torch.where(logvar < low, low, torch.where(logvar > high, high, logvar))
         std = torch.exp(logvar / 2)
         zero = torch.zeros((), dtype=mu.dtype, device=DEVICE)
@@ -150,14 +150,14 @@ class LatentCase(Case):
         return {"z": z, "kl": self._reduced(elements)}
 
     def plain_results(self) -> dict[str, Tensor]:
-        """In the dtype in which the call is computed, nothing being rounded to a narrower one."""
+        """All is computed in the dtype of the sums. Nothing is rounded to a narrower one."""
         return self.results(
             self.plain, {name: t.detach().to(self.sum_dtype).requires_grad_() for name, t in self.make().items()}
         )
 
     def yardstick(self, backend: str) -> dict[str, Tensor]:
-        """Where eager takes the logarithm of a standard deviation it does so in float64, beyond what people have: their
-        errors are the yardstick there."""
+        """Eager takes the logarithm of a standard deviation in float64, which people do not. Where it does, the
+        yardstick is what people write."""
         in_float64 = self.std_floor or self.scale not in ("logvar", "logstd")
         return super().yardstick("eager" if in_float64 else backend)
 
@@ -165,7 +165,7 @@ class LatentCase(Case):
         return self.expected_of(self.make())
 
     def expected_of(self, tensors: dict[str, Tensor]) -> dict[str, Expected]:
-        """The true results of these tensors in place of the case's own."""
+        """The true results for these tensors in place of the case's own."""
         wide = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
         magnitudes = self._magnitudes(wide)
         return {
@@ -183,8 +183,8 @@ class LatentCase(Case):
         return elements.flatten(self._kept).sum(-1)
 
     def _magnitudes(self, t: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The scale on which rounding errors are counted: of each result the sum of its terms' absolute values. The
-        tensors are float64."""
+        """The scale on which the rounding errors of each result are counted: the sum of its terms' absolute values. `t`
+        holds float64 tensors."""
         upstream = self.upstream(self.plain(t))
         t = {name: x.detach() for name, x in t.items()}
         mu, raw = self.moments(t)

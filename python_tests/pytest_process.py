@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 
 
 def run(plugin: str, *arguments: object, environment: dict[str, str]) -> str:
-    """The last line that it prints; no test may fail."""
+    """Runs pytest, in which no test may fail, and returns the last line that it prints."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, cwd=TESTS.parent
@@ -22,7 +22,7 @@ def run(plugin: str, *arguments: object, environment: dict[str, str]) -> str:
 
 
 def run_in_interpreter(*arguments: object) -> None:
-    """Runs what concerns Triton in Triton's interpreter. All tests must pass, and there must be some."""
+    """Runs tests in Triton's interpreter: those of the backend "triton". All must pass, and there must be some."""
     skip_without_interpreter()
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
@@ -34,6 +34,6 @@ def run_in_interpreter(*arguments: object) -> None:
 
 
 def marked(marker: str) -> list[Path]:
-    """The files with tests of a marker: the others need not be collected."""
+    """The files that have tests of this marker. The others need not be collected."""
     mark = re.compile(rf"\bpytest\.mark\.{marker}\b")
     return [path for path in sorted(TESTS.glob("*.py")) if mark.search(path.read_text(encoding="utf-8"))]

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class RecordedOps(TorchDispatchMode):
-    """Within it, the calls of one backend's ops as the dispatcher sees them."""
+    """Records the calls of one backend's ops as the dispatcher sees them."""
 
     def __init__(self, backend: str) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RecordedOps(TorchDispatchMode):
         return len(self._calls)
 
     def check(self) -> None:
-        """The schema, the fake and the strides of each op, with the very arguments that it got."""
+        """Checks the schema, the fake and the strides of each recorded op, with the very arguments that it got."""
         for op, args in self._calls:
             torch.library.opcheck(op, tuple(_detached(a) for a in args))
 

@@ -17,7 +17,7 @@ SMALL = [s for s in SAMPLES if math.prod(s.shapes[0]) <= 4000]
 @pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", SMALL, ids=str)
 def test_error_rule(backend: str, sample: Sample) -> None:
-    """Kernels against eager; eager against what people write in the same dtypes."""
+    """The yardstick of kernels is eager; that of eager is what people write in the same dtypes."""
     sample.check_error_rule(backend)
 
 
@@ -40,7 +40,7 @@ HALF = [s for s in VALUES + LAID_OUT if set(s.dtypes) in ({BF16}, {F16})]
 @pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", HALF, ids=str)
 def test_half_precision_rounds_once(backend: str, sample: Sample) -> None:
-    """Loaded as it is, computed in float32, rounded on store: the results are those of the same numbers in float32."""
+    """Half types are computed in float32 and rounded on store. The results are those of the same numbers in float32."""
 
     def widened(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = sample.call({name: t.float() for name, t in tensors.items()})
@@ -77,7 +77,7 @@ SPECIAL = (math.inf, -math.inf, math.nan)
 @pytest.mark.parametrize("value", SPECIAL, ids=str)
 @pytest.mark.parametrize(("op", "argument"), [(op, a) for op in OPS for a in OPS[op].arguments])
 def test_not_finite(backend: str, op: str, argument: str, value: float, dtype: torch.dtype) -> None:
-    """What is not finite gives what float64 eager gives, and that in its sample alone."""
+    """An element that is not finite gives what it gives in float64 eager, and changes no other sample."""
     case = sample(op, (5, 70), dtypes=dtype)
 
     def spoilt(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -100,13 +100,13 @@ def test_not_finite(backend: str, op: str, argument: str, value: float, dtype: t
 
 
 def _kind(tensor: Tensor) -> Tensor:
-    """0 finite, 1 inf, -1 -inf, 2 NaN."""
+    """The kind of each element: 0 if finite, 1 if inf, -1 if -inf, 2 if NaN."""
     return torch.where(tensor.isfinite(), 0.0, tensor.double()).nan_to_num(2, 1, -1)
 
 
 @pytest.mark.interpreted_accuracy
 def test_kl_is_never_negative(backend: str) -> None:
-    """Nor is it of collapsed latents, where the direct formula gives either sign."""
+    """The direct formula gives either sign for collapsed latents."""
     for dtype in (F64, F32, BF16, F16):
         size = 10 ** torch.linspace(-30, 2, 4000, dtype=F64)
         logvar = torch.cat((size, -size)).to(dtype).to(DEVICE)

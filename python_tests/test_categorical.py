@@ -38,7 +38,7 @@ def test_shape_dtype_and_layout(backend: str, case: CategoricalCase) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype == F32 and c.values == "random"], ids=str)
 def test_torch_distributions(kernel: str, case: CategoricalCase) -> None:
-    """In float64, up to the rounding of float32 sums and of the gradients' terms."""
+    """The results are those of float64 up to the rounding of float32 sums and of the gradients' terms."""
     got, want = case.results(), case.in_float64()
     eps = torch.finfo(F32).eps
     torch.testing.assert_close(got["log_px"].double(), want["log_px"], rtol=8 * eps, atol=0)
@@ -74,7 +74,7 @@ def test_functorch(backend: str) -> None:
 @pytest.mark.emulated
 @pytest.mark.parametrize("shape", [(4, 3, 10), (4, 3, 300), (5, 2000)], ids=str)
 def test_any_upstream(backend: str, shape: tuple[int, ...]) -> None:
-    """Expanded, strided, and not needed at all."""
+    """The upstream gradient may be expanded or strided. No gradient may be needed at all."""
     logits, x = CategoricalCase(shape).make().values()
     log_px = vk.categorical_log_likelihood(logits, x)
     dense = torch.full((shape[0],), 0.7, device=DEVICE)
@@ -120,7 +120,7 @@ def test_several_samples_against_one_x(backend: str, classes: int) -> None:
 @pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 4, 100)], ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 def test_elements(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Those of PyTorch in float64, for each position."""
+    """The elements are those of PyTorch in float64."""
     logits = torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True)
     x = torch.randint(shape[-1], shape[:-1], device=DEVICE)
     found = vk.categorical_log_likelihood(logits, x, reduction="none")
@@ -137,7 +137,7 @@ def test_elements(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> N
 @pytest.mark.parametrize("wrong", [-1, -100, 2**40, "classes"], ids=str)
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 def test_a_class_that_does_not_exist(backend: str, classes: int, wrong: int | str) -> None:
-    """NaN in its sample, and in the gradients of its position alone."""
+    """Its sample is NaN, and so are the gradients of its position. Nothing else changes."""
     logits, x = CategoricalCase((3, 4, classes)).make().values()
     clean = vk.categorical_log_likelihood(logits, x)
     (clean_gradient,) = torch.autograd.grad(clean.sum(), logits)
@@ -158,7 +158,7 @@ def test_a_class_that_does_not_exist(backend: str, classes: int, wrong: int | st
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 @pytest.mark.parametrize("row", ["nan", "inf", "-inf", "x -inf", "all -inf", "two inf"])
 def test_not_finite(backend: str, row: str, classes: int, dtype: torch.dtype) -> None:
-    """What float64 eager gives, and that in its sample alone."""
+    """An element that is not finite gives what it gives in float64 eager."""
     logits, x = CategoricalCase((3, 4, classes), dtype).make().values()
     spoilt = logits.detach().clone()
     k = int(x[1, 2])

@@ -83,8 +83,8 @@ def test_traced_results_without_gradients(kernel: str, case: Sample) -> None:
 
 
 def test_inductor_keeps_the_error_rule(backend: str) -> None:
-    """Every op in one graph. Of eager's formulas Inductor makes code of its own, which is 23 ulp off, with 8 allowed, in
-    the gradient of one: that is not this package's to mend."""
+    """Every op in one graph. Inductor compiles eager's formulas itself. In the gradient of one of them its code is 23
+    ulp off where 8 are allowed, which this package cannot mend."""
     cases = [sample(op) for op in OPS if backend != "eager" or op != "discretized_logistic"]
 
     def together(*tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -129,7 +129,7 @@ def test_dynamic_shapes_with_gradients(kernel: str, op: str) -> None:
 
 
 def test_seeds(backend: str) -> None:
-    """As a number that changes, as a tensor, and drawn: what is compiled makes the same noise."""
+    """The compiled call makes the same noise from a number that changes, from a tensor, and from a drawn seed."""
     mu, logvar = torch.randn(4, 9, device=DEVICE), torch.randn(4, 9, device=DEVICE)
 
     def latent(mu: Tensor, logvar: Tensor, seed: int | Tensor | None) -> tuple[Tensor, Tensor]:

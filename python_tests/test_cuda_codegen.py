@@ -114,7 +114,7 @@ BOUND_BY_ARITHMETIC = ("NegativeBinomial", "ContinuousBernoulli", "BernoulliProb
 
 
 def test_instructions_per_element(found: list[Kernel]) -> None:
-    """Of every kernel for whole packs, and no more than there were."""
+    """No kernel for whole packs has more instructions than it had."""
     counted = [kernel for kernel in found if kernel.packs and kernel.architecture == "sm_90"]
     if not counted:
         pytest.skip("not built for sm_90")

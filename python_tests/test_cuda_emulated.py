@@ -20,7 +20,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_passes(library: Path) -> None:
-    """What the kernels decide: the tests that are marked so."""
+    """All tests that are marked `emulated` pass: those whose results the kernels decide."""
     # Formulas of float64 are those of the CPU kernels, to the bit; the Poissons' differ by a line.
     chosen = "cuda and not (go_as_far and float64) and not poisson_rate"
     environment = emulated_cuda.environment(library)

@@ -38,7 +38,7 @@ def to_second_order(call: Call, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def gradients(outputs: Sequence[Tensor], inputs: tuple[Tensor, ...], create_graph: bool = False) -> list[Tensor]:
-    """Under random upstream gradients; of inputs that an output depends on."""
+    """Gradients of the inputs that an output depends on, under random upstream gradients."""
     outputs = [o for o in outputs if o.requires_grad]
     if not outputs:
         return []
@@ -102,7 +102,8 @@ def test_compiled(backend: str, default: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_models(backend: str, default: torch.dtype, kind: str, likelihood: str) -> None:
-    """Those built before; their weights are made in the default dtype, as those of `torch.nn` are."""
+    """The results of a model that was built before do not change. New weights have the default dtype, as those of
+    `torch.nn`."""
     model = MODELS[kind]((1, 8, 8), (4,), 2, likelihood, -1.0).to(DEVICE)
     x = torch.rand(3, 1, 8, 8, device=DEVICE)
     found = []

@@ -56,7 +56,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def test_all_files_are_collected_without_the_extras(environment: dict[str, str]) -> None:
-    """As on a machine with torch, triton, numpy, pytest and hypothesis, on which nothing can be installed."""
+    """A GPU machine may have torch, triton, numpy, pytest and hypothesis alone."""
     options = ["--collect-only", "-q", "-p", "device_rehearsal", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command = [sys.executable, "-c", WITHOUT, *options, TESTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

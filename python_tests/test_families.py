@@ -34,7 +34,7 @@ def test_probabilities_of_all_bins_add_up_to_1(backend: str, mean: float, log_sc
 def test_probabilities_of_all_counts_add_up_to_1(
     backend: str, mu: float, theta: float, zero_logits: float | None
 ) -> None:
-    """And give the mean mu, of the counts that are not dropped."""
+    """They give the mean mu of the counts that are not dropped."""
     x = torch.arange(1000, dtype=F64, device=DEVICE)[:, None]
     rate = torch.full_like(x, mu)
     if zero_logits is None:
@@ -50,7 +50,7 @@ def test_probabilities_of_all_counts_add_up_to_1(
 
 @pytest.mark.parametrize("rate", [0.01, 3.0, 40.0])
 def test_probabilities_of_all_counts_of_a_poisson_add_up_to_1(backend: str, rate: float) -> None:
-    """And give the rate."""
+    """They give the rate."""
     x = torch.arange(200, dtype=F64, device=DEVICE)[:, None]
     p = vk.poisson_log_likelihood(torch.full_like(x, math.log(rate)), x).exp()
     torch.testing.assert_close(p.sum().item(), 1.0, rtol=1e-14, atol=0)
@@ -320,7 +320,7 @@ OUTSIDE = {
 @pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize(("family", "arguments"), [(f, a) for f, rows in OUTSIDE.items() for a in rows])
 def test_the_gradient_is_that_of_the_value(backend: str, family: str, arguments: tuple[float, ...]) -> None:
-    """By differences of the value itself."""
+    """The gradient agrees with differences of the value."""
     call = OPS[family].call
     inputs = [torch.tensor([[v]], dtype=F64, device=DEVICE, requires_grad=True) for v in arguments]
     gradients = torch.autograd.grad(call(*inputs, batch_dims=1).sum(), inputs)

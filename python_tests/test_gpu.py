@@ -44,7 +44,7 @@ def gaussian(mean: Tensor, x: Tensor) -> tuple[Tensor]:
 
 
 def outcome(function: Callable, inputs: list[Tensor], upstream: list[Tensor]) -> dict[str, Tensor]:
-    """Outputs and gradients, numbered."""
+    """The outputs and gradients by number."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     outputs = function(*inputs)
     gradients = torch.autograd.grad(outputs, inputs, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
@@ -229,7 +229,7 @@ def _words(row: int, cols: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.slow
 def test_a_sum_over_more_than_2_31_elements(kernel: str) -> None:
-    """The gradient of a parameter that all elements share is such a sum too."""
+    """So is the gradient of a parameter that all elements share."""
     rows, cols = 2**12 + 1, 2**19
     mean = torch.zeros(1, device="cuda", dtype=BF16).expand(rows, cols)
     logvar = torch.zeros((), device="cuda", requires_grad=True)
@@ -255,8 +255,8 @@ def curand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", [0, 42, 2**32 + 1, 2**63 - 1])
 def test_noise_is_that_of_curand(kernel: str, curand: Path, seed: int) -> None:
-    """The two are 1e-4 apart at most: cuRAND takes the fast sine, whose absolute error is 2^-21 and more. Of other words
-    the noise would be off by 1."""
+    """They are 1e-4 apart at most, since cuRAND takes the fast sine, whose absolute error is 2^-21 and more. From other
+    words the noise would be off by 1."""
     rows, quads = 37, 300
     printed = subprocess.run([curand, str(seed), "0", str(rows), str(quads)], capture_output=True, check=True).stdout
     want = np.frombuffer(printed, dtype=np.float32).reshape(rows, 4 * quads)

@@ -83,7 +83,7 @@ MEDIUM = [
 
 
 def gradients(case: Sample, upstream: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Under upstream gradients that `upstream` lays out."""
+    """The gradients under upstream gradients that `upstream` lays out."""
     function, inputs = case.of_inputs()
     outputs = function(*inputs)
     given = case.upstream(case.named(outputs))
@@ -172,7 +172,7 @@ MORE_CALLS = {
 }
 
 
-# What Triton's interpreter has time for.
+# Triton's interpreter is slow: it runs only these.
 INTERPRETED = {
     ("latent", "sparse"),
     ("latent", "negated view"),
@@ -192,8 +192,8 @@ INTERPRETED = {
     ],
 )
 def test_upstream_of_another_form(backend: str, call: str, form: str) -> None:
-    """Handed to autograd or sent back by an op behind, of one output or of all: the gradients are those of a dense one,
-    and dense."""
+    """An upstream gradient may be handed to autograd or sent back by a later op, for one output or for all. The
+    gradients are dense, and those that a dense upstream gradient gives."""
     if call in OPS:
         function, inputs = sample(call, (4, 6)).of_inputs()
     else:
@@ -231,7 +231,7 @@ def test_upstream_zeros_that_take_no_memory(backend: str) -> None:
 
 
 def test_an_embedding_of_the_samples(backend: str) -> None:
-    """`F.embedding(sparse=True)` looks up some of z's rows: as looked up by an index."""
+    """`F.embedding(sparse=True)` looks up rows of z. Its gradients are those of an index."""
     mu, logvar = (torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(2))
     index, upstream = torch.tensor([2, 0, 2], device=DEVICE), torch.randn(3, 6, device=DEVICE)
     found = []
@@ -260,7 +260,8 @@ def test_unused_output(backend: str, case: Sample, used: str) -> None:
 
 @pytest.mark.interpreted
 def test_unused_output_that_overflowed(backend: str) -> None:
-    """The KL of a logvar of 100 is infinite in float32. Who uses only z, with noise of zero, must not see it."""
+    """The KL of a logvar of 100 is infinite in float32. It must not show in the gradient of z alone, with noise of
+    zero."""
     mu = torch.ones(2, 3, device=DEVICE, requires_grad=True)
     logvar = torch.full((2, 3), 100.0, device=DEVICE, requires_grad=True)
     z, kl = vk.reparameterize_kl(mu, logvar, eps=torch.zeros(2, 3, device=DEVICE))
@@ -475,7 +476,8 @@ def test_inputs_modified_before_backward(backend: str, op: str, argument: str) -
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_tensors_that_come_back_contiguous(kernel: str, layout: str) -> None:
-    """As from `save_on_cpu(pin_memory=True)`: the backward pass still makes the noise of the forward pass."""
+    """`save_on_cpu(pin_memory=True)` gives such tensors. The backward pass still makes the noise of the forward
+    pass."""
     mu = LAYOUTS[layout](torch.randn(2, 4, 3, 5, device=DEVICE)).requires_grad_()
     logvar = torch.randn(2, 4, 3, 5, device=DEVICE, requires_grad=True)
     prior_mu, prior_logvar = (torch.randn(4, 3, 5, device=DEVICE, requires_grad=True) for _ in range(2))
@@ -501,7 +503,7 @@ def test_saved_tensors_that_come_back_contiguous(kernel: str, layout: str) -> No
 
 @pytest.mark.parametrize("name", ["logvar", "x", "prior_logvar"])
 def test_what_is_broadcast_over_samples_is_rounded_once(backend: str, name: str) -> None:
-    """The gradient of a bfloat16 tensor that some samples share, summed before it is rounded."""
+    """The gradient of a bfloat16 tensor that samples share is summed before it is rounded."""
     mean = torch.randn(50, 4, 32, device=DEVICE).bfloat16()
     shared = torch.randn(4, 32, device=DEVICE).bfloat16().requires_grad_()
 
@@ -538,7 +540,8 @@ def test_backward_runs_on_the_backend_of_its_forward(kernel: str) -> None:
 @pytest.mark.interpreted
 @pytest.mark.parametrize("case", [c for c in MEDIUM if BF16 not in c.dtypes], ids=str)
 def test_batched_gradients(backend: str, case: Sample) -> None:
-    """Several upstream gradients at once, in either of PyTorch's ways: powers of two of one, which scale its exactly."""
+    """Several upstream gradients at once, in either of PyTorch's ways. They are powers of two times one, so that the
+    results scale exactly."""
     function, inputs = case.of_inputs()
     outputs = case.named(function(*inputs))
     factors = (-2.0, 0.5, 4.0)

@@ -190,7 +190,7 @@ def test_checks_of_values_let_good_ones_pass(backend: str) -> None:
 
 
 def test_checks_of_values_where_tensors_are_elsewhere() -> None:
-    """By default or all of them on a device without values."""
+    """The default checks, and all of them, pass over tensors that have no values."""
     with vk.check_values():
         with torch.device("meta"):
             assert vk.gaussian_log_likelihood(GOOD, GOOD, 0.3).shape == (4,)
@@ -220,7 +220,7 @@ def test_a_spread_above_a_floor_may_be_zero(backend: str, scale: str) -> None:
 
 
 def test_numbers_of_numpy(backend: str) -> None:
-    """Lengths, argmaxes and seeds of NumPy's generators."""
+    """Lengths, argmaxes and seeds may be numbers of NumPy."""
     one, two = np.int64(1), np.int32(2)
     mu = torch.randn(4, 3, 2, device=DEVICE)
     for found, want in zip(
@@ -313,7 +313,7 @@ MANY_DIMS = {
 
 
 def _reversed(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, the first dim the fastest."""
+    """The same values in a layout whose first dim is the fastest."""
     backwards = range(tensor.dim())[::-1]
     return tensor.permute(*backwards).contiguous().permute(*backwards)
 

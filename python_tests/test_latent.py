@@ -22,7 +22,8 @@ from vae_kernels import noise
 def test_at_a_bound_the_log_variance_has_its_gradient(
     backend: str, packed: bool, scale: str, bounds: tuple[float, float], dtype: torch.dtype
 ) -> None:
-    """As if it were not clamped, whatever the derivative of torch.clamp is; beyond the bound there is none."""
+    """At a bound the gradient is that of a log-variance that is not clamped, whatever torch.clamp has. Beyond it is
+    zero."""
     unclamped = torch.tensor([0.0, -3.0, 3.0] * 8, dtype=F64).reshape(3, 8)
     raw = SPREADS[scale](unclamped).to(dtype).to(DEVICE)  # of a log-variance of 0 it is exactly 0 or 1
     mu, upstream = torch.randn(2, 3, 8).to(dtype).to(DEVICE)
@@ -104,7 +105,7 @@ def test_gradcheck(backend: str, case: LatentCase) -> None:
 
 @pytest.mark.interpreted
 def test_path_gradient_vanishes_at_the_posterior(kernel: str) -> None:
-    """Where q is the prior, whatever z is drawn."""
+    """Where q is the prior, the path gradient is zero for any z."""
     mu, logvar = (torch.randn(4, 7, device=DEVICE) for _ in range(2))
     q = [t.clone().requires_grad_() for t in (mu, logvar)]
     _, kl = vk.reparameterize_kl(*q, prior_mu=mu, prior_logvar=logvar, num_samples=3, kl_estimator="path")
@@ -127,7 +128,7 @@ def test_monte_carlo_has_the_analytic_mean(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1030), (2, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("count", [None, 1, 3])
 def test_noise_of_a_seed(backend: str, shape: tuple[int, ...], count: int | None) -> None:
-    """Rows are those of z, samples first."""
+    """The rows of the noise are those of z, samples first."""
     mu = torch.zeros(shape, device=DEVICE)
     z, _ = vk.reparameterize_kl(mu, mu, num_samples=count, seed=11)
     rows = (count or 1) * shape[0]
@@ -140,7 +141,7 @@ def test_noise_of_a_seed(backend: str, shape: tuple[int, ...], count: int | None
 @pytest.mark.parametrize("shape", [(5, 7), (3, 1030), (3, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("count", [None, 2])
 def test_a_seed_for_each_sample(backend: str, shape: tuple[int, ...], count: int | None) -> None:
-    """Sample b under seed[b] alone is the same as within the batch, wherever it stands."""
+    """Sample b is the same alone under seed[b] as anywhere in the batch."""
     mu = torch.randn(shape, device=DEVICE)
     seeds = torch.randint(0, 2**62, shape[:1], device=DEVICE)
     z, kl = vk.reparameterize_kl(mu, 0.1 * mu, num_samples=count, seed=seeds, kl_estimator="monte_carlo")
@@ -178,7 +179,7 @@ def test_backward_makes_the_same_noise(backend: str, count: int | None, own: boo
 @pytest.mark.interpreted
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_packed_gradient_is_one_tensor(kernel: str, layout: str) -> None:
-    """Of the moments' own layout, and nothing else of their size is allocated."""
+    """The gradient has the moments' own layout, and nothing else of their size is allocated."""
     moments = LAYOUTS[layout](torch.randn(2, 8, 6, 6, device=DEVICE)).requires_grad_()
     z, kl = vk.reparameterize_kl_packed(moments, seed=1)
     gradient = torch.autograd.grad(z.sum() + kl.sum(), moments)[0]
@@ -188,7 +189,7 @@ def test_packed_gradient_is_one_tensor(kernel: str, layout: str) -> None:
 
 @pytest.mark.interpreted
 def test_sides(backend: str) -> None:
-    """`num_samples=1` has the leading dim, none has not; a prior given as zeros is the standard one."""
+    """`num_samples=1` gives the leading dim, None does not. A prior given as zeros is the standard one."""
     mu, logvar = torch.randn(3, 5, device=DEVICE), torch.randn(3, 5, device=DEVICE)
     plain = vk.reparameterize_kl(mu, logvar, seed=1)
     one = vk.reparameterize_kl(mu, logvar, seed=1, num_samples=1)
@@ -231,7 +232,7 @@ def test_opcheck(kernel: str, case: LatentCase) -> None:
 
 
 def test_transforms(backend: str) -> None:
-    """vmap over stacked inputs, and forward-mode derivatives, are those of the loop and of the backward pass."""
+    """vmap over stacked inputs gives what a loop gives, and torch.func.grad what the backward pass gives."""
     mu, logvar, m, v = (torch.randn(4, 3, 5, device=DEVICE) for _ in range(4))
     eps = torch.randn(4, 3, 5, device=DEVICE)
 

@@ -88,7 +88,7 @@ def test_the_best_instruction_set_is_the_default() -> None:
 
 @pytest.mark.parametrize("bins", [torch.tensor(256.0), torch.full((2, 3), 256.0)], ids=["one", "elements"])
 def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
-    """The kernels read them as one number: of several they would take the first."""
+    """The kernels read bins as one number, and would take the first of several."""
     inputs = (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()))
     ops, family = torch.ops.vae_kernels_cpp, INDEX["discretized_logistic"]
     message = "discretized_logistic needs the last 1 of its parameters as numbers, got a tensor"
@@ -107,7 +107,7 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
 
 
 def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
-    """Where the public functions, which know better, were not asked."""
+    """The ops check what the public functions check before them."""
     ops, z, seed = torch.ops.vae_kernels_cpp, torch.zeros(2, 3), torch.tensor([1])
     for message, options, *inputs in (
         ("scale must be between 0 and 4, got 5", LatentOptions(1, scale=5), z, z, None, None, seed),
@@ -126,7 +126,7 @@ def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
 
 
 def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
-    """Its families would be computed by each other's formulas."""
+    """It would compute families by each other's formulas."""
     package = shutil.copytree(
         Path(vk.__file__).parent, tmp_path / "vae_kernels", ignore=shutil.ignore_patterns("_cuda.so")
     )
@@ -138,7 +138,7 @@ def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
 
 
 def test_calls_from_several_threads_at_once() -> None:
-    """Each Python thread gets its own right results."""
+    """Each Python thread gets its own results."""
 
     def step(seed: int) -> list[torch.Tensor]:
         mu, logvar = (torch.full((64, 333), 0.1 * seed, requires_grad=True) for _ in range(2))

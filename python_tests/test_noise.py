@@ -37,7 +37,7 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tu
 
 
 def test_box_muller_is_right_to_the_last_bit() -> None:
-    """The eager definition is float64 within and rounds once."""
+    """The eager definition computes in float64 and rounds once."""
     for lane, want in zip(noise.box_muller(*edge_words()), edge_normals(), strict=True):
         assert ulp_apart(lane, want) <= 0.5 + 2**-20
 
@@ -78,7 +78,7 @@ def test_same_noise_in_every_dtype(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 def test_same_noise_whatever_the_layout(backend: str, dtype: torch.dtype) -> None:
-    """To the bit: whole packs, rows that are cut off, several samples, a prior, gaps between the elements."""
+    """Whole packs, rows that are cut off, several samples, a prior and gaps between the elements change no bit."""
     zeros = torch.zeros(5, 1032, dtype=dtype, device=DEVICE)
     want = vk.reparameterize_kl(zeros, zeros, seed=5)[0]
     prior = {"prior_mu": zeros, "prior_logvar": zeros}
@@ -125,7 +125,7 @@ def test_noise_does_not_depend_on_how_many_rows_or_columns_there_are(backend: st
 @pytest.mark.interpreted
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_columns_are_counted_in_memory_order(backend: str, layout: str) -> None:
-    """As `torch.randn_like` does; what is not dense counts in the order of `torch.empty_like`."""
+    """The order is that of `torch.randn_like`; where elements are not dense, that of `torch.empty_like`."""
     mu = LAYOUTS[layout](torch.zeros(2, 3, 4, 5, device=DEVICE))
     order = sorted(range(1, 4), key=lambda d: -torch.empty_like(mu).stride(d))
     want = drawn((2, 60), 11).reshape([2, *(mu.shape[d] for d in order)])
@@ -198,7 +198,7 @@ ALPHA = 1e-4
 
 
 def test_mean_and_variance(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
-    """Within the quantiles of their sampling distributions, 1 in 10⁴ falling outside."""
+    """The moments are within quantiles of their sampling distributions: 1 in 10⁴ falls outside."""
     eps = sorted_sample(many, backend)
     limit = stats.norm.isf(ALPHA / 2)
     assert abs(eps.mean()) * math.sqrt(eps.size) < limit
@@ -216,7 +216,7 @@ def test_kolmogorov_smirnov(backend: str, many: dict[str, np.ndarray], stats: Mo
 
 
 def test_tails(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
-    """As many numbers beyond 3, 4 and 5 as there should be, on both sides."""
+    """The counts of numbers beyond 3, 4 and 5 are right on both sides."""
     eps = sorted_sample(many, backend)
     for sign in (1, -1):
         for edge in (3, 4, 5):

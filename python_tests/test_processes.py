@@ -92,6 +92,6 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
 
 @DISTRIBUTED
 def test_shards_of_a_batch() -> None:
-    """Two processes compute what one does, by the local part of a DTensor and a seed for each sample. A DTensor itself is
-    refused, and the message names its local part."""
+    """Two processes compute what one does, by the local part of a DTensor and a seed for each sample. A DTensor itself
+    is refused, and the message names its local part."""
     torchrun(2, str(PROGRAMS / "sharded.py"))

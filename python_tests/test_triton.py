@@ -1,4 +1,4 @@
-"""The Triton kernels on a CPU, in Triton's interpreter: in a process of its own, which has to be started for it."""
+"""The Triton kernels on a CPU, in Triton's interpreter, which needs a process that is started for it."""
 
 import sys
 
@@ -13,5 +13,5 @@ def test_from_inside() -> None:
 
 
 def test_shared() -> None:
-    """In one process: what a process begins with takes ten seconds."""
+    """All tests run in one process, because the start of a process takes ten seconds."""
     run_in_interpreter("-m", "interpreted and not slow", *marked("interpreted"))

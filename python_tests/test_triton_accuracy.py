@@ -1,4 +1,4 @@
-"""The error rule for the Triton kernels in Triton's interpreter, and what holds where numbers end."""
+"""The error rule for the Triton kernels in Triton's interpreter, and results at the limits of the types."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Eager on a device without float64: it makes no float64 tensor, and keeps its error rule.
 
-A CPU pretends to be one: what decides is told that it has no float64, and whatever makes a tensor of it is refused.
+A CPU pretends to be one. Eager is told that it has no float64, and whatever makes a float64 tensor is refused.
 """
 
 import itertools
@@ -71,7 +71,7 @@ def test_noise_of_a_seed(seed: int) -> None:
 
 @pytest.mark.parametrize("form", ["int", "tensor", "of_each_sample", "samples", "packed", "channels_last"])
 def test_forms_of_a_seed(form: str) -> None:
-    """The same noise, within its bound, as on a device with float64."""
+    """The noise is that of a device with float64, within its bound."""
     zero = torch.zeros(3, 4, 2, 6)
     given = {
         "tensor": {"seed": torch.tensor(5)},
@@ -226,7 +226,7 @@ def test_kl_of_a_spread(scale: str, near_1: bool) -> None:
 
 
 def test_integers_beyond_float32() -> None:
-    """Classes and seeds are never made floats."""
+    """Classes and seeds are never converted to floats."""
     logits = torch.randn(2, 3, requires_grad=True)
     with NoFloat64():
         log_px = vk.categorical_log_likelihood(logits, torch.tensor([0, 2**62], dtype=I64))

@@ -1,6 +1,6 @@
 """torch.distributions in float64 as the second, independent source: values by its formulas, gradients by autograd.
 
-It judges the narrower types. Of float64 results it is no judge: its own errors are of as many ulp."""
+It serves for the narrower types only: in ulp of float64 its own errors are as large as those of the results."""
 
 import torch
 from error_rule import Expected, check
@@ -72,8 +72,8 @@ DISTRIBUTIONS = {
 
 
 def expected(sample: Sample) -> dict[str, Expected]:
-    """The outputs and gradients. They count on the scale of the largest element, because a formula of torch.distributions
-    may cancel in a small one."""
+    """The outputs and gradients. They count on the scale of the largest element, because a formula of
+    torch.distributions may cancel in a small one."""
     tensors = sample.make()
     leaves = {name: t.detach().double().expand(sample.shapes[0]).clone() for name, t in tensors.items()}
     wanted = {name: leaves[name].requires_grad_() for name, t in tensors.items() if t.requires_grad}
@@ -98,6 +98,6 @@ def check_error_rule(sample: Sample, backend: str) -> None:
     got, want = sample.results(), expected(sample)
     assert set(got) == set(want)
     if backend == "eager" and "theta" in OPS[sample.op].arguments:
-        # Eager's gradients are differences of parts, and test_accuracy.py counts their errors on the scale of the parts.
+        # Eager's gradients are differences of large parts, on whose scale test_accuracy.py counts their errors.
         got = {name: got[name] for name in sample.output_dtypes}
     check(got, sample.yardstick(backend), {name: want[name] for name in got})

@@ -75,7 +75,7 @@ def _gamma_slope(a):
 
 @triton.jit
 def _slope_difference(a):
-    """From that of 1.5."""
+    """The difference from the slope at 1.5."""
     b = a * 0.0 + 1.5
     return gamma.slope_difference(a, b, a - b, a.dtype)
 

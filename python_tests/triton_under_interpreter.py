@@ -86,7 +86,7 @@ def test_normals_are_within_4_ulp_of_the_eager_ones() -> None:
 
 
 def _steps_apart(a: Tensor, b: Tensor) -> Tensor:
-    """How many float32 lie between."""
+    """How many float32 numbers lie between two."""
     a, b = (torch.where(t < 0, -(t & 0x7FFFFFFF), t) for t in (t.view(torch.int32).long() for t in (a, b)))
     return (a - b).abs()
 
@@ -118,7 +118,7 @@ SAMPLES += [
 
 
 def outcome(case: Case) -> dict[str, Tensor]:
-    """The results under plans that are made anew."""
+    """The results of a call whose plans are made anew."""
     launch._plans.clear()
     layout._layout.cache_clear()
     return case.results()
@@ -144,7 +144,7 @@ def test_a_grid_of_several_planes_changes_nothing(case: Case, monkeypatch: pytes
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_splitting_rows_does_not_change_sums(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does summing some chunks of a row in one program and others in another."""
+    """Chunks of a row may be summed by one program or by several."""
     want = case.call(case.make())
     for enough, many in ((1, 1), (2**20, 4), (2**20, 2**20)):
         monkeypatch.setattr(tile, "ENOUGH_PROGRAMS", enough)
@@ -168,7 +168,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are(cols: int, monkeypatch: 
 
 
 def _cropped(shape: tuple[int, ...]) -> Tensor:
-    """More levels of strides than the kernels know."""
+    """A tensor with more levels of strides than the kernels know."""
     around = torch.full([n + 2 for n in shape], float("nan"))
     inside = around[tuple(slice(1, -1) for _ in shape)]
     return inside.copy_(torch.randn(shape)).requires_grad_()

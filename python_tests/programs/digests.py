@@ -1,8 +1,9 @@
-"""Prints digests of many results of the C++ kernels as JSON, for one thread and for two, and the instruction set in use.
+"""Prints digests of many results of the C++ kernels as JSON: with one thread, and with two. Names the instruction set
+too.
 
     python digests.py SUBJECT
 
-Subjects: `library`, the noise, the samples and the latent step in its other forms; `categorical`.
+Subjects: `library` stands for the noise, the samples and the latent step in its other forms, `categorical` for itself.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
-"""A batch in shards, run by each of two processes: the local parts of DTensors give the loss and the gradients that the
-whole batch gives, and a DTensor itself is refused."""
+"""Runs in each of two processes, which share a batch. The local parts of DTensors give the loss and the gradients of
+the whole batch. A DTensor itself is refused."""
 
 import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
