@@ -42,9 +42,11 @@ class Case:
         raise NotImplementedError
 
     def named(self, outputs: Outputs) -> dict[str, Tensor]:
+        """The outputs of `function` by name."""
         return dict(zip(self.output_dtypes, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
 
     def generator(self, stream: int = 0) -> torch.Generator:
+        """A generator that is seeded by the case's name and the number of the stream."""
         return torch.Generator().manual_seed(zlib.crc32(str(self).encode()) + stream)
 
     def upstream(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
