@@ -187,8 +187,8 @@ INTERPRETED = {
     ("call", "form"),
     [
         pytest.param(call, form, marks=[pytest.mark.interpreted] if (call, form) in INTERPRETED else [])
-        for form in UPSTREAM
         for call in (*OPS, *MORE_CALLS)
+        for form in UPSTREAM
     ],
 )
 def test_upstream_of_another_form(backend: str, call: str, form: str) -> None:
