@@ -177,7 +177,7 @@ def test_values_are_checked_where_asked(backend: str, call: Callable, name: str,
 
 @pytest.mark.parametrize("theta", [0.0, -1.0, torch.tensor([1.0, -1.0, 2.0], device=DEVICE)], ids=str)
 def test_parameters_of_all_samples_are_checked_too(backend: str, theta: float | torch.Tensor) -> None:
-    """And no sample is named that would be innocent."""
+    """The message names no sample, because all share the parameter."""
     with vk.check_values(), pytest.raises(ValueError, match=r"^theta must be positive, but it holds (-1|0)"):
         vk.negative_binomial_log_likelihood(GOOD, COUNTS, theta)
 
