@@ -10,7 +10,7 @@ from samples import BACKENDS, DEVICE, KERNELS
 import vae_kernels as vk
 from vae_kernels.training import report
 
-# They show how the kernels are built, what compilers and interpreters make of them, what Python alone or the CPU does.
+# They test how the kernels are built, what compilers and interpreters make of them, or what no GPU takes part in.
 if DEVICE != "cpu":
     collect_ignore = [
         "test_benchmarks.py",
@@ -38,7 +38,7 @@ if DEVICE != "cpu":
         "test_without_float64.py",
     ]
 
-# Files of minutes come first, so that no worker is left with one of them at the end.
+# Files that take minutes come first, so that no worker is left with one of them at the end.
 LONG = [
     "test_cuda_emulated.py",
     "test_triton.py",
@@ -57,6 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drawn: the pictures of training runs are drawn")
     config.addinivalue_line(
         "markers", "around: about what is around the kernels; no variant of a kernel is met here alone"
+    )
+    config.addinivalue_line("markers", "emulated: runs on the emulated CUDA device too, by test_cuda_emulated.py")
+    config.addinivalue_line("markers", "interpreted: runs in Triton's interpreter too, by test_triton.py")
+    config.addinivalue_line(
+        "markers", "interpreted_accuracy: runs in Triton's interpreter too, by test_triton_accuracy.py"
     )
     if "cuda" in KERNELS:
         config.addinivalue_line("python_files", "cuda_grids.py")
@@ -92,7 +97,7 @@ def seeded(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """`torch.empty` gives NaN, so that an element nobody wrote cannot pass."""
+    """`torch.empty` gives NaN, so that a test fails where nobody wrote an element."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -100,6 +105,6 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training runs draw no pictures, which takes longer than most of them, but in tests marked `drawn`."""
+    """Training runs draw no pictures, which would take longer than most runs. Those of tests marked `drawn` do."""
     if "drawn" not in request.keywords:
         monkeypatch.setattr(report, "draw", lambda *_: [])

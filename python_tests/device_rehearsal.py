@@ -194,7 +194,7 @@ def pytest_load_initial_conftests() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with many samples a handful, for time: all of them make their tensors in the same lines."""
+    """Keeps a handful of the samples of each test, to save time: all of them make their tensors in the same lines."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if UNFIT.isdisjoint(re.split(r"[\W_]+", item.name)):

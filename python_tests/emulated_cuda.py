@@ -70,7 +70,7 @@ def pytest_load_initial_conftests() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with hundreds of samples every seventh, for time: a stride that meets every op, dtype and layout."""
+    """Keeps every seventh sample of a test with hundreds, to save time. It meets every op, dtype and layout."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         groups.setdefault(item.nodeid.partition("[")[0], []).append(item)

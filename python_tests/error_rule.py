@@ -1,101 +1,44 @@
 """The error rule: a kernel errs at most twice as much as eager in the same dtype, plus 4 ulp."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
-import mpmath
 import numpy as np
-import reference
 import torch
-from samples import OPS, Sample
 from torch import Tensor
-
-import vae_kernels as vk
 
 SLACK_ULP = 4
 
 
 class Expected(NamedTuple):
-    """True values of one result, each a float64 and the rest of it, as exact as two of them can be; and the magnitude on
-    whose scale rounding errors are counted."""
+    """The true values of one result, and the magnitude on whose scale its rounding errors are counted. Each value is
+    the sum of two float64 numbers, `value` and `rest`."""
 
-    value: np.ndarray
-    rest: np.ndarray
-    magnitude: np.ndarray
+    value: Tensor
+    rest: Tensor
+    magnitude: Tensor
 
     @classmethod
     def of(cls, exact: np.ndarray, magnitude: np.ndarray) -> "Expected":
-        """From numbers of mpmath."""
+        """Converts numbers of mpmath."""
         value = np.asarray(exact, dtype=object).astype(np.float64)
         rest = np.where(np.isfinite(value), exact - np.nan_to_num(value), 0)
-        return cls(value, rest.astype(np.float64), np.asarray(magnitude).astype(np.float64))
+        return cls(*(torch.from_numpy(np.asarray(part).astype(np.float64)) for part in (value, rest, magnitude)))
 
+    @classmethod
+    def in_float64(cls, value: Tensor, magnitude: Tensor) -> "Expected":
+        """Takes tensors of float64 as they are."""
+        return cls(value.detach(), value.new_zeros(()), magnitude.detach())
 
-def results(sample: Sample, call: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Outputs, and gradients as `grad <argument>`, under the sample's upstream gradients."""
-    tensors = sample.make()
-    outputs = call(tensors)
-    upstream = sample.upstream(outputs)
-    wanted = {name: t for name, t in tensors.items() if t.requires_grad}
-    gradients = torch.autograd.grad(tuple(outputs.values()), tuple(wanted.values()), tuple(upstream.values()))
-    return outputs | {f"grad {name}": g for name, g in zip(wanted, gradients, strict=True)}
-
-
-def plain_results(sample: Sample) -> dict[str, Tensor]:
-    """The same from what people write in these dtypes, handed over in the dtypes that the contract promises."""
-    dtypes = output_dtypes(sample)
-    return results(sample, lambda tensors: {k: v.to(dtypes[k]) for k, v in sample.plain(tensors).items()})
-
-
-def yardstick(sample: Sample, backend: str) -> dict[str, Tensor]:
-    """The results whose errors count: eager's; for eager itself those of what people write, and for counts too, since there
-    eager's terms are put together as the kernels' are (test_extremes.py bounds the errors of both)."""
-    if backend == "eager" or "theta" in OPS[sample.op].arguments:
-        return plain_results(sample)
-    with vk.use_backend("eager"):
-        return results(sample, sample.call)
-
-
-def output_dtypes(sample: Sample) -> dict[str, torch.dtype]:
-    """`z` has the dtype of `mu`; a sum is float64 if an input is, else float32."""
-    total = torch.float64 if torch.float64 in sample.dtypes else torch.float32
-    return {name: sample.dtypes[0] if name == "z" else total for name in OPS[sample.op].outputs}
-
-
-def expected(sample: Sample, of_eager: bool = False) -> dict[str, Expected]:
-    """The true values, by mpmath; their magnitudes for kernels, or for eager."""
-    return {name: both[of_eager] for name, both in _expected(sample).items()}
-
-
-@cache
-def _expected(sample: Sample) -> dict[str, tuple[Expected, Expected]]:
-    op, shape, keep = OPS[sample.op], sample.shapes[0], sample.keep
-    dtypes = output_dtypes(sample)
-    empty = {name: torch.empty(shape if name == "z" else shape[:keep], dtype=dtypes[name]) for name in op.outputs}
-    upstream = {
-        name: np.broadcast_to(_pad(reference.exact(g), len(shape) - g.dim()), shape)[None]
-        for name, g in sample.upstream(empty).items()
-    }
-    tensors = sample.make()
-    with mpmath.workdps(reference.DIGITS):
-        # The leading dim of one: NumPy makes a number of an object array without dims.
-        values = {name: np.broadcast_to(reference.exact(t), shape)[None] for name, t in tensors.items()}
-        outputs, gradients = op.reference(values, upstream)
-        found = {name: total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
-        for name, shape_of in zip(op.arguments, sample.shapes, strict=True):
-            if tensors[name].requires_grad:
-                found[f"grad {name}"] = total(gradients[name], shape_of, leading=name not in op.arguments[:2])
-    return found
-
-
-def _pad(array: np.ndarray, dims: int) -> np.ndarray:
-    return array.reshape(array.shape + (1,) * dims)
+    @classmethod
+    def at_largest(cls, value: Tensor, magnitude: Tensor) -> "Expected":
+        """Takes tensors of float64, and counts the errors of all elements on the scale of the largest. This is for
+        values whose small elements are no more exact than the large ones."""
+        return cls.in_float64(value, magnitude.max() if magnitude.numel() else magnitude)
 
 
 def total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[Expected, Expected]:
-    """Sums the terms to `shape`: over trailing dims, or over those that broadcasting added if `leading`. With the
-    magnitudes for kernels, and for eager."""
+    """Sums the terms to `shape`: over trailing dims, or over the dims that broadcasting added if `leading`. Returns the
+    sum twice, with the magnitudes of the kernels' terms and with those of eager's."""
     parts = [term if isinstance(term, tuple) else (term,) for term in terms]
     whole = [sum(part) for part in parts]
     sizes = [abs(term).astype(np.float64) for term in whole]
@@ -118,30 +61,34 @@ def total(terms: list, shape: tuple[int, ...], leading: bool = False) -> tuple[E
     return Expected.of(value, summed(sizes)), Expected.of(value, summed(of_eager))
 
 
-def error(got: Tensor, want: Expected) -> float:
-    """The largest error in ulp of the result's dtype at the magnitude of the terms; what overflows must be infinite."""
-    assert tuple(got.shape) == want.value.shape
+def ulp(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spacing of the numbers of a dtype at a magnitude. Subnormal magnitudes count as the smallest normal
+    number."""
+    info = torch.finfo(dtype)
+    return info.eps * 2 ** magnitude.clamp(min=info.tiny).log2().floor()
+
+
+def error(got: Tensor, want: Expected, dtype: torch.dtype | None = None) -> float:
+    """The largest error in ulp of `dtype`, the result's own unless given, at the magnitude of the terms. What overflows
+    must be infinite."""
+    assert got.shape == want.value.shape
     if not got.numel():
         return 0.0
-    got = got.detach().cpu()
-    info = torch.finfo(got.dtype)
-    rounded = torch.from_numpy(np.atleast_1d(want.value)).to(got.dtype).reshape(got.shape)
-    if not torch.equal(
-        got[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0), rounded[~got.isfinite()].nan_to_num(7.0, 8.0, 9.0)
-    ):
+    got = got.detach().to(want.value.device)
+    rounded = want.value.to(got.dtype)
+    finite, beyond = rounded.isfinite(), ~got.isfinite()
+    if not torch.equal(got[beyond].nan_to_num(7.0, 8.0, 9.0), rounded[beyond].nan_to_num(7.0, 8.0, 9.0)):
         return float("inf")
-    if not got.isfinite()[rounded.isfinite()].all():
+    if beyond[finite].any():
         return float("inf")
-    finite = rounded.isfinite().numpy()
-    unit = info.eps * 2.0 ** np.floor(np.log2(np.maximum(want.magnitude, info.tiny)[finite]))
-    with np.errstate(over="ignore"):
-        difference = abs((got.double().numpy()[finite] - want.value[finite]) - want.rest[finite])
-        return float((difference / unit).max(initial=0))
+    difference = ((got.double() - want.value) - want.rest).abs()
+    return torch.where(finite, difference / ulp(want.magnitude, dtype or got.dtype), 0).max().item()
 
 
 def check(got: dict[str, Tensor], yardstick: dict[str, Tensor], want: dict[str, Expected]) -> None:
-    """The rule for every output and gradient."""
+    """Checks the rule for every output and gradient. The errors of both count in ulp of the dtype of `got`."""
     assert set(got) == set(want)
     for name, value in got.items():
-        mine, allowed = error(value, want[name]), 2 * error(yardstick[name], want[name]) + SLACK_ULP
+        mine, known = (error(results[name], want[name], value.dtype) for results in (got, yardstick))
+        allowed = 2 * known + SLACK_ULP
         assert mine <= allowed, f"{name}: {mine:.4g} ulp off, {allowed:.4g} allowed"

@@ -51,7 +51,7 @@ class Function(NamedTuple):
 def errors(
     y: np.ndarray, x: np.ndarray, exact: Exact, dtype: type[np.floating], magnitude: Callable = own
 ) -> np.ndarray:
-    """Of each y, in ulp of `dtype`; denormal numbers are spaced as the smallest normal one."""
+    """The error of each y in ulp of `dtype`. Subnormal numbers are spaced as the smallest normal one."""
     info = np.finfo(dtype)
     with mpmath.workdps(reference.DIGITS):
         given = [mpmath.mpf(v) for v in x.tolist()]
@@ -81,12 +81,12 @@ def excess(x: mpmath.mpf) -> mpmath.mpf:
 
 
 def slope(steps: int) -> Exact:
-    """Of log a (a + 1) … (a + steps − 1)."""
+    """The derivative of log a (a + 1) … (a + steps − 1)."""
     return lambda a: sum(1 / (a + k) for k in range(steps))
 
 
 def slope_difference(steps: int) -> Exact:
-    """That of 1.5 less that of a."""
+    """The slope at 1.5 less the slope at a."""
     return lambda a: slope(steps)(mpmath.mpf(1.5)) - slope(steps)(a)
 
 

@@ -122,7 +122,7 @@ _digamma = _function(lambda z: mpmath.psi(0, z))
 
 
 def _negative_binomial(v: Arrays) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, ...]]]:
-    """Of each element ln p, and the parts of its derivatives."""
+    """ln p of each element, and the parts of its derivatives."""
     eps = mpmath.mpf(1e-8)
     mu, x, theta = v["mu"], v["x"], v["theta"]
     total = mu + theta + eps

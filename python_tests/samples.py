@@ -5,13 +5,17 @@
 
 import math
 import os
-import zlib
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
+import mpmath
+import numpy as np
 import reference
 import torch
+from cases import Case
+from error_rule import Expected, total
 from torch import Tensor
 
 import vae_kernels as vk
@@ -325,7 +329,8 @@ LAYOUTS = {
 }
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample(Case):
     """One call: an op, the dtype, layout and shape of each argument, the kind of values, and what is summed."""
 
     op: str
@@ -342,10 +347,15 @@ class Sample(NamedTuple):
         return self.batch_dims if self.reduction == "sum" else len(self.shapes[0])
 
     @property
-    def settings(self) -> dict[str, int | str]:
-        """What the public function is told beside its tensors."""
+    def output_dtypes(self) -> dict[str, torch.dtype]:
+        """`z` has the dtype of `mu`; a sum is float64 if an input is, else float32."""
+        sums = F64 if F64 in self.dtypes else F32
+        return {name: self.dtypes[0] if name == "z" else sums for name in OPS[self.op].outputs}
+
+    @property
+    def function(self) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         reduction = {} if self.reduction == "sum" else {"reduction": self.reduction}
-        return {"batch_dims": self.batch_dims} | reduction
+        return partial(OPS[self.op].call, batch_dims=self.batch_dims, **reduction)
 
     def __str__(self) -> str:
         dtypes = _once([str(d).removeprefix("torch.") for d in self.dtypes])
@@ -355,9 +365,7 @@ class Sample(NamedTuple):
         return "-".join((self.op, self.values, dtypes, shapes, layouts, keep))
 
     def make(self) -> dict[str, Tensor]:
-        """The arguments, the same ones at every call; those that can need a gradient do."""
-        op = OPS[self.op]
-        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+        op, generator = OPS[self.op], self.generator()
         tensors = {}
         for name, dtype, shape, layout in zip(op.arguments, self.dtypes, self.shapes, self.layouts, strict=True):
             values = op.values[self.values][name](generator, shape)
@@ -366,25 +374,44 @@ class Sample(NamedTuple):
             tensors[name] = tensor.requires_grad_(dtype.is_floating_point)
         return tensors
 
-    def call(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The public function's outputs by name."""
-        return self._by_name(OPS[self.op].call(*tensors.values(), **self.settings))
-
     def plain(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What people write, in the same dtypes."""
-        return self._by_name(OPS[self.op].plain(*tensors.values(), batch_dims=self.keep))
+        return self.named(OPS[self.op].plain(*tensors.values(), batch_dims=self.keep))
 
-    def _by_name(self, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return dict(zip(OPS[self.op].outputs, outputs, strict=True))
+    def expected(self, of_eager: bool = False) -> dict[str, Expected]:
+        return {name: both[of_eager] for name, both in _by_mpmath(self).items()}
 
-    def upstream(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Random gradients of the outputs."""
-        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()) + 1)
-        return {
-            name: torch.randn(o.shape, generator=generator, dtype=F64).to(o.dtype).to(DEVICE)
-            for name, o in outputs.items()
-        }
+    def yardstick(self, backend: str) -> dict[str, Tensor]:
+        """For families of counts it is what people write: eager puts their terms together as the kernels do, and
+        test_extremes.py bounds the errors of both."""
+        return super().yardstick("eager" if "theta" in OPS[self.op].arguments else backend)
+
+
+@cache
+def _by_mpmath(sample: Sample) -> dict[str, tuple[Expected, Expected]]:
+    """The true results with the magnitudes of the kernels' terms, and with those of eager's."""
+    op, shape, keep = OPS[sample.op], sample.shapes[0], sample.keep
+    empty = {
+        name: torch.empty(shape if name == "z" else shape[:keep], dtype=dtype)
+        for name, dtype in sample.output_dtypes.items()
+    }
+    upstream = {
+        name: np.broadcast_to(_pad(reference.exact(g), len(shape) - g.dim()), shape)[None]
+        for name, g in sample.upstream(empty).items()
+    }
+    tensors = sample.make()
+    with mpmath.workdps(reference.DIGITS):
+        # The leading dim of one: NumPy makes a number of an object array without dims.
+        values = {name: np.broadcast_to(reference.exact(t), shape)[None] for name, t in tensors.items()}
+        outputs, gradients = op.reference(values, upstream)
+        found = {name: total(terms, shape if name == "z" else shape[:keep]) for name, terms in outputs.items()}
+        for name, shape_of in zip(op.arguments, sample.shapes, strict=True):
+            if tensors[name].requires_grad:
+                found[f"grad {name}"] = total(gradients[name], shape_of, leading=name not in op.arguments[:2])
+    return found
+
+
+def _pad(array: np.ndarray, dims: int) -> np.ndarray:
+    return array.reshape(array.shape + (1,) * dims)
 
 
 def _once(parts: list[str]) -> str:

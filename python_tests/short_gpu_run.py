@@ -32,7 +32,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def calls(device: str) -> Iterator[Callable[[], None]]:
-    """Of 1, 2 and 3 dims of columns, and of a row that several blocks share."""
+    """Calls with 1, 2 and 3 dims of columns, and with a row that several blocks share."""
     for shape, dtype in (((3, 37), F32), ((130, 20), BF16), ((2, 3, 5, 7), BF16), ((1, 70001), F32)):
         generator = torch.Generator().manual_seed(0)
         a, b, c = (torch.rand(shape, generator=generator).to(dtype) for _ in range(3))

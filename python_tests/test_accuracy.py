@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from error_rule import check, expected, output_dtypes, results, yardstick
 from samples import BF16, DEVICE, EMPTY, F16, F32, F64, LAID_OUT, OPS, SAMPLES, VALUES, Sample, sample
 from torch import Tensor
 
@@ -14,13 +13,15 @@ import vae_kernels as vk
 SMALL = [s for s in SAMPLES if math.prod(s.shapes[0]) <= 4000]
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", SMALL, ids=str)
 def test_error_rule(backend: str, sample: Sample) -> None:
-    """Kernels against eager; eager against what people write in the same dtypes."""
-    got = results(sample, sample.call)
-    check(got, yardstick(sample, backend), expected(sample, of_eager=backend == "eager"))
+    """The yardstick of kernels is eager; that of eager is what people write in the same dtypes."""
+    sample.check_error_rule(backend)
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("number", [0.0, -1.5, 3, 20.0])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 def test_logvar_as_a_number_is_that_of_a_tensor(backend: str, dtype: torch.dtype, number: float) -> None:
@@ -36,15 +37,16 @@ def test_logvar_as_a_number_is_that_of_a_tensor(backend: str, dtype: torch.dtype
 HALF = [s for s in VALUES + LAID_OUT if set(s.dtypes) in ({BF16}, {F16})]
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", HALF, ids=str)
 def test_half_precision_rounds_once(backend: str, sample: Sample) -> None:
-    """Loaded as it is, computed in float32, rounded on store: the results are those of the same numbers in float32."""
+    """Half types are computed in float32 and rounded on store. The results are those of the same numbers in float32."""
 
     def widened(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = sample.call({name: t.float() for name, t in tensors.items()})
-        return {name: outputs[name].to(dtype) for name, dtype in output_dtypes(sample).items()}
+        return {name: outputs[name].to(dtype) for name, dtype in sample.output_dtypes.items()}
 
-    narrow, wide = results(sample, sample.call), results(sample, widened)
+    narrow, wide = sample.results(), sample.results(widened)
     for name, value in narrow.items():
         assert torch.equal(value, wide[name]), name
 
@@ -55,7 +57,7 @@ def test_shape_dtype_and_layout(backend: str, sample: Sample) -> None:
     tensors = sample.make()
     outputs = sample.call(tensors)
     first = next(iter(tensors.values()))
-    for name, dtype in output_dtypes(sample).items():
+    for name, dtype in sample.output_dtypes.items():
         shape = first.shape if name == "z" else first.shape[: sample.keep]
         assert (outputs[name].dtype, outputs[name].shape) == (dtype, shape)
     if "z" in outputs and sample.layouts[0] in ("contiguous", "offset", "transposed", "channels_last"):
@@ -70,11 +72,12 @@ def test_shape_dtype_and_layout(backend: str, sample: Sample) -> None:
 SPECIAL = (math.inf, -math.inf, math.nan)
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("value", SPECIAL, ids=str)
 @pytest.mark.parametrize(("op", "argument"), [(op, a) for op in OPS for a in OPS[op].arguments])
 def test_not_finite(backend: str, op: str, argument: str, value: float, dtype: torch.dtype) -> None:
-    """What is not finite gives what float64 eager gives, and that in its sample alone."""
+    """An element that is not finite gives what it gives in float64 eager, and changes no other sample."""
     case = sample(op, (5, 70), dtypes=dtype)
 
     def spoilt(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -83,11 +86,11 @@ def test_not_finite(backend: str, op: str, argument: str, value: float, dtype: t
             mask[2, 33] = True
             tensors = {name: t.to(dtype) for name, t in tensors.items()}
             tensors[argument] = tensors[argument].masked_fill(mask, value)
-            return {name: o.to(output_dtypes(case)[name]) for name, o in case.call(tensors).items()}
+            return {name: o.to(case.output_dtypes[name]) for name, o in case.call(tensors).items()}
 
-        return results(case, call)
+        return case.results(call)
 
-    clean, got = results(case, case.call), spoilt(dtype)
+    clean, got = case.results(), spoilt(dtype)
     with vk.use_backend("eager"):
         want = spoilt(F64)
     others = torch.arange(5, device=DEVICE) != 2
@@ -97,12 +100,13 @@ def test_not_finite(backend: str, op: str, argument: str, value: float, dtype: t
 
 
 def _kind(tensor: Tensor) -> Tensor:
-    """0 finite, 1 inf, -1 -inf, 2 NaN."""
+    """The kind of each element: 0 if finite, 1 if inf, -1 if -inf, 2 if NaN."""
     return torch.where(tensor.isfinite(), 0.0, tensor.double()).nan_to_num(2, 1, -1)
 
 
+@pytest.mark.interpreted_accuracy
 def test_kl_is_never_negative(backend: str) -> None:
-    """Nor is it of collapsed latents, where the direct formula gives either sign."""
+    """The direct formula gives either sign for collapsed latents."""
     for dtype in (F64, F32, BF16, F16):
         size = 10 ** torch.linspace(-30, 2, 4000, dtype=F64)
         logvar = torch.cat((size, -size)).to(dtype).to(DEVICE)
@@ -113,6 +117,7 @@ def test_kl_is_never_negative(backend: str) -> None:
         assert torch.equal(vk.reparameterize_kl(mu, mu, eps=mu)[1], torch.zeros_like(kl))
 
 
+@pytest.mark.interpreted_accuracy
 def test_float16_with_logvar_beyond_its_exponential(backend: str) -> None:
     """exp(12) is no float16; the KL must not notice."""
     logvar = torch.tensor([[12.0, 30.0, 80.0]], dtype=F16, device=DEVICE)
@@ -121,6 +126,7 @@ def test_float16_with_logvar_beyond_its_exponential(backend: str) -> None:
     torch.testing.assert_close(kl.item(), want, rtol=4 * torch.finfo(F32).eps, atol=0)
 
 
+@pytest.mark.interpreted_accuracy
 def test_target_may_lack_batch_dims(backend: str) -> None:
     """Several samples of z against one x: `x` of shape (B, D) or (1, B, D) under logits of shape (K, B, D)."""
     logits = torch.randn(4, 3, 10, device=DEVICE, requires_grad=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_process import python
+from recorded_ops import RecordedOps
 from samples import BACKENDS, BROADCAST, DEVICE, ELEMENTS, EMPTY, F32, LAID_OUT, SHAPED, VALUES, Sample, sample
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_kernels as vk
 from vae_kernels.backends import NAMES, current_backend
@@ -213,26 +212,6 @@ def test_the_module_prints_what_is_in_use() -> None:
         assert torch.ops.vae_kernels_cpp.isa() in printed
 
 
-class Recorder(TorchDispatchMode):
-    """The calls of one namespace's ops, as the dispatcher sees them."""
-
-    def __init__(self, namespace: str) -> None:
-        super().__init__()
-        self.namespace = namespace
-        self.calls: list[tuple] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == self.namespace:
-            self.calls.append((function, args))
-        return function(*args, **(kwargs or {}))
-
-
-def _detached(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return [_detached(v) for v in value]
-    return value.detach() if isinstance(value, Tensor) else value
-
-
 # opcheck takes half a second.
 FEW = [
     *(s for s in VALUES if s.values == "random"),
@@ -246,22 +225,20 @@ FEW = [
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_opcheck(kernel: str, case: Sample) -> None:
-    """Schema, fake and strides of the ops, with the very arguments that a forward and a backward pass hand over."""
-    with Recorder(f"vae_kernels_{kernel}") as recorder:
+    """The ops of a forward and a backward pass."""
+    with RecordedOps(kernel) as ops:
         outputs = case.call(case.make())
         torch.autograd.backward(list(outputs.values()), list(case.upstream(outputs).values()))
-    assert len(recorder.calls) == 2
-    for function, args in recorder.calls:
-        torch.library.opcheck(function, tuple(_detached(a) for a in args))
+    assert len(ops) == 2
+    ops.check()
 
 
 def test_opcheck_with_a_seed_and_absent_gradients(kernel: str) -> None:
     for case in (sample("latent", (3, 37)), sample("latent", (2, 3, 4, 5), layouts="channels_last")):
         mu, logvar, _ = case.make().values()
         for used in ((0,), (1,), (0, 1)):
-            with Recorder(f"vae_kernels_{kernel}") as recorder:
+            with RecordedOps(kernel) as ops:
                 outputs = vk.reparameterize_kl(mu, logvar, seed=1)
                 torch.autograd.backward([outputs[i] for i in used], [torch.randn_like(outputs[i]) for i in used])
-            assert len(recorder.calls) == 2
-            for function, args in recorder.calls:
-                torch.library.opcheck(function, tuple(_detached(a) for a in args))
+            assert len(ops) == 2
+            ops.check()

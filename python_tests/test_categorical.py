@@ -4,181 +4,32 @@ exist."""
 import json
 import math
 import re
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
-import mpmath
-import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from error_rule import Expected, check
-from fresh_process import python
-from samples import BF16, BOOL, DEVICE, F16, F32, F64, I64, LAYOUTS, U8
-from test_backends import Recorder
-from torch import Tensor
+from categorical_cases import CASES, CategoricalCase
+from fresh_process import program
+from recorded_ops import RecordedOps
+from samples import BF16, DEVICE, F32, F64, I64, U8
 
 import vae_kernels as vk
 
 
-def _normal(scale: float, shift: float = 0.0) -> Callable[[torch.Generator, tuple[int, ...]], Tensor]:
-    return lambda g, shape: torch.randn(shape, generator=g, dtype=F64) * scale + shift
-
-
-def _certain(g: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-    """The first class has nearly all of the probability: what the others have is far below the rounding of 1."""
-    logits = torch.randn(shape, generator=g, dtype=F64)
-    logits[..., 0] += 40
-    return logits
-
-
-def _ties(g: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-    return torch.randint(2, shape, generator=g).double() * 3
-
-
-VALUES = {
-    "random": _normal(3),
-    "certain": _certain,
-    "ties": _ties,
-    "shifted": _normal(1, 1000),
-    "wide": lambda g, shape: (torch.rand(shape, generator=g, dtype=F64) - 0.5) * 200,
-}
-
-
-class Case(NamedTuple):
-    """Logits, and classes of which one in four is the first."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = F32
-    values: str = "random"
-    batch_dims: int = 1
-    layout: str = "contiguous"
-    x_layout: str = "contiguous"
-    x_dtype: torch.dtype = I64
-
-    def __str__(self) -> str:
-        dtypes = "_".join(str(d).removeprefix("torch.") for d in (self.dtype, self.x_dtype))
-        shape = "x".join(map(str, self.shape))
-        return f"{shape}-{dtypes}-{self.values}-{self.layout}_{self.x_layout}-keep{self.batch_dims}"
-
-    def make(self) -> tuple[Tensor, Tensor]:
-        g = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
-        logits = VALUES[self.values](g, self.shape)
-        first = torch.rand(self.shape[:-1], generator=g) < 0.25
-        x = torch.where(first, 0, torch.randint(self.shape[-1], self.shape[:-1], generator=g)).to(self.x_dtype)
-        logits, x = LAYOUTS[self.layout](logits.to(self.dtype).to(DEVICE)), LAYOUTS[self.x_layout](x.to(DEVICE))
-        return logits.requires_grad_(), x
-
-    def upstream(self) -> Tensor:
-        g = torch.Generator().manual_seed(zlib.crc32(str(self).encode()) + 1)
-        return torch.randn(self.shape[: self.batch_dims], generator=g, dtype=F64).to(self.sum_dtype).to(DEVICE)
-
-    @property
-    def sum_dtype(self) -> torch.dtype:
-        return F64 if self.dtype == F64 else F32
-
-    def results(self, function: Callable[..., Tensor] = vk.categorical_log_likelihood) -> dict[str, Tensor]:
-        logits, x = self.make()
-        log_px = function(logits, x, batch_dims=self.batch_dims).to(self.sum_dtype)
-        return {"log_px": log_px, "grad logits": torch.autograd.grad(log_px, logits, self.upstream())[0]}
-
-
-def plain(logits: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
-    """What people write, in the dtype of the logits."""
-    classes = logits.shape[-1]
-    loss = F.cross_entropy(logits.reshape(-1, classes), x.reshape(-1).long(), reduction="none").view(x.shape)
-    return -loss.flatten(batch_dims).sum(-1) if x.dim() > batch_dims else -loss
-
-
-_exp, _log = np.frompyfunc(mpmath.exp, 1, 1), np.frompyfunc(mpmath.log, 1, 1)
-
-
-def expected(case: Case) -> dict[str, Expected]:
-    """By mpmath: each log-probability and each `[k = x] − p` is one term."""
-    logits, x = case.make()
-    positions = case.shape[:-1]
-    with mpmath.workdps(reference.DIGITS):
-        l = reference.exact(logits).reshape(-1, case.shape[-1])
-        k = x.long().cpu().numpy().reshape(-1)
-        at = np.arange(len(k))
-        weights = _exp(l - l.max(-1, keepdims=True))
-        others = weights.copy()
-        others[at, k] = mpmath.mpf(0)
-        total = weights.sum(-1, keepdims=True)
-        log_p = _log(weights[at, k] / total[:, 0]).reshape((*positions[: case.batch_dims], -1))
-        upstream = reference.exact(case.upstream()).reshape(-1, 1)
-        g = np.repeat(upstream, max(1, len(k) // max(1, len(upstream))), axis=0)
-        gradient = -g * weights / total
-        gradient[at, k] = (g * others.sum(-1, keepdims=True) / total)[:, 0]
-        return {
-            "log_px": Expected.of(*(np.asarray(a.sum(-1), dtype=object) for a in (log_p, abs(log_p)))),
-            "grad logits": Expected.of(gradient.reshape(case.shape), abs(gradient).reshape(case.shape)),
-        }
-
-
-CASES = [
-    *(Case((3, 5, 17), dtype, values) for dtype in (F64, F32, BF16, F16) for values in VALUES),
-    *(Case((2, 3, 70), dtype, values) for dtype in (F64, F32, BF16) for values in VALUES),
-    *(
-        Case(shape, dtype, batch_dims=batch_dims)
-        for dtype in (F64, F32, BF16)
-        for shape, batch_dims in (
-            ((1,), 0),
-            ((10,), 0),
-            ((5, 2), 1),
-            ((4, 10), 0),
-            ((33, 16), 1),
-            ((3, 1), 1),
-            ((2, 40, 3), 1),
-            ((2, 3, 64), 2),
-            ((1, 2, 1024), 1),
-            ((1, 2, 1025), 1),
-            ((1, 1, 2100), 1),
-            ((1, 4100), 1),
-            ((1300, 2), 0),
-        )
-    ),
-    *(
-        Case((2, 3, 4, classes), dtype, batch_dims=batch_dims, layout=layout)
-        for dtype in (F32, BF16)
-        for classes in (5, 40, 300)
-        for batch_dims, layout in (
-            (1, "transposed"),
-            (1, "chunk"),
-            (2, "sliced"),
-            (1, "offset"),
-            (1, "expanded_rows"),
-            (2, "expanded_columns"),
-            (1, "channels_last"),
-            (0, "chunk_of_channels"),
-            (2, "boxed"),
-        )
-    ),
-    *(Case((4, 20, 33), layout="transposed", x_layout=x_layout) for x_layout in ("transposed", "sliced", "boxed")),
-    *(Case((4, 20, 9), x_layout=x_layout) for x_layout in ("chunk", "expanded_rows", "expanded_columns", "offset")),
-    *(Case((3, 4, 250), x_dtype=dtype) for dtype in (U8, torch.int16, torch.int32)),
-    Case((3, 4, 100), x_dtype=torch.int8),
-    Case((3, 4, 2), BF16, x_dtype=BOOL),
-]
-
-
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_error_rule(backend: str, case: Case) -> None:
-    got = case.results()
-    with vk.use_backend("eager"):
-        yardstick = case.results(plain) if backend == "eager" else case.results()
-    check(got, yardstick, expected(case))
+def test_error_rule(backend: str, case: CategoricalCase) -> None:
+    case.check_error_rule(backend)
 
 
 @pytest.mark.around
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_shape_dtype_and_layout(backend: str, case: Case) -> None:
-    logits, x = case.make()
+def test_shape_dtype_and_layout(backend: str, case: CategoricalCase) -> None:
+    logits, x = case.make().values()
     log_px = vk.categorical_log_likelihood(logits, x, batch_dims=case.batch_dims)
-    assert (log_px.dtype, log_px.shape) == (case.sum_dtype, case.shape[: case.batch_dims])
+    assert (log_px.dtype, log_px.shape) == (case.output_dtypes["log_px"], case.shape[: case.batch_dims])
     (gradient,) = torch.autograd.grad(log_px.sum(), logits)
     assert (gradient.dtype, gradient.shape) == (logits.dtype, logits.shape)
     if backend != "eager":
@@ -186,53 +37,45 @@ def test_shape_dtype_and_layout(backend: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype == F32 and c.values == "random"], ids=str)
-def test_torch_distributions(kernel: str, case: Case) -> None:
-    """In float64, up to the rounding of float32 sums and of the gradients' terms."""
-    got = case.results()
-    logits, x = case.make()
-    wide = logits.detach().double().requires_grad_()
-    elements = torch.distributions.Categorical(logits=wide, validate_args=False).log_prob(x.long())
-    log_px = elements.flatten(case.batch_dims).sum(-1) if x.dim() > case.batch_dims else elements
-    (gradient,) = torch.autograd.grad(log_px, wide, case.upstream().double())
+def test_torch_distributions(kernel: str, case: CategoricalCase) -> None:
+    """The results are those of float64 up to the rounding of float32 sums and of the gradients' terms."""
+    got, want = case.results(), case.in_float64()
     eps = torch.finfo(F32).eps
-    torch.testing.assert_close(got["log_px"].double(), log_px, rtol=8 * eps, atol=0)
-    torch.testing.assert_close(got["grad logits"].double(), gradient, rtol=0, atol=16 * eps)
+    torch.testing.assert_close(got["log_px"].double(), want["log_px"], rtol=8 * eps, atol=0)
+    torch.testing.assert_close(got["grad logits"].double(), want["grad logits"], rtol=0, atol=16 * eps)
 
 
 SMALL = [
-    Case((2, 3, 4), F64),
-    Case((2, 3, 4), F64, batch_dims=0),
-    Case((2, 3, 4), F64, batch_dims=2, layout="transposed"),
-    Case((3, 33), F64, "ties"),
-    Case((2, 2, 3, 2), F64, layout="channels_last", x_dtype=U8),
-    Case((2,), F64, batch_dims=0),
-    Case((0, 3), F64),
-    Case((2, 0, 3), F64),
+    CategoricalCase((2, 3, 4), F64),
+    CategoricalCase((2, 3, 4), F64, batch_dims=0),
+    CategoricalCase((2, 3, 4), F64, batch_dims=2, layout="transposed"),
+    CategoricalCase((3, 33), F64, "ties"),
+    CategoricalCase((2, 2, 3, 2), F64, layout="channels_last", x_dtype=U8),
+    CategoricalCase((2,), F64, batch_dims=0),
+    CategoricalCase((0, 3), F64),
+    CategoricalCase((2, 0, 3), F64),
 ]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_gradcheck(backend: str, case: Case) -> None:
-    logits, x = case.make()
-
-    def function(logits: Tensor) -> Tensor:
-        return vk.categorical_log_likelihood(logits, x, batch_dims=case.batch_dims)
-
-    assert torch.autograd.gradcheck(function, logits, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, logits)
+def test_gradcheck(backend: str, case: CategoricalCase) -> None:
+    function, inputs = case.of_inputs()
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_functorch(backend: str) -> None:
-    logits, x = Case((4, 3, 5), F64).make()
+    logits, x = CategoricalCase((4, 3, 5), F64).make().values()
     want = torch.autograd.grad(vk.categorical_log_likelihood(logits, x).sum(), logits)[0]
     got = torch.func.vmap(torch.func.grad(lambda l, x: vk.categorical_log_likelihood(l, x, batch_dims=0)))(logits, x)
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("shape", [(4, 3, 10), (4, 3, 300), (5, 2000)], ids=str)
 def test_any_upstream(backend: str, shape: tuple[int, ...]) -> None:
-    """Expanded, strided, and not needed at all."""
-    logits, x = Case(shape).make()
+    """The upstream gradient may be expanded or strided. No gradient may be needed at all."""
+    logits, x = CategoricalCase(shape).make().values()
     log_px = vk.categorical_log_likelihood(logits, x)
     dense = torch.full((shape[0],), 0.7, device=DEVICE)
     (want,) = torch.autograd.grad(log_px, logits, dense, retain_graph=True)
@@ -247,6 +90,8 @@ def test_any_upstream(backend: str, shape: tuple[int, ...]) -> None:
         )
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 @pytest.mark.parametrize(("shape", "batch_dims"), [((0, 4), 1), ((2, 0, 3), 1), ((0, 3, 2), 2), ((0, 2), 0)], ids=str)
 def test_empty(backend: str, shape: tuple[int, ...], batch_dims: int, dtype: torch.dtype) -> None:
@@ -257,6 +102,7 @@ def test_empty(backend: str, shape: tuple[int, ...], batch_dims: int, dtype: tor
     assert torch.autograd.grad(log_px.sum(), logits)[0].shape == shape
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 def test_several_samples_against_one_x(backend: str, classes: int) -> None:
     """`x` of shape (B, …) or (1, B, …) under logits of shape (K, B, …, classes)."""
@@ -274,7 +120,7 @@ def test_several_samples_against_one_x(backend: str, classes: int) -> None:
 @pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 4, 100)], ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 def test_elements(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Those of PyTorch in float64, for each position."""
+    """The elements are those of PyTorch in float64."""
     logits = torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True)
     x = torch.randint(shape[-1], shape[:-1], device=DEVICE)
     found = vk.categorical_log_likelihood(logits, x, reduction="none")
@@ -286,11 +132,13 @@ def test_elements(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> N
     torch.testing.assert_close(*gradients, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(found.dtype).eps)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("wrong", [-1, -100, 2**40, "classes"], ids=str)
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 def test_a_class_that_does_not_exist(backend: str, classes: int, wrong: int | str) -> None:
-    """NaN in its sample, and in the gradients of its position alone."""
-    logits, x = Case((3, 4, classes)).make()
+    """Its sample is NaN, and so are the gradients of its position. Nothing else changes."""
+    logits, x = CategoricalCase((3, 4, classes)).make().values()
     clean = vk.categorical_log_likelihood(logits, x)
     (clean_gradient,) = torch.autograd.grad(clean.sum(), logits)
     x[1, 2] = classes if wrong == "classes" else wrong
@@ -304,12 +152,14 @@ def test_a_class_that_does_not_exist(backend: str, classes: int, wrong: int | st
     assert torch.equal(gradient, clean_gradient)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 @pytest.mark.parametrize("classes", [7, 100, 3000])
 @pytest.mark.parametrize("row", ["nan", "inf", "-inf", "x -inf", "all -inf", "two inf"])
 def test_not_finite(backend: str, row: str, classes: int, dtype: torch.dtype) -> None:
-    """What float64 eager gives, and that in its sample alone."""
-    logits, x = Case((3, 4, classes), dtype).make()
+    """An element that is not finite gives what it gives in float64 eager."""
+    logits, x = CategoricalCase((3, 4, classes), dtype).make().values()
     spoilt = logits.detach().clone()
     k = int(x[1, 2])
     other = (k + 1) % classes
@@ -360,7 +210,7 @@ def test_refused(backend: str, call: Callable, error: type[Exception], name: str
 
 @pytest.mark.parametrize(("classes", "dtype", "wrong"), [(5, I64, 5), (5, I64, -1), (256, I64, 256), (200, U8, 255)])
 def test_values_are_checked_where_asked(backend: str, classes: int, dtype: torch.dtype, wrong: int) -> None:
-    logits, x = Case((3, 4, classes), x_dtype=dtype).make()
+    logits, x = CategoricalCase((3, 4, classes), x_dtype=dtype).make().values()
     with vk.check_values():
         vk.categorical_log_likelihood(logits, x)
         x[1, 2] = wrong
@@ -370,44 +220,28 @@ def test_values_are_checked_where_asked(backend: str, classes: int, dtype: torch
             vk.categorical_log_likelihood(logits * math.nan, x)
 
 
-MIXED = [Case((3, 4, 7)), Case((2, 3, 50), BF16, layout="transposed"), Case((2, 3, 4, 9), F64, layout="channels_last")]
+MIXED = [
+    CategoricalCase((3, 4, 7)),
+    CategoricalCase((2, 3, 50), BF16, layout="transposed"),
+    CategoricalCase((2, 3, 4, 9), F64, layout="channels_last"),
+]
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("case", MIXED, ids=str)
-def test_opcheck(kernel: str, case: Case) -> None:
-    with Recorder(f"vae_kernels_{kernel}") as recorder:
+def test_opcheck(kernel: str, case: CategoricalCase) -> None:
+    with RecordedOps(kernel) as ops:
         case.results()
-    assert len(recorder.calls) == 2
-    for function, args in recorder.calls:
-        torch.library.opcheck(function, tuple(a.detach() if isinstance(a, Tensor) else a for a in args))
+    assert len(ops) == 2
+    ops.check()
 
 
 @pytest.mark.parametrize("case", MIXED, ids=str)
-def test_compiled(backend: str, case: Case) -> None:
-    compiled = torch.compile(vk.categorical_log_likelihood, fullgraph=True, backend="aot_eager")
-    for name, value in case.results(compiled).items():
+def test_compiled(backend: str, case: CategoricalCase) -> None:
+    compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
+    for name, value in case.results(lambda tensors: case.call(tensors, compiled)).items():
         torch.testing.assert_close(value, case.results()[name])
-
-
-DIGESTS = """
-import hashlib, json, sys
-import torch
-import vae_kernels as vk
-
-sys.path.insert(0, sys.argv[1])
-from test_categorical import BF16, CASES, Case, F32, F64
-
-large = [Case(shape, dtype) for dtype in (F64, F32, BF16) for shape in ((64, 50, 9), (8, 1000, 40), (4, 7, 9000))]
-vk.use_backend("cpp")
-found = {"isa": torch.ops.vae_kernels_cpp.isa()}
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    found[threads] = {
-        f"{case} {name}": hashlib.sha256(t.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for case in [*CASES, *large] if case.batch_dims for name, t in case.results().items()
-    }
-print(json.dumps(found))
-"""
 
 
 @pytest.mark.skipif("cpp" not in vk.backends()[DEVICE], reason="of the CPU kernels")
@@ -415,8 +249,7 @@ def test_threads_and_instruction_sets_change_no_bit() -> None:
     found = []
     best = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
     for isa in ("baseline", "avx2", "avx512")[:best]:
-        here = str(Path(__file__).parent)
-        digests = json.loads(python(DIGESTS, here, VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
+        digests = json.loads(program("digests.py", "categorical", VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
         assert digests["isa"] == isa
         found += [digests["1"], digests["2"]]
     assert all(digests == found[0] for digests in found)

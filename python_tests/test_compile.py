@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from error_rule import check, expected, results
-from fresh_process import python
+from error_rule import check
+from fresh_process import program
 from samples import BF16, DEVICE, F32, F64, OPS, U8, Sample, sample
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -49,16 +49,11 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def compiled_call(case: Sample, **options: object) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    op = OPS[case.op]
-    run = torch.compile(functools.partial(op.call, **case.settings), fullgraph=True, **options)
-
-    def call(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = run(*tensors.values())
-        return dict(zip(op.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-
-    return call
+    run = torch.compile(case.function, fullgraph=True, **options)
+    return lambda tensors: case.call(tensors, run)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_traced_results_are_the_same(kernel: str, case: Sample) -> None:
     """Forward and backward through Dynamo and AOTAutograd, bit by bit."""
@@ -72,12 +67,13 @@ def test_traced_results_of_eager_are_the_same(case: Sample) -> None:
 
 
 def check_traced(case: Sample) -> None:
-    got, want = results(case, compiled_call(case, backend="aot_eager")), results(case, case.call)
+    got, want = case.results(compiled_call(case, backend="aot_eager")), case.results()
     for name in want:
         assert got[name].dtype == want[name].dtype
         assert torch.equal(got[name], want[name]), name
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_traced_results_without_gradients(kernel: str, case: Sample) -> None:
     """Evaluation: Dynamo takes another way through an `autograd.Function` where nothing needs a gradient."""
@@ -87,8 +83,8 @@ def test_traced_results_without_gradients(kernel: str, case: Sample) -> None:
 
 
 def test_inductor_keeps_the_error_rule(backend: str) -> None:
-    """Every op in one graph. Of eager's formulas Inductor makes code of its own, which is 23 ulp off, with 8 allowed, in
-    the gradient of one: that is not this package's to mend."""
+    """Every op in one graph. Inductor compiles eager's formulas itself. In the gradient of one of them its code is 23
+    ulp off where 8 are allowed, which this package cannot mend."""
     cases = [sample(op) for op in OPS if backend != "eager" or op != "discretized_logistic"]
 
     def together(*tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -102,7 +98,7 @@ def test_inductor_keeps_the_error_rule(backend: str) -> None:
     )
     for case, given, outputs in zip(cases, tensors, compiled, strict=True):
         got = outputs | {f"grad {name}": t.grad for name, t in given.items()}
-        check(got, results(case, case.call), expected(case))
+        check(got, case.results(), case.expected())
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -128,12 +124,12 @@ def test_dynamic_shapes_with_gradients(kernel: str, op: str) -> None:
     call = compiled_call(sample(op, (3, 7)), backend="aot_eager", dynamic=True)
     for shape in ((3, 7), (5, 12), (2, 1025)):
         case = sample(op, shape)
-        got, want = results(case, call), results(case, case.call)
+        got, want = case.results(call), case.results()
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_seeds(backend: str) -> None:
-    """As a number that changes, as a tensor, and drawn: what is compiled makes the same noise."""
+    """The compiled call makes the same noise from a number that changes, from a tensor, and from a drawn seed."""
     mu, logvar = torch.randn(4, 9, device=DEVICE), torch.randn(4, 9, device=DEVICE)
 
     def latent(mu: Tensor, logvar: Tensor, seed: int | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -300,6 +296,7 @@ def test_bad_input_is_named_in_compiled_code(backend: str) -> None:
             torch.compile(function, backend="aot_eager")(**given)
 
 
+@pytest.mark.interpreted
 def test_the_backend_of_the_call_is_compiled(kernel: str) -> None:
     """A change of backend is a change of graph, not an old graph."""
     graphs = []
@@ -317,29 +314,7 @@ def test_the_backend_of_the_call_is_compiled(kernel: str) -> None:
     assert [f"vae_kernels_{kernel}" in code for code in graphs] == [True, False]
 
 
-COLD = """
-import sys
-import torch
-import vae_kernels as vk
-
-backend, device = sys.argv[1:]
-vk.use_backend(backend)
-
-
-def loss(mu, logvar, x, spread):
-    z, kl = vk.reparameterize_kl(mu, logvar)
-    return (kl - vk.bernoulli_log_likelihood(z, x) - vk.gaussian_log_likelihood(z, x, spread)).sum()
-
-
-inputs = [torch.randn(3, 8, device=device, requires_grad=True) for _ in range(2)]
-inputs += [torch.rand(3, 8, device=device), torch.zeros((), device=device, requires_grad=True)]
-torch.compile(loss, fullgraph=True)(*inputs).backward()
-assert all(t.grad.isfinite().all() for t in inputs if t.requires_grad)
-print("compiled")
-"""
-
-
 def test_cold(kernel: str, tmp_path: Path) -> None:
     """The first thing a process does is to compile a loss; nothing is cached, no backend has been loaded."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
-    assert python(COLD, kernel, DEVICE, **environment) == "compiled"
+    assert program("cold_compile.py", kernel, DEVICE, **environment) == "compiled"

@@ -9,6 +9,8 @@ from pathlib import Path
 import device_rehearsal
 import pytest
 import torch
+from fresh_process import PROGRAMS
+from pytest_process import TESTS, run
 
 import vae_kernels as vk
 
@@ -30,63 +32,18 @@ FILES = [
     "test_objectives.py",
 ]
 
-MIXED = """
-import pytest, torch
-
-@pytest.mark.parametrize("make", [
-    lambda g, c: g + c,
-    lambda g, c: c[g > 0],
-    lambda g, c: torch.equal(g, c),
-    lambda g, c: torch.where(g > 0, g, c),
-    lambda g, c: g.numpy(),
-    lambda g, c: torch.randn(3, device="cuda", generator=torch.Generator()),
-])
-def test_refused(make):
-    with pytest.raises((RuntimeError, TypeError)):
-        make(torch.ones(3, device="cuda"), torch.ones(3))
-
-def test_taken():
-    g, c = torch.ones(3, device="cuda", requires_grad=True), torch.ones(3)
-    assert (g * torch.tensor(2.0)).sum().item() == 6
-    assert g[torch.tensor([0, 1])].shape == (2,)
-    (g.cpu() + c).sum().backward()
-    assert g.grad.device.type == "cuda"
-    with pytest.raises(RuntimeError, match="cuda.*cpu"):
-        import vae_kernels as vk
-        with vk.use_backend("cuda"):
-            vk.bernoulli_log_likelihood(c, c)
-"""
-
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return device_rehearsal.environment(device_rehearsal.build(tmp_path_factory.mktemp("device_rehearsal")))
 
 
-def rehearse(environment: dict[str, str], *tests: object) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "device_rehearsal",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    done = subprocess.run(
-        [*command, "-W", "ignore", "-m", "not slow", *map(str, tests)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    return done.stdout.splitlines()[-1]
+def rehearse(environment: dict[str, str], *tests: Path) -> str:
+    return run("device_rehearsal", "-W", "ignore", "-m", "not slow", *tests, environment=environment)
 
 
-def test_the_device_refuses_what_a_gpu_refuses(environment: dict[str, str], tmp_path: Path) -> None:
-    tests = tmp_path / "test_mixed.py"
-    tests.write_text(MIXED)
-    assert re.match("7 passed", rehearse(environment, tests))
+def test_the_device_refuses_what_a_gpu_refuses(environment: dict[str, str]) -> None:
+    assert re.match("7 passed", rehearse(environment, PROGRAMS / "two_devices.py"))
 
 
 WITHOUT = """
@@ -99,9 +56,9 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def test_all_files_are_collected_without_the_extras(environment: dict[str, str]) -> None:
-    """As on a machine with torch, triton, numpy, pytest and hypothesis, on which nothing can be installed."""
+    """A GPU machine may have torch, triton, numpy, pytest and hypothesis alone."""
     options = ["--collect-only", "-q", "-p", "device_rehearsal", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command = [sys.executable, "-c", WITHOUT, *options, device_rehearsal.ROOT / "python_tests"]
+    command = [sys.executable, "-c", WITHOUT, *options, TESTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     files = set(re.findall(r"^python_tests/(\w+\.py)", done.stdout, re.MULTILINE))
@@ -110,4 +67,4 @@ def test_all_files_are_collected_without_the_extras(environment: dict[str, str])
 
 
 def test_passes(environment: dict[str, str]) -> None:
-    rehearse(environment, *(device_rehearsal.ROOT / "python_tests" / file for file in FILES))
+    rehearse(environment, *(TESTS / file for file in FILES))

@@ -224,6 +224,8 @@ def check(op: str, formula: str, values: dict[str, Tensor], upstream: Tensor, wa
             )
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ARGUMENTS)
 def test_arguments_go_as_far_as_their_type(backend: str, op: str, dtype: torch.dtype) -> None:
@@ -274,6 +276,8 @@ def test_second_derivatives(backend: str, op: str) -> None:
             assert not second[first.isfinite()].isnan().any()
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_prior_of_any_variance(backend: str, dtype: torch.dtype) -> None:
     """The analytic KL and its gradients, where q's standard deviation is a number of the arithmetic's type, and the means

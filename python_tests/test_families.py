@@ -18,6 +18,7 @@ import vae_kernels as vk
 EPS32 = torch.finfo(F32).eps
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("mean", "log_scale", "bins"), [(0.0, -2.0, 256), (0.97, -4.0, 256), (-3.0, 0.5, 7), (0.2, 0, 2)]
 )
@@ -27,12 +28,13 @@ def test_probabilities_of_all_bins_add_up_to_1(backend: str, mean: float, log_sc
     torch.testing.assert_close(log_p.exp().sum().item(), 1.0)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("mu", "theta"), [(3.0, 0.7), (0.01, 5.0), (40.0, 1000.0)])
 @pytest.mark.parametrize("zero_logits", [None, -1.5])
 def test_probabilities_of_all_counts_add_up_to_1(
     backend: str, mu: float, theta: float, zero_logits: float | None
 ) -> None:
-    """And give the mean mu, of the counts that are not dropped."""
+    """They give the mean mu of the counts that are not dropped."""
     x = torch.arange(1000, dtype=F64, device=DEVICE)[:, None]
     rate = torch.full_like(x, mu)
     if zero_logits is None:
@@ -48,7 +50,7 @@ def test_probabilities_of_all_counts_add_up_to_1(
 
 @pytest.mark.parametrize("rate", [0.01, 3.0, 40.0])
 def test_probabilities_of_all_counts_of_a_poisson_add_up_to_1(backend: str, rate: float) -> None:
-    """And give the rate."""
+    """They give the rate."""
     x = torch.arange(200, dtype=F64, device=DEVICE)[:, None]
     p = vk.poisson_log_likelihood(torch.full_like(x, math.log(rate)), x).exp()
     torch.testing.assert_close(p.sum().item(), 1.0, rtol=1e-14, atol=0)
@@ -62,6 +64,7 @@ def test_continuous_density_integrates_to_1(backend: str) -> None:
         torch.testing.assert_close(torch.trapezoid(density, x[:, 0]).item(), 1.0, rtol=1e-5, atol=0)
 
 
+@pytest.mark.interpreted
 def test_large_counts_and_theta_do_not_cancel(kernel: str) -> None:
     """float32 near the Poisson limit, where ln Γ(x + θ) − ln Γ(θ) loses every digit of ln p: an error on the scale of
     |x − mu|, at most the rounding of what enters, instead of that of θ ln θ."""
@@ -78,6 +81,7 @@ def test_large_counts_and_theta_do_not_cancel(kernel: str) -> None:
     assert (error <= 4 * EPS32 * scale).all()
 
 
+@pytest.mark.interpreted
 def test_gradients_near_the_poisson_limit(kernel: str) -> None:
     """To mu and x as good as the rounding of what enters; to theta on the scale of 1/theta, the size of the pieces of
     the digamma functions, where a sum of three logarithms and two digammas would lose all of it."""
@@ -111,6 +115,8 @@ def test_a_mean_of_zero_stays_finite(backend: str) -> None:
     assert torch.autograd.grad(log_p.sum(), mu)[0].isfinite().all()
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 def test_a_number_before_a_tensor(backend: str) -> None:
     """theta as a number, zero_logits as a tensor: not taken for each other."""
     mu, x = torch.rand(4, 5, device=DEVICE) + 0.5, torch.randint(4, (4, 5), device=DEVICE)
@@ -171,7 +177,7 @@ def test_values_are_checked_where_asked(backend: str, call: Callable, name: str,
 
 @pytest.mark.parametrize("theta", [0.0, -1.0, torch.tensor([1.0, -1.0, 2.0], device=DEVICE)], ids=str)
 def test_parameters_of_all_samples_are_checked_too(backend: str, theta: float | torch.Tensor) -> None:
-    """And no sample is named that would be innocent."""
+    """The message names no sample, because all share the parameter."""
     with vk.check_values(), pytest.raises(ValueError, match=r"^theta must be positive, but it holds (-1|0)"):
         vk.negative_binomial_log_likelihood(GOOD, COUNTS, theta)
 
@@ -186,6 +192,7 @@ def test_checks_of_values_let_the_edges_pass(backend: str) -> None:
         vk.discretized_logistic_log_likelihood(zero, -one)
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [torch.float64, F32, torch.bfloat16, torch.float16], ids=str)
 def test_constant_pixels_under_a_tiny_variance(backend: str, dtype: torch.dtype) -> None:
     """A decoder with a learned variance reaches this: the density is large there, and only the variance has a gradient."""
@@ -201,6 +208,7 @@ def test_constant_pixels_under_a_tiny_variance(backend: str, dtype: torch.dtype)
     assert [g.item() for g in torch.autograd.grad(log_px.sum(), (mean, logvar))] == [0.0, -1.0]
 
 
+@pytest.mark.interpreted_accuracy
 def test_a_poissons_limit(backend: str) -> None:
     """θ as far as float32 goes; and under transforms, where eager's formula answers."""
     theta = torch.tensor([[1e8], [1e20], [1e37]], device=DEVICE, requires_grad=True)
@@ -280,6 +288,7 @@ def test_what_a_mixture_of_negative_binomials_refuses() -> None:
         call(1.0, 1.0, 0.0, reduction="mean")
 
 
+@pytest.mark.interpreted_accuracy
 def test_below_1e_8_a_count_is_zero(backend: str) -> None:
     """As in scvi-tools, whose formula is written out here: value and gradients do not depend on such an x."""
     for count in (-0.5, 0.0, 9e-9):
@@ -308,9 +317,10 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize(("family", "arguments"), [(f, a) for f, rows in OUTSIDE.items() for a in rows])
 def test_the_gradient_is_that_of_the_value(backend: str, family: str, arguments: tuple[float, ...]) -> None:
-    """By differences of the value itself."""
+    """The gradient agrees with differences of the value."""
     call = OPS[family].call
     inputs = [torch.tensor([[v]], dtype=F64, device=DEVICE, requires_grad=True) for v in arguments]
     gradients = torch.autograd.grad(call(*inputs, batch_dims=1).sum(), inputs)
@@ -321,6 +331,7 @@ def test_the_gradient_is_that_of_the_value(backend: str, family: str, arguments:
         torch.testing.assert_close(gradient.item(), (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize(
     "arguments", [(1.0, -1.5, 3.0), (1.0, -2.5, 4.0), (1.0, -0.5, 0.25), (1.0, 2.0, -0.5), (-1.0, 2.0, 1.0)]
 )

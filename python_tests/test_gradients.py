@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from error_rule import check, expected, results
+from error_rule import check
 from samples import BF16, DEVICE, F32, F64, LAYOUTS, OPS, U8, Sample, sample
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -46,25 +46,14 @@ SMALL += [
 ]
 
 
-def function_and_inputs(case: Sample) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """The op as a function of the inputs that need a gradient."""
-    tensors = case.make()
-    names = [name for name, t in tensors.items() if t.requires_grad]
-
-    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(case.call(tensors | dict(zip(names, inputs, strict=True))).values())
-
-    return function, tuple(tensors[name] for name in names)
-
-
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradcheck(backend: str, case: Sample) -> None:
-    assert torch.autograd.gradcheck(*function_and_inputs(case), check_forward_ad=True)
+    assert torch.autograd.gradcheck(*case.of_inputs(), check_forward_ad=True)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradgradcheck(backend: str, case: Sample) -> None:
-    assert torch.autograd.gradgradcheck(*function_and_inputs(case))
+    assert torch.autograd.gradgradcheck(*case.of_inputs())
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 1, 3)], ids=str)
@@ -94,12 +83,11 @@ MEDIUM = [
 
 
 def gradients(case: Sample, upstream: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Under upstream gradients that `upstream` lays out."""
-    function, inputs = function_and_inputs(case)
+    """The gradients under upstream gradients that `upstream` lays out."""
+    function, inputs = case.of_inputs()
     outputs = function(*inputs)
-    names = OPS[case.op].outputs
-    given = case.upstream(dict(zip(names, outputs, strict=True)))
-    return list(torch.autograd.grad(outputs, inputs, [upstream(given[name]) for name in names]))
+    given = case.upstream(case.named(outputs))
+    return list(torch.autograd.grad(outputs, inputs, [upstream(g) for g in given.values()]))
 
 
 def _every_second(tensor: Tensor) -> Tensor:
@@ -110,6 +98,8 @@ def _reversed_strides(tensor: Tensor) -> Tensor:
     return tensor.permute(*range(tensor.dim())[::-1]).contiguous().permute(*range(tensor.dim())[::-1])
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("layout", [_every_second, _reversed_strides], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", MEDIUM, ids=str)
 def test_strided_upstream(kernel: str, case: Sample, layout: Callable[[Tensor], Tensor]) -> None:
@@ -117,6 +107,8 @@ def test_strided_upstream(kernel: str, case: Sample, layout: Callable[[Tensor], 
         assert torch.equal(strided, contiguous)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", MEDIUM, ids=str)
 def test_expanded_upstream(backend: str, case: Sample) -> None:
     """`.sum().backward()` sends one number with strides of zero; a mean over rows, a row of them."""
@@ -180,13 +172,30 @@ MORE_CALLS = {
 }
 
 
-@pytest.mark.parametrize("form", UPSTREAM)
-@pytest.mark.parametrize("call", [*OPS, *MORE_CALLS])
+# Triton's interpreter is slow: it runs only these.
+INTERPRETED = {
+    ("latent", "sparse"),
+    ("latent", "negated view"),
+    ("latent", "float64"),
+    ("samples", "a parameter"),
+    ("gaussian", "float64"),
+    ("categorical", "float64"),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "form"),
+    [
+        pytest.param(call, form, marks=[pytest.mark.interpreted] if (call, form) in INTERPRETED else [])
+        for call in (*OPS, *MORE_CALLS)
+        for form in UPSTREAM
+    ],
+)
 def test_upstream_of_another_form(backend: str, call: str, form: str) -> None:
-    """Handed to autograd or sent back by an op behind, of one output or of all: the gradients are those of a dense one,
-    and dense."""
+    """An upstream gradient may be handed to autograd or sent back by a later op, for one output or for all. The
+    gradients are dense, and those that a dense upstream gradient gives."""
     if call in OPS:
-        function, inputs = function_and_inputs(sample(call, (4, 6)))
+        function, inputs = sample(call, (4, 6)).of_inputs()
     else:
         function = MORE_CALLS[call]
         inputs = tuple(torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(3))
@@ -222,7 +231,7 @@ def test_upstream_zeros_that_take_no_memory(backend: str) -> None:
 
 
 def test_an_embedding_of_the_samples(backend: str) -> None:
-    """`F.embedding(sparse=True)` looks up some of z's rows: as looked up by an index."""
+    """`F.embedding(sparse=True)` looks up rows of z. Its gradients are those of an index."""
     mu, logvar = (torch.randn(4, 6, device=DEVICE, requires_grad=True) for _ in range(2))
     index, upstream = torch.tensor([2, 0, 2], device=DEVICE), torch.randn(3, 6, device=DEVICE)
     found = []
@@ -233,6 +242,8 @@ def test_an_embedding_of_the_samples(backend: str) -> None:
         torch.testing.assert_close(sparse, dense)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", [c for c in MEDIUM if c.op == "latent"], ids=str)
 @pytest.mark.parametrize("used", ["z", "kl"])
 def test_unused_output(backend: str, case: Sample, used: str) -> None:
@@ -247,8 +258,10 @@ def test_unused_output(backend: str, case: Sample, used: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(absent, want, strict=True))
 
 
+@pytest.mark.interpreted
 def test_unused_output_that_overflowed(backend: str) -> None:
-    """The KL of a logvar of 100 is infinite in float32. Who uses only z, with noise of zero, must not see it."""
+    """The KL of a logvar of 100 is infinite in float32. It must not show in the gradient of z alone, with noise of
+    zero."""
     mu = torch.ones(2, 3, device=DEVICE, requires_grad=True)
     logvar = torch.full((2, 3), 100.0, device=DEVICE, requires_grad=True)
     z, kl = vk.reparameterize_kl(mu, logvar, eps=torch.zeros(2, 3, device=DEVICE))
@@ -259,9 +272,11 @@ def test_unused_output_that_overflowed(backend: str) -> None:
     assert torch.equal(grad_logvar, torch.zeros_like(logvar))
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", MEDIUM, ids=str)
 def test_any_subset_of_inputs_may_need_a_gradient(backend: str, case: Sample) -> None:
-    whole = results(case, case.call)
+    whole = case.results()
     names = [name.removeprefix("grad ") for name in whole if name.startswith("grad ")]
     for size in range(1, len(names)):
         for subset in itertools.combinations(names, size):
@@ -286,11 +301,12 @@ def test_no_gradient_needed(backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(inference.values(), case.call(detached).values(), strict=True))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", MEDIUM, ids=str)
 def test_backward_runs_again(backend: str, case: Sample) -> None:
-    function, inputs = function_and_inputs(case)
+    function, inputs = case.of_inputs()
     outputs = function(*inputs)
-    upstream = list(case.upstream(dict(zip(OPS[case.op].outputs, outputs, strict=True))).values())
+    upstream = list(case.upstream(case.named(outputs)).values())
     first, second = (torch.autograd.grad(outputs, inputs, upstream, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.autograd.backward(outputs, upstream)
@@ -299,18 +315,19 @@ def test_backward_runs_again(backend: str, case: Sample) -> None:
         torch.autograd.backward(outputs, upstream)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", [c for c in MEDIUM if BF16 not in c.dtypes], ids=str)
 def test_create_graph_keeps_the_error_rule(backend: str, case: Sample) -> None:
     """Gradients that can be differentiated again are as good as the others."""
-    function, inputs = function_and_inputs(case)
-    outputs = dict(zip(OPS[case.op].outputs, function(*inputs), strict=True))
+    function, inputs = case.of_inputs()
+    outputs = case.named(function(*inputs))
     found = torch.autograd.grad(
         list(outputs.values()), inputs, list(case.upstream(outputs).values()), create_graph=True
     )
     names = [name for name, t in case.make().items() if t.requires_grad]
     got = outputs | {f"grad {name}": g for name, g in zip(names, found, strict=True)}
     assert all(g.requires_grad for g in found)
-    check(got, results(case, case.call), expected(case))
+    check(got, case.results(), case.expected())
 
 
 def test_create_graph_where_the_used_output_does_not_depend_on_the_input(backend: str) -> None:
@@ -371,6 +388,7 @@ def test_packed_moments(backend: str) -> None:
     assert torch.equal(got, torch.cat(want, dim=-1))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
 @pytest.mark.parametrize("seeded", [True, False], ids=["seeded", "drawn"])
 def test_activation_checkpointing(backend: str, reentrant: bool, seeded: bool) -> None:
@@ -401,8 +419,8 @@ def _by_backward(value: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 def test_autocast_changes_nothing(backend: str, case: Sample) -> None:
     """The dtypes of the inputs decide, inside autocast as outside."""
     with torch.autocast(DEVICE, torch.bfloat16):
-        inside = results(case, case.call)
-    for name, value in results(case, case.call).items():
+        inside = case.results()
+    for name, value in case.results().items():
         assert inside[name].dtype == value.dtype
         assert torch.equal(inside[name], value)
 
@@ -430,11 +448,12 @@ def test_z_may_be_modified(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("op", "argument"), [(op, a) for op in OPS for a in OPS[op].arguments])
 def test_inputs_modified_before_backward(backend: str, op: str, argument: str) -> None:
     """A kernel reads its inputs again in backward, so it refuses; eager either refuses or kept what it needs."""
     case = sample(op, (3, 5))
-    want = results(case, case.call)
+    want = case.results()
 
     def gradients_after_the_change() -> dict[str, Tensor]:
         def call(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -444,7 +463,7 @@ def test_inputs_modified_before_backward(backend: str, op: str, argument: str) -
                 copies[argument].add_(1)
             return outputs
 
-        return results(case, call)
+        return case.results(call)
 
     try:
         got = gradients_after_the_change()
@@ -457,7 +476,8 @@ def test_inputs_modified_before_backward(backend: str, op: str, argument: str) -
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_tensors_that_come_back_contiguous(kernel: str, layout: str) -> None:
-    """As from `save_on_cpu(pin_memory=True)`: the backward pass still makes the noise of the forward pass."""
+    """`save_on_cpu(pin_memory=True)` gives such tensors. The backward pass still makes the noise of the forward
+    pass."""
     mu = LAYOUTS[layout](torch.randn(2, 4, 3, 5, device=DEVICE)).requires_grad_()
     logvar = torch.randn(2, 4, 3, 5, device=DEVICE, requires_grad=True)
     prior_mu, prior_logvar = (torch.randn(4, 3, 5, device=DEVICE, requires_grad=True) for _ in range(2))
@@ -483,7 +503,7 @@ def test_saved_tensors_that_come_back_contiguous(kernel: str, layout: str) -> No
 
 @pytest.mark.parametrize("name", ["logvar", "x", "prior_logvar"])
 def test_what_is_broadcast_over_samples_is_rounded_once(backend: str, name: str) -> None:
-    """The gradient of a bfloat16 tensor that some samples share, summed before it is rounded."""
+    """The gradient of a bfloat16 tensor that samples share is summed before it is rounded."""
     mean = torch.randn(50, 4, 32, device=DEVICE).bfloat16()
     shared = torch.randn(4, 32, device=DEVICE).bfloat16().requires_grad_()
 
@@ -507,7 +527,7 @@ def test_what_is_broadcast_over_samples_is_rounded_once(backend: str, name: str)
 
 def test_backward_runs_on_the_backend_of_its_forward(kernel: str) -> None:
     case = sample("gaussian", (6, 1030), parameter=())
-    want = results(case, case.call)
+    want = case.results()
     tensors = case.make()
     outputs = case.call(tensors)
     with vk.use_backend("eager"):
@@ -517,11 +537,13 @@ def test_backward_runs_on_the_backend_of_its_forward(kernel: str) -> None:
         assert torch.equal(gradient, want[f"grad {name}"])
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", [c for c in MEDIUM if BF16 not in c.dtypes], ids=str)
 def test_batched_gradients(backend: str, case: Sample) -> None:
-    """Several upstream gradients at once, in either of PyTorch's ways: powers of two of one, which scale its exactly."""
-    function, inputs = function_and_inputs(case)
-    outputs = dict(zip(OPS[case.op].outputs, function(*inputs), strict=True))
+    """Several upstream gradients at once, in either of PyTorch's ways. They are powers of two times one, so that the
+    results scale exactly."""
+    function, inputs = case.of_inputs()
+    outputs = case.named(function(*inputs))
     factors = (-2.0, 0.5, 4.0)
     batch = tuple(torch.stack([g * factor for factor in factors]) for g in case.upstream(outputs).values())
 
@@ -535,4 +557,4 @@ def test_batched_gradients(backend: str, case: Sample) -> None:
     ):
         for k, factor in enumerate(factors):
             gradients = {name: g[k] / factor for name, g in zip(names, found, strict=True)}
-            check(outputs | gradients, results(case, case.call), expected(case))
+            check(outputs | gradients, case.results(), case.expected())

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from error_rule import output_dtypes
 from samples import BF16, DEVICE, EMPTY, F32, F64, U8, Sample
 
 import vae_kernels as vk
@@ -191,7 +190,7 @@ def test_checks_of_values_let_good_ones_pass(backend: str) -> None:
 
 
 def test_checks_of_values_where_tensors_are_elsewhere() -> None:
-    """By default or all of them on a device without values."""
+    """The default checks, and all of them, pass over tensors that have no values."""
     with vk.check_values():
         with torch.device("meta"):
             assert vk.gaussian_log_likelihood(GOOD, GOOD, 0.3).shape == (4,)
@@ -221,7 +220,7 @@ def test_a_spread_above_a_floor_may_be_zero(backend: str, scale: str) -> None:
 
 
 def test_numbers_of_numpy(backend: str) -> None:
-    """Lengths, argmaxes and seeds of NumPy's generators."""
+    """Lengths, argmaxes and seeds may be numbers of NumPy."""
     one, two = np.int64(1), np.int32(2)
     mu = torch.randn(4, 3, 2, device=DEVICE)
     for found, want in zip(
@@ -248,18 +247,22 @@ def test_checks_of_values_come_after_those_of_shapes(backend: str) -> None:
                 function(GOOD, NAN, batch_dims="1")
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("sample", EMPTY, ids=str)
 def test_empty(backend: str, sample: Sample) -> None:
     """No samples: no results. Samples without elements: sums of zero, and gradients that are there."""
     tensors = sample.make()
     outputs = sample.call(tensors)
-    for name, dtype in output_dtypes(sample).items():
+    for name, dtype in sample.output_dtypes.items():
         shape = sample.shapes[0] if name == "z" else sample.shapes[0][: sample.keep]
         assert torch.equal(outputs[name], torch.zeros(shape, dtype=dtype, device=DEVICE))
     gradients = torch.autograd.grad(sum(o.sum() for o in outputs.values()), list(tensors.values()))
     assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(gradients, tensors.values(), strict=True))
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2), (1, 0, 2)], ids=str)
 def test_empty_with_a_parameter(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -274,6 +277,8 @@ def test_empty_with_a_parameter(backend: str, shape: tuple[int, ...], dtype: tor
             assert torch.equal(gradient, torch.zeros_like(logvar))
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted_accuracy
 def test_empty_with_noise(backend: str) -> None:
     for shape in ((0, 4), (4, 0), (0,), (2, 0, 3)):
         for batch_dims in range(len(shape) + 1):
@@ -308,11 +313,13 @@ MANY_DIMS = {
 
 
 def _reversed(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, the first dim the fastest."""
+    """The same values in a layout whose first dim is the fastest."""
     backwards = range(tensor.dim())[::-1]
     return tensor.permute(*backwards).contiguous().permute(*backwards)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _reversed], ids=["contiguous", "reversed"])
 @pytest.mark.parametrize("dims", [8, 9, 64, 65, 90])
 @pytest.mark.parametrize("call", MANY_DIMS)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import python
+from fresh_process import program, python
 from samples import BACKENDS
+from symbols import STABLE, symbols_of_torch, undefined_symbols
 
 import vae_kernels as vk
 from vae_kernels.families import INDEX
@@ -22,21 +23,7 @@ LIBRARY = Path(vk.__file__).with_name("_cpp.so")
 
 pytestmark = pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ library is not built for this device")
 
-# What a library built for torch 2.10 may ask of a later one: the C shims of the stable ABI.
-STABLE = re.compile(r"^(aoti_torch_\w+|torch_\w+)$")
-
-
-def undefined_symbols(library: Path) -> dict[str, str]:
-    """Undefined dynamic symbols with the version tag of the library that serves them, empty where there is none."""
-    listed = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
-    names = [line.split()[-1] for line in listed.stdout.splitlines()]
-    return {name.partition("@")[0]: name.partition("@")[2].lstrip("@") for name in names}
-
-
-# Of libstdc++, which libtorch exports in part: such symbols carry no version.
-STANDARD = re.compile(r"^_Z[A-Z]*St")
-
-# Of C++'s runtime in the manylinux_2_28 images, the oldest whose wheels load beside a glibc of that age.
+# The versions of the C++ runtime in the manylinux_2_28 images. A library that asks for no later ones loads beside them.
 OLDEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
 
 built = pytest.mark.parametrize(
@@ -47,11 +34,9 @@ built = pytest.mark.parametrize(
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
 @built
 def test_needs_nothing_of_torch_outside_the_stable_abi(library: Path) -> None:
-    system = re.compile(r"^(GLIBC|GLIBCXX|CXXABI|GCC)_|^libcudart\.so\.")
-    weak = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
-    others = {name for name, version in undefined_symbols(library).items() if not system.match(version)} - weak
-    assert "torch_library_impl" in others
-    assert not {name for name in others if not STABLE.match(name) and not STANDARD.match(name)}
+    of_torch = symbols_of_torch(library)
+    assert "torch_library_impl" in of_torch
+    assert {name for name in of_torch if not STABLE.match(name)} == set()
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm of binutils is not installed")
@@ -75,64 +60,10 @@ def test_links_to_nothing_unexpected(library: Path) -> None:
     assert not re.search(r"R(UN)?PATH.*(/home|/work|/root|/tmp|/build)", listed)
 
 
-DIGESTS = """
-import hashlib, json, sys
-import torch
-import vae_kernels as vk
-
-sys.path.insert(0, sys.argv[1])
-import test_latent
-from samples import BF16, BROADCAST, F16, F32, F64, LAID_OUT, OPS, SHAPED, VALUES, sample
-
-vk.use_backend("cpp")
-
-
-def digest(tensor):
-    flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().reshape(-1))
-    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def noise():
-    for dtype in (F64, F32, BF16, F16):
-        for shape in ((1, 1), (7, 20), (300, 1000), (3, 100001), (1, 400003), (70001, 3)):
-            zero = torch.zeros((), dtype=dtype).expand(shape)
-            yield f"noise {dtype} {shape}", vk.reparameterize_kl(zero, zero, seed=5)[0]
-
-
-def results(cases):
-    for case, tensors in cases:
-        outputs = case.call(tensors)
-        wanted = {name: t for name, t in tensors.items() if t.requires_grad}
-        upstream = list(case.upstream(outputs).values())
-        gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), upstream)
-        for name, tensor in [*outputs.items(), *zip((f"grad {name}" for name in wanted), gradients)]:
-            yield f"{case} {name}", tensor
-
-
-def latent_forms():
-    for case in test_latent.CASES[::3]:
-        for name, tensor in test_latent.results(case, case.call, case.make()).items():
-            yield f"{case} {name}", tensor
-
-
-large = [sample(op, shape, dtypes=dtype) for op in OPS for dtype in (F64, F32, BF16)
-         for shape in ((300, 1000), (3, 100001), (1, 200003), (70001, 3))]
-large += [sample("gaussian", shape, parameter=parameter) for shape in ((300, 1000), (1, 200003), (70001, 3))
-          for parameter in ((), shape[1:])]
-cases = [(case, case.make()) for case in [*VALUES[::3], *SHAPED, *LAID_OUT[::3], *BROADCAST, *large]]
-found = {"isa": torch.ops.vae_kernels_cpp.isa()}
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    found[threads] = {name: digest(tensor) for source in (noise(), results(cases), latent_forms()) for name, tensor in source}
-print(json.dumps(found))
-"""
-
-
 @cache
 def digests(isa: str) -> dict[str, str | dict[str, str]]:
-    """Of every result of a process with that instruction set, for one thread and for two."""
-    here = str(Path(__file__).parent)
-    return json.loads(python(DIGESTS, here, VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
+    """Digests of all results of a process with that instruction set, for one thread and for two."""
+    return json.loads(program("digests.py", "library", VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
 
 
 def supported() -> list[str]:
@@ -157,7 +88,7 @@ def test_the_best_instruction_set_is_the_default() -> None:
 
 @pytest.mark.parametrize("bins", [torch.tensor(256.0), torch.full((2, 3), 256.0)], ids=["one", "elements"])
 def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
-    """The kernels read them as one number: of several they would take the first."""
+    """The kernels read bins as one number, and would take the first of several."""
     inputs = (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(()))
     ops, family = torch.ops.vae_kernels_cpp, INDEX["discretized_logistic"]
     message = "discretized_logistic needs the last 1 of its parameters as numbers, got a tensor"
@@ -176,7 +107,7 @@ def test_bins_as_a_tensor_are_refused(bins: torch.Tensor) -> None:
 
 
 def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
-    """Where the public functions, which know better, were not asked."""
+    """The ops check what the public functions check before them."""
     ops, z, seed = torch.ops.vae_kernels_cpp, torch.zeros(2, 3), torch.tensor([1])
     for message, options, *inputs in (
         ("scale must be between 0 and 4, got 5", LatentOptions(1, scale=5), z, z, None, None, seed),
@@ -195,7 +126,7 @@ def test_what_no_kernel_can_do_is_refused_by_the_ops() -> None:
 
 
 def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
-    """Its families would be computed by each other's formulas."""
+    """It would compute families by each other's formulas."""
     package = shutil.copytree(
         Path(vk.__file__).parent, tmp_path / "vae_kernels", ignore=shutil.ignore_patterns("_cuda.so")
     )
@@ -207,7 +138,7 @@ def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
 
 
 def test_calls_from_several_threads_at_once() -> None:
-    """Each Python thread gets its own right results."""
+    """Each Python thread gets its own results."""
 
     def step(seed: int) -> list[torch.Tensor]:
         mu, logvar = (torch.full((64, 333), 0.1 * seed, requires_grad=True) for _ in range(2))

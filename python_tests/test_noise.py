@@ -3,31 +3,18 @@
 import math
 from types import ModuleType
 
-import mpmath
 import numpy as np
 import pytest
 import reference
 import torch
 from error_rule import SLACK_ULP
 from hypothesis import HealthCheck, given, settings, strategies
+from noise_cases import KNOWN_ANSWERS, SEEDS, edge_normals, edge_words, ulp_apart
 from samples import BF16, DEVICE, F16, F32, F64, LAYOUTS
 from torch import Tensor
 
 import vae_kernels as vk
 from vae_kernels import noise
-
-ONES = 0xFFFFFFFF
-
-# Random123, kat_vectors: counter, key, words.
-KNOWN_ANSWERS = [
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
 
 
 def _int64(low: int, high: int) -> int:
@@ -41,11 +28,6 @@ def drawn(shape: tuple[int, ...], seed: int | Tensor, batch_dims: int = 1, dtype
     return vk.reparameterize_kl(zero, zero, seed=seed, batch_dims=batch_dims)[0]
 
 
-def ulp_apart(got: Tensor, want: np.ndarray) -> float:
-    """The largest distance in ulp of float32 at the true value."""
-    return float((abs(got.double().cpu().numpy() - want) / np.spacing(abs(want).astype(np.float32))).max())
-
-
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
 def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
     low, high = (np.array([c[0] | c[1] << 32], dtype=np.uint64) for c in (counter[:2], counter[2:]))
@@ -54,27 +36,14 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tu
     assert [w.item() for w in noise.philox(seed, subsequence, offset)] == list(words)
 
 
-# Words whose radius or angle lies at the end of its range, or next to a zero of sine or cosine.
-EDGES = (0, 1, 2, 0xFF, 2**24, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 3 * 2**30 - 1, 3 * 2**30, ONES - 1, ONES)
-
-
 def test_box_muller_is_right_to_the_last_bit() -> None:
-    """The eager definition is float64 within and rounds once."""
-    word0, word1 = (w.flatten() for w in torch.meshgrid(torch.tensor(EDGES), torch.tensor(EDGES), indexing="ij"))
-    for lane, function in zip(noise.box_muller(word0, word1), (mpmath.sin, mpmath.cos), strict=True):
-        with mpmath.workdps(30):
-            want = [
-                mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(float(np.float32(np.float32(a) * 2**-32 + 2**-33)))))
-                * function(2 * mpmath.pi * (b + mpmath.mpf(1) / 2) / 2**32)
-                for a, b in zip(word0.tolist(), word1.tolist(), strict=True)
-            ]
-        want = np.array([float(w) for w in want])
+    """The eager definition computes in float64 and rounds once."""
+    for lane, want in zip(noise.box_muller(*edge_words()), edge_normals(), strict=True):
         assert ulp_apart(lane, want) <= 0.5 + 2**-20
 
 
-SEEDS = (0, 1, 42, 2**32 - 1, 2**32, 2**32 + 1, 0x299F31D0A4093822, 2**63 - 1)
-
-
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("seed", SEEDS)
 def test_normals_are_those_of_numpy(backend: str, seed: int) -> None:
     for rows, cols in ((1, 1), (3, 5), (7, 20), (2, 1025), (300, 3), (1, 70001)):
@@ -87,6 +56,7 @@ def test_many_normals_are_those_of_numpy(kernel: str) -> None:
     assert ulp_apart(drawn((4, 10**6), 3), reference.normals(3, 4, 10**6)) <= SLACK_ULP
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seed_as_a_tensor(backend: str, seed: int) -> None:
     want = drawn((3, 5), seed)
@@ -94,6 +64,7 @@ def test_seed_as_a_tensor(backend: str, seed: int) -> None:
         assert torch.equal(drawn((3, 5), torch.full(shape, seed, dtype=torch.int64, device=DEVICE)), want)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
 def test_same_noise_in_every_dtype(backend: str, dtype: torch.dtype) -> None:
     """On NVIDIA GPUs the CUDA kernels' noise of half types is within 2⁻¹⁴, before it is rounded to the type."""
@@ -107,7 +78,7 @@ def test_same_noise_in_every_dtype(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 def test_same_noise_whatever_the_layout(backend: str, dtype: torch.dtype) -> None:
-    """To the bit: whole packs, rows that are cut off, several samples, a prior, gaps between the elements."""
+    """Whole packs, rows that are cut off, several samples, a prior and gaps between the elements change no bit."""
     zeros = torch.zeros(5, 1032, dtype=dtype, device=DEVICE)
     want = vk.reparameterize_kl(zeros, zeros, seed=5)[0]
     prior = {"prior_mu": zeros, "prior_logvar": zeros}
@@ -132,6 +103,8 @@ def test_backward_has_the_noise_of_forward(backend: str, dtype: torch.dtype) -> 
             assert torch.equal(gradient, z)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 def test_rows_are_the_kept_dims_and_columns_the_others(backend: str) -> None:
     shape = (2, 3, 4, 5)
     for batch_dims in range(5):
@@ -140,15 +113,19 @@ def test_rows_are_the_kept_dims_and_columns_the_others(backend: str) -> None:
         assert torch.equal(drawn(shape, 9, batch_dims).reshape(want.shape), want)
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 def test_noise_does_not_depend_on_how_many_rows_or_columns_there_are(backend: str) -> None:
     want = drawn((40, 300), 9)
     for rows, cols in ((1, 1), (3, 5), (40, 7), (2, 299)):
         assert torch.equal(drawn((rows, cols), 9), want[:rows, :cols])
 
 
+@pytest.mark.emulated
+@pytest.mark.interpreted
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_columns_are_counted_in_memory_order(backend: str, layout: str) -> None:
-    """As `torch.randn_like` does; what is not dense counts in the order of `torch.empty_like`."""
+    """The order is that of `torch.randn_like`; where elements are not dense, that of `torch.empty_like`."""
     mu = LAYOUTS[layout](torch.zeros(2, 3, 4, 5, device=DEVICE))
     order = sorted(range(1, 4), key=lambda d: -torch.empty_like(mu).stride(d))
     want = drawn((2, 60), 11).reshape([2, *(mu.shape[d] for d in order)])
@@ -188,6 +165,7 @@ def test_any_strides(kernel: str, tensor: Tensor, batch_dims: int) -> None:
     assert ulp_apart(counted, reference.normals(11, *counted.shape)) <= SLACK_ULP
 
 
+@pytest.mark.interpreted
 def test_a_seed_is_the_same_as_its_noise(backend: str) -> None:
     """z and all gradients with a seed are, bit by bit, those with the noise of that seed handed in."""
     mu, logvar = (torch.randn(6, 133, device=DEVICE, requires_grad=True) for _ in range(2))
@@ -220,7 +198,7 @@ ALPHA = 1e-4
 
 
 def test_mean_and_variance(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
-    """Within the quantiles of their sampling distributions, 1 in 10⁴ falling outside."""
+    """The moments are within quantiles of their sampling distributions: 1 in 10⁴ falls outside."""
     eps = sorted_sample(many, backend)
     limit = stats.norm.isf(ALPHA / 2)
     assert abs(eps.mean()) * math.sqrt(eps.size) < limit
@@ -238,7 +216,7 @@ def test_kolmogorov_smirnov(backend: str, many: dict[str, np.ndarray], stats: Mo
 
 
 def test_tails(backend: str, many: dict[str, np.ndarray], stats: ModuleType) -> None:
-    """As many numbers beyond 3, 4 and 5 as there should be, on both sides."""
+    """The counts of numbers beyond 3, 4 and 5 are right on both sides."""
     eps = sorted_sample(many, backend)
     for sign in (1, -1):
         for edge in (3, 4, 5):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_process import PROGRAMS
 
 from vae_kernels import train
 from vae_kernels.models import MLPVAE
@@ -89,63 +90,8 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-9, atol=1e-11)
 
 
-SHARDED = """
-import torch
-import vae_kernels as vk
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
-
-
-def main():
-    mesh = init_device_mesh("cpu", (2,))
-    shard, replicate = [Shard(0)], [Replicate()]
-    generator = torch.Generator().manual_seed(0)
-    mu, logvar, prior, spread, weight = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 4), (6, 4), (4,), (4,), (6,))
-    )
-    x, seeds = torch.rand(6, 4, generator=generator, dtype=torch.float64), torch.arange(6)
-
-    def loss(mu, logvar, prior, spread, x, seeds):
-        z, kl = vk.reparameterize_kl(mu, logvar, prior_mu=prior, seed=seeds)
-        return kl - vk.gaussian_log_likelihood(z, x, spread)
-
-    def distributed(tensor, placements):
-        return distribute_tensor(tensor, mesh, placements).requires_grad_(tensor.is_floating_point())
-
-    whole = [t.clone().requires_grad_() for t in (mu, logvar, prior, spread)]
-    want = loss(*whole, x, seeds)
-    wanted = torch.autograd.grad((want * weight).sum(), whole)
-
-    parts = [*(distributed(t, shard) for t in (mu, logvar)), *(distributed(t, replicate) for t in (prior, spread))]
-    local = [t.to_local() for t in parts[:2]] + [t.to_local(grad_placements=[Partial()]) for t in parts[2:]]
-    part = loss(*local, distributed(x, shard).to_local(), distributed(seeds, shard).to_local())
-    found = DTensor.from_local(part, mesh, shard)
-    gradients = torch.autograd.grad((found * distributed(weight, shard)).sum(), parts)
-    for got, expected in zip((found, *gradients), (want, *wanted)):
-        torch.testing.assert_close(got.full_tensor(), expected)
-
-    plain = [mu, logvar, prior, spread, x, seeds]
-    names = ["mu", "logvar", "prior_mu", "logvar", "x", "seed"]
-    for i, name in enumerate(names):
-        try:
-            loss(*plain[:i], distributed(plain[i], replicate), *plain[i + 1 :])
-        except TypeError as error:
-            assert str(error).startswith(f"{name} must be a plain tensor, got a DTensor"), error
-            assert f"{name}.to_local()" in str(error)
-        else:
-            raise AssertionError(name)
-
-
-torch.distributed.init_process_group("gloo")
-main()
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
-
-
 @DISTRIBUTED
-def test_shards_of_a_batch(tmp_path: Path) -> None:
-    """A DTensor is refused, with the way out: by its local part and a seed for each sample two processes compute what
-    one does, gradients of replicated parameters being partial sums."""
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    torchrun(2, str(script))
+def test_shards_of_a_batch() -> None:
+    """Two processes compute what one does, by the local part of a DTensor and a seed for each sample. A DTensor itself
+    is refused, and the message names its local part."""
+    torchrun(2, str(PROGRAMS / "sharded.py"))

@@ -4,7 +4,6 @@
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,11 +15,9 @@ if sys.platform != "linux":
 import stubbed_driver
 import triton_versions
 from fresh_process import python
+from pytest_process import TESTS, run
 
 import vae_kernels as vk
-
-TESTS = Path(__file__).parent
-
 
 LOAD = """
 import sys, torch
@@ -49,15 +46,5 @@ def test_launches(version: str | None, tmp_path: Path) -> None:
     environment = stubbed_driver.environment(stubbed_driver.build(tmp_path))
     if version is not None:
         environment = triton_versions.environment(version, environment)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "stubbed_driver", "-p", "no:xdist", "-p", "no:cacheprovider"),
-            *("-k", "launches" if version == triton_versions.OTHERS[0] else "tails or positions"),
-            TESTS / "triton_on_stub.py",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=TESTS.parent,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    chosen = "launches" if version == triton_versions.OTHERS[0] else "tails or positions"
+    run("stubbed_driver", "-k", chosen, TESTS / "triton_on_stub.py", environment=environment)

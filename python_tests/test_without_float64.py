@@ -1,6 +1,6 @@
 """Eager on a device without float64: it makes no float64 tensor, and keeps its error rule.
 
-A CPU pretends to be one: what decides is told that it has no float64, and whatever makes a tensor of it is refused.
+A CPU pretends to be one. Eager is told that it has no float64, and whatever makes a float64 tensor is refused.
 """
 
 import itertools
@@ -11,13 +11,12 @@ import mpmath
 import numpy as np
 import pytest
 import reference
-import test_latent
 import torch
-from error_rule import SLACK_ULP, check, expected, plain_results, results
+from error_rule import SLACK_ULP
+from latent_cases import CASES, SAMPLED, SPREADS, LatentCase
+from noise_cases import SEEDS, edge_normals, edge_words, ulp_apart
+from public_calls import CALLS
 from samples import F64, I64, OPS, VALUES, Sample, sample
-from test_default_dtype import CALLS
-from test_latent import CASES, Case
-from test_noise import EDGES, SEEDS, ulp_apart
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,7 +71,7 @@ def test_noise_of_a_seed(seed: int) -> None:
 
 @pytest.mark.parametrize("form", ["int", "tensor", "of_each_sample", "samples", "packed", "channels_last"])
 def test_forms_of_a_seed(form: str) -> None:
-    """The same noise, within its bound, as on a device with float64."""
+    """The noise is that of a device with float64, within its bound."""
     zero = torch.zeros(3, 4, 2, 6)
     given = {
         "tensor": {"seed": torch.tensor(5)},
@@ -92,15 +91,8 @@ def test_forms_of_a_seed(form: str) -> None:
 
 
 def test_box_muller_at_its_edges() -> None:
-    word0, word1 = (w.flatten() for w in torch.meshgrid(torch.tensor(EDGES), torch.tensor(EDGES), indexing="ij"))
-    for lane, function in zip(noise.box_muller(word0, word1), (mpmath.sin, mpmath.cos), strict=True):
-        with mpmath.workdps(30):
-            want = [
-                mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(float(np.float32(np.float32(a) * 2**-32 + 2**-33)))))
-                * function(2 * mpmath.pi * (b + mpmath.mpf(1) / 2) / 2**32)
-                for a, b in zip(word0.tolist(), word1.tolist(), strict=True)
-            ]
-        assert ulp_apart(lane, np.array([float(w) for w in want])) <= SLACK_ULP
+    for lane, want in zip(noise.box_muller(*edge_words()), edge_normals(), strict=True):
+        assert ulp_apart(lane, want) <= SLACK_ULP
 
 
 @pytest.mark.parametrize("near_1", [False, True])
@@ -126,15 +118,15 @@ NARROW = [case for case in CASES if F64 not in case.dtypes and math.prod(case.sh
 
 
 @pytest.mark.parametrize("case", NARROW, ids=str)
-def test_latent_error_rule(case: Case) -> None:
-    test_latent.check(case, "eager")
+def test_latent_error_rule(case: LatentCase) -> None:
+    case.check_error_rule("eager")
 
 
 @pytest.mark.parametrize("case", NARROW, ids=str)
-def test_latent_refused(case: Case) -> None:
-    tensors = case.make()
+def test_latent_refused(case: LatentCase) -> None:
+    function, inputs = case.of_inputs()
     with NoFloat64():
-        to_second_order(lambda *inputs: case.call(dict(zip(tensors, inputs, strict=True))), tuple(tensors.values()))
+        to_second_order(function, inputs)
 
 
 SEEDS_GIVEN = {"drawn": None, "int": 3, "tensor": torch.tensor([3]), "of_each_sample": torch.tensor([3, 1, 4])}
@@ -142,7 +134,7 @@ SEEDS_GIVEN = {"drawn": None, "int": 3, "tensor": torch.tensor([3]), "of_each_sa
 
 @pytest.mark.parametrize(
     ("scale", "estimator", "seed"),
-    list(itertools.product(test_latent.SPREADS, ("analytic", *test_latent.SAMPLED), SEEDS_GIVEN)),
+    list(itertools.product(SPREADS, ("analytic", *SAMPLED), SEEDS_GIVEN)),
 )
 def test_seeded_latent_refused(scale: str, estimator: str, seed: str) -> None:
     tensors = [t.requires_grad_() for t in (torch.randn(3, 5), torch.rand(3, 5) + 0.5, torch.randn(5), torch.randn(5))]
@@ -167,7 +159,7 @@ def test_seeded_latent_refused(scale: str, estimator: str, seed: str) -> None:
 
 @pytest.mark.parametrize("case", [case for case in VALUES if case.op == "latent" and F64 not in case.dtypes], ids=str)
 def test_error_rule(case: Sample) -> None:
-    check(results(case, case.call), plain_results(case), expected(case, of_eager=True))
+    case.check_error_rule("eager")
 
 
 @pytest.mark.parametrize("values", [(op, values) for op in OPS for values in OPS[op].values], ids=str)
@@ -175,15 +167,9 @@ def test_likelihoods_refused(values: tuple[str, str]) -> None:
     op, kind = values
     for dtypes in OPS[op].dtypes:
         if F64 not in dtypes:
-            case = sample(op, (3, 5), values=kind, dtypes=dtypes)
-            tensors = case.make()
-            wanted = [name for name, t in tensors.items() if t.requires_grad]
-
-            def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-                return tuple(case.call(tensors | dict(zip(wanted, inputs, strict=True))).values())  # noqa: B023
-
+            function, inputs = sample(op, (3, 5), values=kind, dtypes=dtypes).of_inputs()
             with NoFloat64():
-                to_second_order(call, [tensors[name] for name in wanted])
+                to_second_order(function, inputs)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -240,7 +226,7 @@ def test_kl_of_a_spread(scale: str, near_1: bool) -> None:
 
 
 def test_integers_beyond_float32() -> None:
-    """Classes and seeds are never made floats."""
+    """Classes and seeds are never converted to floats."""
     logits = torch.randn(2, 3, requires_grad=True)
     with NoFloat64():
         log_px = vk.categorical_log_likelihood(logits, torch.tensor([0, 2**62], dtype=I64))

@@ -40,6 +40,7 @@ interpreter.InterpretedFunction.__call__ = _call
 object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, variants = [], Variants()
     for item in items:

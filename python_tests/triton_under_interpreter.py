@@ -6,14 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-import test_latent
 import torch
 import triton
 import triton.language as tl
-from error_rule import results
+from cases import Case
+from latent_cases import LatentCase
+from noise_cases import EDGES, KNOWN_ANSWERS
 from samples import BF16, F32, F64, OPS, U8, Sample, sample
-from test_gradients import function_and_inputs
-from test_noise import EDGES, KNOWN_ANSWERS
 from torch import Tensor
 
 import vae_kernels as vk
@@ -87,7 +86,7 @@ def test_normals_are_within_4_ulp_of_the_eager_ones() -> None:
 
 
 def _steps_apart(a: Tensor, b: Tensor) -> Tensor:
-    """How many float32 lie between."""
+    """How many float32 numbers lie between two."""
     a, b = (torch.where(t < 0, -(t & 0x7FFFFFFF), t) for t in (t.view(torch.int32).long() for t in (a, b)))
     return (a - b).abs()
 
@@ -110,28 +109,19 @@ SAMPLES = [
 
 # More of the latent step: several samples, priors of every shape, elements of the KL, layouts with samples.
 SAMPLES += [
-    test_latent.Case((6, 37), num_samples=3, kl_estimator="path", prior=((6, 37), (37,))),
-    test_latent.Case((2, 5000), num_samples=2, kl_estimator="monte_carlo", prior=((5000,), ())),
-    test_latent.Case((600, 9), prior=((9,), (1,)), scale="std", clamp=(-1.0, 0.5)),
-    test_latent.Case((2, 3, 4, 5), num_samples=2, kl_reduction="none", layout="channels_last"),
-    test_latent.Case(
-        (2, 4, 4, 5), packed_dim=1, num_samples=2, layout="channels_last", scale="softplus", std_floor=0.1
-    ),
+    LatentCase((6, 37), num_samples=3, kl_estimator="path", prior=((6, 37), (37,))),
+    LatentCase((2, 5000), num_samples=2, kl_estimator="monte_carlo", prior=((5000,), ())),
+    LatentCase((600, 9), prior=((9,), (1,)), scale="std", clamp=(-1.0, 0.5)),
+    LatentCase((2, 3, 4, 5), num_samples=2, kl_reduction="none", layout="channels_last"),
+    LatentCase((2, 4, 4, 5), packed_dim=1, num_samples=2, layout="channels_last", scale="softplus", std_floor=0.1),
 ]
 
 
-def outputs(case: Sample | test_latent.Case) -> dict[str, Tensor]:
-    if isinstance(case, test_latent.Case):
-        return dict(zip(("z", "kl"), case.call(case.make()), strict=True))
-    return case.call(case.make())
-
-
-def outcome(case: Sample | test_latent.Case) -> dict[str, Tensor]:
+def outcome(case: Case) -> dict[str, Tensor]:
+    """The results of a call whose plans are made anew."""
     launch._plans.clear()
     layout._layout.cache_clear()
-    if isinstance(case, test_latent.Case):
-        return test_latent.results(case, case.call, case.make())
-    return results(case, case.call)
+    return case.results()
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -139,28 +129,28 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
-def test_offsets_of_64_bits_change_nothing(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_of_64_bits_change_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     want = outcome(case)
     monkeypatch.setattr(layout, "MAX_OFFSET_32_BIT", 0)
     assert same(outcome(case), want)
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
-def test_a_grid_of_several_planes_changes_nothing(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_of_several_planes_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     want = outcome(case)
     monkeypatch.setattr(tile, "MAX_GRID_Y", 2)
     assert same(outcome(case), want)
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
-def test_splitting_rows_does_not_change_sums(case: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does summing some chunks of a row in one program and others in another."""
-    want = outputs(case)
+def test_splitting_rows_does_not_change_sums(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a row may be summed by one program or by several."""
+    want = case.call(case.make())
     for enough, many in ((1, 1), (2**20, 4), (2**20, 2**20)):
         monkeypatch.setattr(tile, "ENOUGH_PROGRAMS", enough)
         monkeypatch.setattr(tile, "MANY_PROGRAMS", many)
         launch._plans.clear()
-        assert same(outputs(case), want)
+        assert same(case.call(case.make()), want)
 
 
 @pytest.mark.parametrize("cols", [1, 20, 784, 2048, 5000, 40000])
@@ -178,7 +168,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are(cols: int, monkeypatch: 
 
 
 def _cropped(shape: tuple[int, ...]) -> Tensor:
-    """More levels of strides than the kernels know."""
+    """A tensor with more levels of strides than the kernels know."""
     around = torch.full([n + 2 for n in shape], float("nan"))
     inside = around[tuple(slice(1, -1) for _ in shape)]
     return inside.copy_(torch.randn(shape)).requires_grad_()
@@ -234,7 +224,7 @@ GRADCHECKED = [
 
 @pytest.mark.parametrize("case", GRADCHECKED, ids=str)
 def test_gradcheck(case: Sample) -> None:
-    assert torch.autograd.gradcheck(*function_and_inputs(case))
+    assert torch.autograd.gradcheck(*case.of_inputs())
 
 
 def test_gradcheck_with_a_seed() -> None:

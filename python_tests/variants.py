@@ -10,8 +10,8 @@ EVERY_VALUE = set(VALUES)
 
 
 class Variants:
-    """Of the tests that all backends share, what Triton has to show: every kind of values in every dtype of every op, but
-    shapes and layouts, for which all families have one kernel, of few ops."""
+    """Chooses what Triton runs of the tests that all backends share: every kind of values in every dtype of every op.
+    Shapes and layouts of few ops suffice, because all families have one kernel for them."""
 
     def __init__(self) -> None:
         self._met: set[tuple[Callable, str | None]] = set()
