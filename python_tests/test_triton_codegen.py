@@ -39,7 +39,7 @@ from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, c
 from vae_kernels.families import INDEX  # noqa: E402
 from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
-from vae_kernels.triton import latent, latent_kernels, launch, tile  # noqa: E402
+from vae_kernels.triton import families, latent, latent_kernels, launch, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
 
 # Every kernel for every target, every kernel in every dtype: a Latin square of all combinations.
@@ -51,7 +51,7 @@ SQUARE = [
 
 # With 128 registers a multiprocessor holds 512 threads; what needs more is bound by arithmetic.
 REGISTERS, MANY_REGISTERS = 128, 255
-MANY = [name for name, family in likelihood_kernels.FAMILIES.items() if family.held < tile.HELD]
+MANY = [name for name, family in families.FAMILIES.items() if family.held < tile.HELD]
 
 
 # Of the 512 that a thread of this GPU can have: in another order of the same terms two kernels spill on sm_100.
