@@ -15,6 +15,12 @@ T gamma_slope(T a) {
   return terms.slope / terms.product;
 }
 
+float sine_or_cosine(uint32_t word, bool cosine) {
+  float of_sine, of_cosine;
+  vk::sincos_turns(word, of_sine, of_cosine);
+  return cosine ? of_cosine : of_sine;
+}
+
 #define VK_MAP(NAME, EXPRESSION)                                                                                       \
   extern "C" void NAME##_float32(const float* x, float* y, long n) {                                                   \
     for (long i = 0; i < n; ++i) y[i] = [](auto a) { return EXPRESSION; }(x[i]);                                       \
@@ -24,12 +30,16 @@ T gamma_slope(T a) {
   }
 
 VK_MAP(exp, vk::exp(a))
+VK_MAP(times_exp, vk::times_exp(decltype(a)(1.625), a))
 VK_MAP(log, vk::log(a))
 VK_MAP(log1p_unit, vk::log1p_unit(a))
 VK_MAP(log_next_to_1, vk::log_ratio(decltype(a)(1) + a, a).value)
 VK_MAP(log_beyond, vk::log_ratio(decltype(a)(1) + a, a).beyond)
 VK_MAP(exp_minus_1_minus, vk::exp_minus_1_minus(a, vk::exp(a)))
 VK_MAP(exp_minus_1, vk::exp_minus_1(a, vk::exp(a)))
+VK_MAP(exp_minus_1_by_excess, vk::exp_minus_1_by_excess(a, vk::exp(a)))
+VK_MAP(sine, sine_or_cosine(uint32_t(a), false))
+VK_MAP(cosine, sine_or_cosine(uint32_t(a), true))
 VK_MAP(sigmoid, vk::sigmoid(a, vk::exp(-vk::absolute(a))))
 VK_MAP(softplus, vk::softplus(a, vk::exp(-vk::absolute(a))))
 VK_MAP(lgamma_tail, vk::lgamma_tail(a))
