@@ -20,6 +20,7 @@ from function_errors import (
     log_beyond,
     one,
     powers,
+    sigmoid,
     slope,
     slope_difference,
     spread,
@@ -56,6 +57,31 @@ def _excess(x):
 @triton.jit
 def _expm1(x):
     return math.std_and_expm1(x)[1]
+
+
+@triton.jit
+def _excess_from(x):
+    return math.excess_from(x, math.exp(x))
+
+
+@triton.jit
+def _expm1_from(x):
+    return math.expm1_from(x, math.exp(x))
+
+
+@triton.jit
+def _times_exp(x):
+    return math.times_exp(x * 0.0 + 1.625, x)
+
+
+@triton.jit
+def _sigmoid(x):
+    return math.sigmoid(x, math.exp_minus_abs(x))
+
+
+@triton.jit
+def _softplus(x):
+    return math.softplus(x, math.exp_minus_abs(x))
 
 
 @triton.jit
@@ -115,6 +141,10 @@ def _root_of_exp(x: mpmath.mpf) -> mpmath.mpf:
     return mpmath.exp(x / 2)
 
 
+def _softplus_of(x: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.log1p(mpmath.exp(x))
+
+
 def _shifted_power(steps: int) -> Callable[[mpmath.mpf], mpmath.mpf]:
     return lambda a: (a + steps) ** steps if a < steps else mpmath.mpf(1)
 
@@ -125,9 +155,13 @@ NEXT_TO_1 = both_signs(powers(-9, -0.6))
 POSITIVE = np.concatenate((powers(-6, 5), 1.5 + NEXT_TO_1))
 GAMMA = np.concatenate((powers(-6, 5), spread(0.5, 9), np.arange(1.0, 40)))
 
-# Of math.py the functions of float64 are Triton's own, and series of which no bound is stated.
 FUNCTIONS = {
-    "exp": (math.exp, Function(mpmath.exp, spread(-104, 88.72), NONE, 1.2)),
+    "exp": (math.exp, Function(mpmath.exp, spread(-104, 88.72), spread(-700, 709, 500), 1.2)),
+    "times_exp": (_times_exp, Function(lambda t: 1.625 * mpmath.exp(t), spread(-87, 88), NONE, 2)),
+    "times_exp in float64": (_times_exp, Function(lambda t: 1.625 * mpmath.exp(t), NONE, spread(-700, 708, 500), 4)),
+    "sigmoid": (_sigmoid, Function(sigmoid, spread(-80, 80), spread(-700, 80, 500), 2.5)),
+    "softplus": (_softplus, Function(_softplus_of, spread(-80, 80), NONE, 3)),
+    "softplus in float64": (_softplus, Function(_softplus_of, NONE, spread(-700, 80, 500), 4)),
     "exp near 0": (math.exp, Function(mpmath.exp, spread(-1, 1), NONE, 1.2)),
     "exp_minus_abs": (math.exp_minus_abs, Function(_of_minus_size, spread(-104, 104), NONE, 1.2)),
     "exp_minus_abs in float64": (math.exp_minus_abs, Function(_of_minus_size, NONE, spread(-700, 700, 500), 4)),
@@ -139,6 +173,9 @@ FUNCTIONS = {
     "minus_2_log near 0": (math.minus_2_log, Function(_minus_2_log, powers(-9.9, 0), NONE, 2)),
     "minus_2_log near 1": (math.minus_2_log, Function(_minus_2_log, 1 - powers(-7.2, -1), NONE, 2)),
     "std": (_std, Function(_root_of_exp, spread(-208, 177.4), NONE, 1)),
+    "std in float64": (_std, Function(_root_of_exp, NONE, spread(-1400, 1418, 500), 1)),
+    "excess_from": (_excess_from, Function(excess, spread(-3, 3), spread(-3, 3, 500), 4)),
+    "expm1_from": (_expm1_from, Function(mpmath.expm1, spread(-3, 3), spread(-3, 3, 500), 4)),
     "excess": (_excess, Function(excess, spread(-3, 3), spread(-3, 3, 500), 4)),
     "excess near 0": (_excess, Function(excess, NEAR, NONE, 4)),
     "excess, wide": (_excess, Function(excess, spread(-200, 88.7), NONE, 4)),
