@@ -355,7 +355,8 @@ def std_and_excess(l):
 
     Types: float32, float64.
     Largest error: e^(l/2) 1 ulp, e^l - 1 - l 4 ulp.
-    Range: e^(l/2) -208 <= l <= 177.4 (float64: -1400 <= l <= 1418), e^l - 1 - l -200 <= l <= 88.7 (float64: -3 <= l <= 3).
+    Range: e^(l/2) -208 <= l <= 177.4 (float64: -1400 <= l <= 1418),
+        e^l - 1 - l -200 <= l <= 88.7 (float64: -3 <= l <= 3).
     """
     if l.dtype == tl.float64:
         return tl.exp(l * 0.5), excess_from(l, tl.exp(l))
@@ -371,7 +372,8 @@ def std_and_expm1(l):
 
     Types: float32, float64.
     Largest error: e^(l/2) 1 ulp, e^l - 1 4 ulp.
-    Range: e^(l/2) -208 <= l <= 177.4 (float64: -1400 <= l <= 1418), e^l - 1 -200 <= l <= 88.7 (float64: -3 <= l <= 3).
+    Range: e^(l/2) -208 <= l <= 177.4 (float64: -1400 <= l <= 1418),
+        e^l - 1 -200 <= l <= 88.7 (float64: -3 <= l <= 3).
     """
     if l.dtype == tl.float64:
         return tl.exp(l * 0.5), expm1_from(l, tl.exp(l))
