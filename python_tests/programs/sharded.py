@@ -5,6 +5,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
 import vae_kernels as vk
+from vae_kernels.training import processes
 
 
 def main():
@@ -47,7 +48,5 @@ def main():
             raise AssertionError(name)
 
 
-torch.distributed.init_process_group("gloo")
-main()
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+with processes.joined(torch.device("cpu")):
+    main()
