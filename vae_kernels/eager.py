@@ -381,14 +381,22 @@ def _stirling_terms(x: Tensor, theta: Tensor) -> Tensor:
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
     """`ln(σ(z) + σ(−z) NB(0))` where x < ε, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
-    z, zero = zero_logits, x < COUNT_EPS
-    l = negative_binomial(mu, torch.where(zero, 0, x), theta)
-    b, small = l - z, l > -1
-    of_small = torch.log1p(torch.exp(F.logsigmoid(-z)) * torch.expm1(torch.where(small, l, 0)))
+    zero = x < COUNT_EPS
+    log_p = negative_binomial(mu, torch.where(zero, 0, x), theta)
+    return _zero_inflated(zero, log_p, log_p, zero_logits)
+
+
+def _zero_inflated(zero: Tensor, l: Tensor, log_p: Tensor, z: Tensor) -> Tensor:
+    """`ln(σ(z) + σ(−z) eˡ)` where `zero`, `ln σ(−z) + log_p` elsewhere."""
+    small = l > -1
+    direct = small | (z > 0)
+    less = torch.where(small, torch.expm1(torch.where(small, l, 0)), torch.exp(torch.where(small, 0, l)) - 1)
+    of_direct = torch.log1p(torch.where(direct, torch.exp(F.logsigmoid(-z)) * less, 0))
     # ln((1 + e^b) / (1 + e^−z)), with the larger term of each sum taken out. `where`, not `abs`: see `bernoulli`.
+    b = torch.where(z == -math.inf, math.inf, l - z)
     above, unit = b > 0, torch.log1p(torch.exp(torch.where(b > 0, -b, b)))
-    of_large = unit + torch.where(above, l - torch.log1p(torch.exp(torch.where(above, z, 0))), F.logsigmoid(z))
-    return torch.where(zero, torch.where(small, of_small, of_large), F.logsigmoid(-z) + l)
+    otherwise = unit + torch.where(above, l - torch.log1p(torch.exp(torch.where(above, z, 0))), F.logsigmoid(z))
+    return torch.where(zero, torch.where(direct, of_direct, otherwise), F.logsigmoid(-z) + log_p)
 
 
 def poisson_rate(rate: Tensor, x: Tensor) -> Tensor:
