@@ -415,6 +415,19 @@ def poisson(log_rate: Tensor, x: Tensor) -> Tensor:
     )
 
 
+def zero_inflated_poisson(log_rate: Tensor, x: Tensor, zero_logits: Tensor) -> Tensor:
+    """`ln(σ(a) + σ(−a) e^−r)` where x < ε, `ln σ(−a) + x l − r − ln Γ(x+1)` elsewhere.
+
+    a = zero_logits, r = eˡ, l = log_rate. Where r is infinite, l has no derivative if x is a zero, except for a = −∞.
+    """
+    zero = x < COUNT_EPS
+    count = torch.where(zero, 0, x)
+    # An infinite rate is a constant for a zero, because its derivative times 0 would be NaN.
+    over = (log_rate > _log_max(log_rate)) & ~(zero & (zero_logits == -math.inf))
+    log_zero = torch.where(over, -math.inf, -torch.exp(torch.where(over, 0, log_rate))) + _undefined(log_rate, count)
+    return _zero_inflated(zero, log_zero, poisson(torch.where(zero, 0, log_rate), count), zero_logits)
+
+
 def _undefined(a: Tensor, x: Tensor) -> Tensor:
     """0, or NaN where an argument is not finite; its derivatives are 0 or NaN too."""
     return ((a - a) + (x - x)).detach() * (a + x)

@@ -345,6 +345,33 @@ struct Poisson {
   }
 };
 
+// The zero-inflated Poisson. Lambert 1992.
+struct ZeroInflatedPoisson {
+  static constexpr const char* kName = "zero_inflated_poisson";
+  static constexpr int kArguments = 3;
+  static constexpr int kConstants = 0;
+  static constexpr Cost kCost = Cost::kHeavy;
+
+  template <class T>
+  VK_INLINE static T log_prob(T log_rate, T x, T zero_logits) {
+    const bool zero = ZeroInflation<T>::is_zero(x);
+    return ZeroInflation<T>(zero, Poisson::log_prob(log_rate, zero ? T(0) : x), zero_logits).log_prob();
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(T log_rate, T x, T zero_logits, T& to_log_rate, T& to_x, T& to_zero_logits) {
+    const bool zero = ZeroInflation<T>::is_zero(x);
+    const T count = zero ? T(0) : x, undefined = (count - count) + (log_rate - log_rate);
+    Poisson::gradient(log_rate, count, to_log_rate, to_x);
+    // For a zero, the logarithm of its probability is -rate, and so is the derivative to log_rate.
+    const ZeroInflation<T> inflation(zero, to_log_rate, zero_logits + undefined);
+    const T weight = inflation.weight();
+    to_log_rate = weight == T(0) ? T(0) : weight * to_log_rate;  // the rate may be infinite
+    to_x = zero ? T(0) : weight * to_x;
+    to_zero_logits = inflation.gradient_z();
+  }
+};
+
 // -|x - loc| e^-s - s - ln 2, s = log_scale; the derivative at x = loc is 0.
 struct Laplace {
   static constexpr const char* kName = "laplace";
@@ -520,7 +547,8 @@ struct DiscretizedLogistic {
   X(ZeroInflatedNegativeBinomial) \
   X(DiscretizedLogistic) \
   X(Poisson) \
-  X(PoissonRate)
+  X(PoissonRate) \
+  X(ZeroInflatedPoisson)
 // clang-format on
 
 // Outside the kernels a family is its index in this list: its name, the number of its arguments, and the number of

@@ -379,6 +379,29 @@ def poisson_grad(log_rate, x):
 
 
 @triton.jit
+def zero_inflated_poisson_log_prob(log_rate, x, zero_logits):
+    """`log(σ(a) + σ(−a) e^−r)` where x < ε, `log σ(−a) + x l − r − log Γ(x+1)` elsewhere.
+
+    a = zero_logits, r = e^l, l = log_rate.
+    """
+    zero = _is_zero(x)
+    x = tl.where(zero, 0.0, x)
+    return _zero_inflated_log_prob(zero, poisson_log_prob(log_rate, x), zero_logits + x * 0.0)
+
+
+@triton.jit
+def zero_inflated_poisson_grad(log_rate, x, zero_logits):
+    zero = _is_zero(x)
+    x = tl.where(zero, 0.0, x)
+    # For a zero, the logarithm of its probability is −r, and so is the derivative to log_rate.
+    to_log_rate, to_x = poisson_grad(log_rate, x)
+    weight, to_logits = _zero_inflated_grad(zero, to_log_rate, zero_logits + ((x - x) + (log_rate - log_rate)))
+    # The rate may be infinite.
+    to_log_rate = tl.where(weight == 0.0, 0.0, weight * to_log_rate)
+    return to_log_rate, tl.where(zero, 0.0, weight * to_x), to_logits
+
+
+@triton.jit
 def _bin(mean, x, log_scale, bins):
     """The bin of x: its half width h, (x − mean ± h)/s, 2h/s, and whether it is the first and the last bin."""
     half = 1.0 / (bins - 1.0)
@@ -439,4 +462,5 @@ FAMILIES = {
     "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad, held=8),
     "poisson": Family(poisson_log_prob, poisson_grad, held=8),
     "poisson_rate": Family(poisson_rate_log_prob, poisson_rate_grad, held=8),
+    "zero_inflated_poisson": Family(zero_inflated_poisson_log_prob, zero_inflated_poisson_grad, held=8),
 }
