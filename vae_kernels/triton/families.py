@@ -272,7 +272,7 @@ def _zero_inflated_grad(zero, l, z):
     """The gradients to l and z."""
     b = tl.where(z == float("-inf"), float("inf"), l - z)
     unit_z = exp_minus_abs(z)
-    unit_b = tl.where(z > 0.0, exp_minus_abs(l) * unit_z, exp_minus_abs(b))
+    unit_b = exp_minus_abs(tl.where(z > 0.0, l, b)) * tl.where(z > 0.0, unit_z, 1.0)
     undefined = tl.where(z == z, 0.0, float("nan"))
     dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -expm1_negative(l)
     to_z = tl.where(zero, dropped, -sigmoid(z, unit_z))
