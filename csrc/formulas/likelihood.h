@@ -200,7 +200,7 @@ struct ZeroInflation {
   // For a zero and l > -1 or z > 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small t. Else:
   // ln(1 + e^(l - z)) - ln(1 + e^-z), with the larger of the two terms taken out of both. All cases share one division.
   VK_INLINE T log_prob() const {
-    const bool direct = zero && (l > T(-1) || z > T(0));
+    const bool direct = zero & ((l > T(-1)) | (z > T(0)));
     const T of_direct = (z > T(0) ? unit_z : T(1)) * exp_minus_1(l, unit);
     const T t = direct ? of_direct : zero ? unit - unit_z : unit_z;
     const T f = divide(t, zero ? T(1) + unit_z : T(1));
@@ -280,7 +280,8 @@ struct PoissonTerms {
     const T products = root_of_normal(a.inverse) * (a.product_lifted() / a.power());
     const T constants = (log(products) - a.tail()) + (step - T(0.9189385332046727));  // ln(2 pi) / 2
     const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
-    return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
+    const T finite = rate < T(INFINITY) ? sum : -rate;  // one condition for both would become a branch
+    return (x == T(0) ? -rate : finite) + (x - x);
   }
   // ln rate - psi(x + 1). The recurrence is added up term by term, with the first and largest term last, because that
   // term cancels the logarithm.
