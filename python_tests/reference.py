@@ -190,6 +190,31 @@ def poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
     return outputs, {"log_rate": [g * x, -g * r], "x": [g * l, *_slope_of_log_factorial(x, g)]}
 
 
+def zero_inflated_poisson(v: Arrays, grad: Arrays) -> tuple[Terms, Terms]:
+    l, z, zero, g = v["log_rate"], v["zero_logits"], v["x"] < 1e-8, grad["log_px"]
+    outputs, gradients = poisson(v | {"x": np.where(zero, 0, v["x"])}, grad)
+
+    def counted(terms: list) -> list:
+        """The terms, but 0 for a zero."""
+        return [
+            tuple(np.where(zero, 0, part) for part in term) if isinstance(term, tuple) else np.where(zero, 0, term)
+            for term in terms
+        ]
+
+    # For a zero: the rate and exp(−rate), or 0 and 0 where exp(−rate) vanishes beside exp(z); and 1 − exp(−rate).
+    small = l < 1000
+    rate = _function(lambda l: mpmath.exp(l) if l < 1000 else mpmath.mpf(0))(l)
+    p, not_p = np.where(small, _exp(-rate), 0), np.where(small, -_expm1(-rate), 1)
+    dropped, kept = (1 / (1 + _exp(sign * z)) for sign in (-1, 1))
+    inflated, missing = dropped + kept * p, kept * not_p
+    log_inflated = np.where(missing < 0.5, _log1p(-missing), _log(inflated))
+    return {"log_px": [np.where(zero, log_inflated, _log(kept)), *counted(outputs["log_px"])]}, {
+        "log_rate": [np.where(zero, -g * kept * p / inflated * rate, 0), *counted(gradients["log_rate"])],
+        "x": counted(gradients["x"]),
+        "zero_logits": [g * np.where(zero, dropped * missing / inflated, -dropped)],
+    }
+
+
 def _slope_of_log_factorial(x: np.ndarray, g: np.ndarray) -> list[np.ndarray]:
     """`−ψ(x+1)` in the terms of its recurrence: around its zero at x = 0.46 every digamma loses digits, torch's too."""
     return [-g * _digamma(x + 2), g / (x + 1)]
@@ -286,6 +311,13 @@ def plain_poisson_rate(rate: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
 def plain_poisson(log_rate: Tensor, x: Tensor, *, batch_dims: int) -> Tensor:
     x = x.to(torch.promote_types(log_rate.dtype, x.dtype))
     return _sum(x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1), batch_dims)
+
+
+def plain_zero_inflated_poisson(log_rate: Tensor, x: Tensor, zero_logits: Tensor, *, batch_dims: int) -> Tensor:
+    x = x.to(torch.promote_types(log_rate.dtype, x.dtype))
+    log_p = x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
+    zero = F.softplus(log_p - zero_logits) - F.softplus(-zero_logits)
+    return _sum(torch.where(x < 1e-8, zero, log_p - zero_logits - F.softplus(-zero_logits)), batch_dims)
 
 
 def plain_discretized_logistic(mean: Tensor, x: Tensor, log_scale: Tensor, *, batch_dims: int) -> Tensor:

@@ -153,6 +153,14 @@ POISSON_VALUES = {
     "zeros": {"log_rate": _among(0.0, -0.0), "x": _among(0, 1)},
 }
 
+ZERO_INFLATED_POISSON_VALUES = {
+    **{
+        name: values | {"zero_logits": _uniform(-30, 30) if name == "wide" else _normal(2)}
+        for name, values in POISSON_VALUES.items()
+    },
+    "huge": {"log_rate": _uniform(-4, 11), "x": _among(0, 0, 1, 30), "zero_logits": _among(100, -100, 1e4, -1e4)},
+}
+
 _pixels = lambda g, shape: _rounded(_uniform(0, 255))(g, shape) / 127.5 - 1  # noqa: E731
 DISCRETIZED_LOGISTIC_VALUES = {
     "random": {"mean": _uniform(-1, 1), "x": _pixels, "log_scale": _uniform(-4, 0)},
@@ -258,6 +266,13 @@ OPS = {
     ),
     "poisson": _family("poisson", ("log_rate", "x"), POISSON_VALUES, (F32, I64), (BF16, U8)),
     "poisson_rate": _family("poisson_rate", ("rate", "x"), POISSON_RATE_VALUES, (F32, I64), (BF16, U8)),
+    "zero_inflated_poisson": _family(
+        "zero_inflated_poisson",
+        ("log_rate", "x", "zero_logits"),
+        ZERO_INFLATED_POISSON_VALUES,
+        (F32, I64, F32),
+        (BF16, U8, F32),
+    ),
 }
 
 
@@ -545,10 +560,10 @@ BROADCAST = (
     ]
 )
 
-# Counts with one dispersion per gene.
+# Counts with one dispersion per gene, or one probability of an excess zero.
 BROADCAST += [
     sample(op, shape, dtypes=dtype, batch_dims=batch_dims, parameter=parameter)
-    for op in ("negative_binomial", "zero_inflated_negative_binomial")
+    for op in ("negative_binomial", "zero_inflated_negative_binomial", "zero_inflated_poisson")
     for shape, batch_dims, parameter in (((7, 20), 1, (20,)), ((7, 20), 1, ()), ((3, 4, 2, 5), 2, (2, 5)))
     for dtype in (F64, F32, BF16)
 ]

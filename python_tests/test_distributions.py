@@ -8,7 +8,15 @@ from hypothesis import HealthCheck, assume, given, settings, strategies
 from samples import LAYOUTS, OPS, SAMPLES, Sample
 from torch_reference import DISTRIBUTIONS, check_error_rule
 
-JUDGED = [s for s in SAMPLES if s.values == "random" and s.op in DISTRIBUTIONS and torch.float64 not in s.dtypes]
+JUDGED = [
+    s
+    for s in SAMPLES
+    if s.values == "random"
+    and s.op in DISTRIBUTIONS
+    and torch.float64 not in s.dtypes
+    # Its single element has x ≈ rate, so that the gradient cancels: test_accuracy.py judges it by its terms.
+    and not (s.op == "zero_inflated_poisson" and s.shapes[0] == ())
+]
 
 
 @pytest.mark.parametrize("sample", JUDGED, ids=str)

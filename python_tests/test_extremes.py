@@ -99,6 +99,7 @@ ARGUMENTS = {
     "discretized_logistic": (Draw.real, Draw.pixel, Draw.log),
     "poisson": (Draw.log, Draw.count_),
     "poisson_rate": (Draw.positive, Draw.count_),
+    "zero_inflated_poisson": (Draw.log, Draw.count_, Draw.real),
 }
 
 
@@ -120,11 +121,11 @@ def draw(op: str, dtype: torch.dtype, seed: str, count: int) -> tuple[dict[str, 
         same = torch.randint(4, (count,), generator=source.generator)
         near = values[names[0]].double() * (1 + source.exponents(-20, -1))
         values["x"] = torch.where(same == 0, values[names[0]], torch.where(same == 1, near.to(dtype), values["x"]))
-    if op.startswith("poisson"):
+    if "poisson" in op:
         # Where the rate is next to the count.
-        (name, rate), (_, x) = values.items()
+        (name, rate), (_, x), *_ = values.items()
         near = x.double().clamp(min=1) * (1 + source.exponents(-20, -1) * source.among(-1, 0, 1))
-        near = near.log() if op == "poisson" else near
+        near = near.log() if name == "log_rate" else near
         values[name] = torch.where(torch.randint(4, (count,), generator=source.generator) == 0, near.to(dtype), rate)
     # Of a size at which gradients overflow where their derivatives do.
     upstream = source.uniform(1, 2) * source.among(-1, 1)
@@ -153,6 +154,16 @@ def conditioning(op: str, v: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # The rate is rounded.
         rate = reference._exp(_exponents(v["log_rate"]))
         return {"log_px": (abs(v["x"] - rate), 0)}
+    if op == "zero_inflated_poisson":
+        zero, rate = v["x"] < 1e-8, reference._exp(_exponents(v["log_rate"]))
+        # Gradients of a zero depend on exp(−rate − zero_logits), whose argument is rounded.
+        weight = np.where(zero, _exponents(rate), 0)
+        dropped = np.where(zero, _exponents(rate + np.where(v["zero_logits"] < 0, -v["zero_logits"], 0)), 0)
+        return {
+            "log_px": (np.where(zero, 0, abs(v["x"] - rate)), 0),
+            "grad log_rate": (0, weight),
+            "grad zero_logits": (0, dropped),
+        }
     if "theta" not in v:
         return {}
     log_p = 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from samples import DEVICE, F32, F64, OPS, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,6 +56,15 @@ def test_probabilities_of_all_counts_of_a_poisson_add_up_to_1(backend: str, rate
     p = vk.poisson_log_likelihood(torch.full_like(x, math.log(rate)), x).exp()
     torch.testing.assert_close(p.sum().item(), 1.0, rtol=1e-14, atol=0)
     torch.testing.assert_close((p * x[:, 0]).sum().item(), rate, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("zero_logits", [-20.0, -1.5, 2.0])
+def test_probabilities_of_all_counts_of_a_zero_inflated_poisson_add_up_to_1(backend: str, zero_logits: float) -> None:
+    """They give the mean of the counts that are not dropped."""
+    x = torch.arange(200, dtype=F64, device=DEVICE)[:, None]
+    p = vk.zero_inflated_poisson_log_likelihood(torch.full_like(x, math.log(3)), x, zero_logits).exp()
+    torch.testing.assert_close(p.sum().item(), 1.0, rtol=1e-14, atol=0)
+    torch.testing.assert_close((p * x[:, 0]).sum().item(), 3 / (1 + math.exp(zero_logits)), rtol=1e-13, atol=0)
 
 
 def test_continuous_density_integrates_to_1(backend: str) -> None:
@@ -165,6 +175,10 @@ BAD_VALUES = {
             ("x", "at least 0", -1, lambda f=function, m=more: f(GOOD, _spoilt(-1).long(), 1.0, *m)),
         )
     },
+    "zero_inflated_poisson x": (
+        *(lambda: vk.zero_inflated_poisson_log_likelihood(GOOD, _spoilt(-1).long(), 0.0), "x", "at least 0"),
+        "(2,) holds -1",
+    ),
 }
 
 
@@ -304,6 +318,23 @@ def test_below_1e_8_a_count_is_zero(backend: str) -> None:
     torch.testing.assert_close(log_px.item(), -0.269738, rtol=1e-5, atol=0)
 
 
+@pytest.mark.interpreted_accuracy
+@pytest.mark.parametrize("dtype", [F64, F32, torch.bfloat16, torch.float16], ids=str)
+def test_zeros_under_a_rate_beyond_its_type(backend: str, dtype: torch.dtype) -> None:
+    """Where the rate overflows, a zero is an excess one, unless there are none; where it underflows, it is certain."""
+    log_rate = torch.tensor([[1e4, 1e4, 1e4, 1e4, -1e4, -1e4]], dtype=dtype, device=DEVICE, requires_grad=True)
+    logits = torch.tensor([[0.3, -1e4, 1e4, -math.inf, 0.3, -1e4]], dtype=dtype, device=DEVICE, requires_grad=True)
+    x = torch.tensor([[0, 9e-9, -0.5, 0, 0, 0]], dtype=dtype, device=DEVICE, requires_grad=True)
+    log_px = vk.zero_inflated_poisson_log_likelihood(log_rate, x, logits, reduction="none")
+    to_log_rate, to_x, to_logits = torch.autograd.grad(log_px.sum(), (log_rate, x, logits))
+    ordinary, least = logits.detach()[0, :2].double()
+    want = torch.tensor([[F.logsigmoid(ordinary), least, 0, -math.inf, 0, 0]], dtype=log_px.dtype, device=DEVICE)
+    torch.testing.assert_close(log_px, want, rtol=4 * torch.finfo(log_px.dtype).eps, atol=0)
+    assert to_log_rate.tolist() == [[0, 0, 0, -math.inf, 0, 0]] and not to_x.any()
+    want = torch.tensor([[torch.sigmoid(-ordinary), 1, 0, 0, 0, 0]], dtype=dtype, device=DEVICE)
+    torch.testing.assert_close(to_logits, want, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 # Arguments outside the usual domain, where the formula still has a value.
 OUTSIDE = {
     "bernoulli": ((0.7, -2.5), (-0.7, 3.0), (2.0, 255.0)),
@@ -313,6 +344,7 @@ OUTSIDE = {
     "bernoulli_probs": ((0.3, -2.5), (0.9, 1.5)),
     "negative_binomial": ((1.0, -0.5, 2.0), (3.0, 0.4, 0.7), (1.0, -0.9, 1.5), (0.2, 1e-6, 3.0)),
     "zero_inflated_negative_binomial": ((1.0, -0.5, 2.0, 0.3), (3.0, 0.4, 0.7, -5.0), (3.0, -7.0, 0.7, 2.0)),
+    "zero_inflated_poisson": ((0.0, -0.5, 0.3), (1.0, 0.4, -5.0), (1.0, -7.0, 2.0)),
     "discretized_logistic": ((0.3, 1.7, -1.0), (0.2, -2.0, 0.0), (3.0, 0.3, -2.0), (0.1, 0.1234, -3.0)),
 }
 

@@ -39,8 +39,12 @@ def negative_binomial(mu: Tensor, x: Tensor, theta: Tensor) -> dict[str, Tensor]
 
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> dict[str, Tensor]:
+    return _zero_inflated(negative_binomial(mu, x, theta)["log_px"], x, zero_logits)
+
+
+def _zero_inflated(log_p: Tensor, x: Tensor, zero_logits: Tensor) -> dict[str, Tensor]:
     dropped = Bernoulli(logits=zero_logits)
-    counted = dropped.log_prob(torch.zeros_like(x)) + negative_binomial(mu, x, theta)["log_px"]
+    counted = dropped.log_prob(torch.zeros_like(x)) + log_p
     zero = torch.logaddexp(dropped.log_prob(torch.ones_like(x)), counted)
     return {"log_px": torch.where(x == 0, zero, counted)}
 
@@ -51,6 +55,10 @@ def poisson(log_rate: Tensor, x: Tensor) -> dict[str, Tensor]:
 
 def poisson_rate(rate: Tensor, x: Tensor) -> dict[str, Tensor]:
     return {"log_px": distributions.Poisson(rate, validate_args=False).log_prob(x)}
+
+
+def zero_inflated_poisson(log_rate: Tensor, x: Tensor, zero_logits: Tensor) -> dict[str, Tensor]:
+    return _zero_inflated(poisson(log_rate, x)["log_px"], x, zero_logits)
 
 
 # The others have no accurate formula there: torch's ContinuousBernoulli cancels around 1/2, and a difference of two
@@ -67,6 +75,7 @@ DISTRIBUTIONS = {
         zero_inflated_negative_binomial,
         poisson,
         poisson_rate,
+        zero_inflated_poisson,
     )
 }
 

@@ -31,6 +31,7 @@ from .likelihood import (
     poisson_log_likelihood,
     poisson_rate_log_likelihood,
     zero_inflated_negative_binomial_log_likelihood,
+    zero_inflated_poisson_log_likelihood,
 )
 from .objectives import elbo, importance_weighted_elbo, score_function_elbo
 from .schedules import cyclical_schedule, linear_schedule
@@ -66,4 +67,5 @@ __all__ = [
     "score_function_elbo",
     "use_backend",
     "zero_inflated_negative_binomial_log_likelihood",
+    "zero_inflated_poisson_log_likelihood",
 ]

@@ -381,14 +381,22 @@ def _stirling_terms(x: Tensor, theta: Tensor) -> Tensor:
 
 def zero_inflated_negative_binomial(mu: Tensor, x: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
     """`ln(σ(z) + σ(−z) NB(0))` where x < ε, `ln(σ(−z) NB(x))` elsewhere, z = zero_logits."""
-    z, zero = zero_logits, x < COUNT_EPS
-    l = negative_binomial(mu, torch.where(zero, 0, x), theta)
-    b, small = l - z, l > -1
-    of_small = torch.log1p(torch.exp(F.logsigmoid(-z)) * torch.expm1(torch.where(small, l, 0)))
+    zero = x < COUNT_EPS
+    log_p = negative_binomial(mu, torch.where(zero, 0, x), theta)
+    return _zero_inflated(zero, log_p, log_p, zero_logits)
+
+
+def _zero_inflated(zero: Tensor, l: Tensor, log_p: Tensor, z: Tensor) -> Tensor:
+    """`ln(σ(z) + σ(−z) eˡ)` where `zero`, `ln σ(−z) + log_p` elsewhere."""
+    small = l > -1
+    direct = small | (z > 0)
+    less = torch.where(small, torch.expm1(torch.where(small, l, 0)), torch.exp(torch.where(small, 0, l)) - 1)
+    of_direct = torch.log1p(torch.where(direct, torch.exp(F.logsigmoid(-z)) * less, 0))
     # ln((1 + e^b) / (1 + e^−z)), with the larger term of each sum taken out. `where`, not `abs`: see `bernoulli`.
+    b = torch.where(z == -math.inf, math.inf, l - z)
     above, unit = b > 0, torch.log1p(torch.exp(torch.where(b > 0, -b, b)))
-    of_large = unit + torch.where(above, l - torch.log1p(torch.exp(torch.where(above, z, 0))), F.logsigmoid(z))
-    return torch.where(zero, torch.where(small, of_small, of_large), F.logsigmoid(-z) + l)
+    otherwise = unit + torch.where(above, l - torch.log1p(torch.exp(torch.where(above, z, 0))), F.logsigmoid(z))
+    return torch.where(zero, torch.where(direct, of_direct, otherwise), F.logsigmoid(-z) + log_p)
 
 
 def poisson_rate(rate: Tensor, x: Tensor) -> Tensor:
@@ -405,6 +413,19 @@ def poisson(log_rate: Tensor, x: Tensor) -> Tensor:
     return torch.where(over, overflowed, _poisson(torch.exp(torch.where(over, 0, log_rate)), log_rate, x)) + _undefined(
         log_rate, x
     )
+
+
+def zero_inflated_poisson(log_rate: Tensor, x: Tensor, zero_logits: Tensor) -> Tensor:
+    """`ln(σ(a) + σ(−a) e^−r)` where x < ε, `ln σ(−a) + x l − r − ln Γ(x+1)` elsewhere.
+
+    a = zero_logits, r = eˡ, l = log_rate. Where r is infinite, l has no derivative if x is a zero, except for a = −∞.
+    """
+    zero = x < COUNT_EPS
+    count = torch.where(zero, 0, x)
+    # An infinite rate is a constant for a zero, because its derivative times 0 would be NaN.
+    over = (log_rate > _log_max(log_rate)) & ~(zero & (zero_logits == -math.inf))
+    log_zero = torch.where(over, -math.inf, -torch.exp(torch.where(over, 0, log_rate))) + _undefined(log_rate, count)
+    return _zero_inflated(zero, log_zero, poisson(torch.where(zero, 0, log_rate), count), zero_logits)
 
 
 def _undefined(a: Tensor, x: Tensor) -> Tensor:

@@ -40,6 +40,9 @@ FAMILIES = {
     ),
     "poisson": Family(("log_rate", "x"), eager.poisson, {"x": checks.NOT_NEGATIVE}),
     "poisson_rate": Family(("rate", "x"), eager.poisson_rate, dict.fromkeys(("rate", "x"), checks.NOT_NEGATIVE)),
+    "zero_inflated_poisson": Family(
+        ("log_rate", "x", "zero_logits"), eager.zero_inflated_poisson, {"x": checks.NOT_NEGATIVE}
+    ),
 }
 
 INDEX = {name: index for index, name in enumerate(FAMILIES)}

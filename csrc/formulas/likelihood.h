@@ -179,46 +179,81 @@ struct NegativeBinomial {
   }
 };
 
-// ln(s + (1 - s) NB(0)) where x < eps, ln((1 - s) NB(x)) elsewhere, s = 1 / (1 + e^-z), z = zero_logits. Lopez et al.
-// 2018, as scvi-tools computes it.
+// A zero-inflated distribution of counts: ln(s + (1 - s) e^l) for a zero, and ln(1 - s) + l for other counts, where
+// s = 1 / (1 + e^-z) is the probability of an excess zero, and l is ln p of the distribution without these.
+template <class T>
+struct ZeroInflation {
+  bool zero;
+  T l, z, b, unit_z, unit;
+
+  VK_INLINE static bool is_zero(T x) { return x < T(1e-8); }
+
+  // b is l - z, also if both are infinite. `unit` is e^-|b|, or e^l for z > 0, where b has lost digits of a small l.
+  VK_INLINE ZeroInflation(bool zero, T l, T z)
+      : zero(zero),
+        l(l),
+        z(z),
+        b(z == -T(INFINITY) ? T(INFINITY) : l - z),
+        unit_z(exp_minus(absolute(z))),
+        unit(exp_minus(absolute(z > T(0) ? l : b))) {}
+
+  // For a zero and l > -1 or z > 0: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small t. Else:
+  // ln(1 + e^(l - z)) - ln(1 + e^-z), with the larger of the two terms taken out of both. All cases share one division.
+  VK_INLINE T log_prob() const {
+    const bool direct = zero & ((l > T(-1)) | (z > T(0)));
+    const T of_direct = (z > T(0) ? unit_z : T(1)) * exp_minus_1(l, unit);
+    const T t = direct ? of_direct : zero ? unit - unit_z : unit_z;
+    const T f = divide(t, zero ? T(1) + unit_z : T(1));
+    const T log = log_ratio(T(1) + f, f).value;
+    const T positive = z > T(0) ? z : T(0), negative = z > T(0) ? T(0) : z;
+    return zero ? (direct ? log : log + (b > T(0) ? l : negative)) : (l - positive) - log;
+  }
+  // The derivative to l.
+  VK_INLINE T weight() const {
+    return (zero ? (b > T(0) ? T(1) : unit_b()) * larger_sigmoid(unit_b()) : T(1)) + undefined();
+  }
+  // The derivative to z; l matters for a zero only.
+  VK_INLINE T gradient_z() const {
+    const T of_z = larger_sigmoid(unit_z);
+    const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b() : T(1)) * larger_sigmoid(unit_b());
+    const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
+    return (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined();
+  }
+
+ private:
+  // e^-|b|, for a zero
+  VK_INLINE T unit_b() const { return z > T(0) ? unit * unit_z : unit; }
+  // sigmoid(|y|), where u is e^-|y|
+  VK_INLINE static T larger_sigmoid(T u) { return divide(T(1), T(1) + u); }
+  // 0, or NaN if z is NaN
+  VK_INLINE T undefined() const { return z == z ? T(0) : z; }
+};
+
+// The zero-inflated negative binomial. Lopez et al. 2018, as scvi-tools computes it.
 struct ZeroInflatedNegativeBinomial {
   static constexpr const char* kName = "zero_inflated_negative_binomial";
   static constexpr int kArguments = 4;
   static constexpr int kConstants = 0;
   static constexpr Cost kCost = Cost::kHeavy;
 
-  // At x = 0, with l = ln NB(0) <= 0. For l > -1: ln(1 + t), t = (1 - s)(e^l - 1), which is exact for small l. Else:
-  // ln(1 + e^(l - z)) - ln(1 + e^-z), with the larger of the two terms taken out of both. All cases share one division.
   template <class T>
   VK_INLINE static T log_prob(T mu, T x, T theta, T zero_logits) {
-    const bool zero = x < NegativeBinomialTerms<T, false>::kEps;
-    const T l = NegativeBinomialTerms<T, false>(mu, zero ? T(0) : x, theta).log_prob(), z = zero_logits, b = l - z;
-    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
-    const bool small = zero && l > T(-1);
-    const T of_small = (z > T(0) ? unit_z : T(1)) * (l + exp_minus_1_minus_near_0(l));
-    const T t = small ? of_small : zero ? unit_b - unit_z : unit_z;
-    const T f = divide(t, zero ? T(1) + unit_z : T(1));
-    const T log = log_ratio(T(1) + f, f).value;
-    const T positive = z > T(0) ? z : T(0), negative = z > T(0) ? T(0) : z;
-    return zero ? (small ? log : log + (b > T(0) ? l : negative)) : (l - positive) - log;
+    const bool zero = ZeroInflation<T>::is_zero(x);
+    const T l = NegativeBinomial::log_prob(mu, zero ? T(0) : x, theta);
+    return ZeroInflation<T>(zero, l, zero_logits).log_prob();
   }
 
   template <class T>
   VK_INLINE static void gradient(T mu, T x, T theta, T zero_logits, T& to_mu, T& to_x, T& to_theta, T& to_zero_logits) {
-    const bool zero = x < NegativeBinomialTerms<T, false>::kEps;
+    const bool zero = ZeroInflation<T>::is_zero(x);
     const NegativeBinomialTerms<T, true> terms(mu, zero ? T(0) : x, theta);
     const Logarithm<T> dispersion = terms.log_dispersion();
-    const T l = terms.dispersion_term(dispersion), z = zero_logits, b = l - z;
-    const T unit_z = exp_minus(absolute(z)), unit_b = exp_minus(absolute(b));
-    const T undefined = z == z ? terms.undefined() : z;
-    const T of_z = divide(T(1), T(1) + unit_z), of_b = divide(T(1), T(1) + unit_b);
-    const T weight = (zero ? (b > T(0) ? T(1) : unit_b) * of_b : T(1)) + undefined;
+    const ZeroInflation<T> inflation(zero, terms.dispersion_term(dispersion), zero_logits + terms.undefined());
+    const T weight = inflation.weight();
     to_mu = weight * terms.gradient_mu();
     to_x = zero ? T(0) : weight * terms.gradient_x();
     to_theta = weight * terms.gradient_theta(dispersion);
-    const T kept = (z > T(0) ? unit_z : T(1)) * of_z, outdone = (b > T(0) ? unit_b : T(1)) * of_b;
-    const T dropped = kept * outdone * -exp_minus_1(l, exp_minus(absolute(l)));
-    to_zero_logits = (zero ? dropped : (z > T(0) ? T(-1) : -unit_z) * of_z) + undefined;
+    to_zero_logits = inflation.gradient_z();
   }
 };
 
@@ -245,7 +280,8 @@ struct PoissonTerms {
     const T products = root_of_normal(a.inverse) * (a.product_lifted() / a.power());
     const T constants = (log(products) - a.tail()) + (step - T(0.9189385332046727));  // ln(2 pi) / 2
     const T sum = (constants - rate * ((step + a.shift) * a.inverse)) + x * log_rate().beyond;
-    return (x == T(0) || !(rate < T(INFINITY)) ? -rate : sum) + (x - x);
+    const T finite = rate < T(INFINITY) ? sum : -rate;  // one condition for both would become a branch
+    return (x == T(0) ? -rate : finite) + (x - x);
   }
   // ln rate - psi(x + 1). The recurrence is added up term by term, with the first and largest term last, because that
   // term cancels the logarithm.
@@ -307,6 +343,33 @@ struct Poisson {
     const T undefined = log_rate - log_rate;
     to_log_rate = (x - poisson.rate) + ((x - x) + undefined);
     to_x = poisson.gradient_x() + undefined;
+  }
+};
+
+// The zero-inflated Poisson. Lambert 1992.
+struct ZeroInflatedPoisson {
+  static constexpr const char* kName = "zero_inflated_poisson";
+  static constexpr int kArguments = 3;
+  static constexpr int kConstants = 0;
+  static constexpr Cost kCost = Cost::kHeavy;
+
+  template <class T>
+  VK_INLINE static T log_prob(T log_rate, T x, T zero_logits) {
+    const bool zero = ZeroInflation<T>::is_zero(x);
+    return ZeroInflation<T>(zero, Poisson::log_prob(log_rate, zero ? T(0) : x), zero_logits).log_prob();
+  }
+
+  template <class T>
+  VK_INLINE static void gradient(T log_rate, T x, T zero_logits, T& to_log_rate, T& to_x, T& to_zero_logits) {
+    const bool zero = ZeroInflation<T>::is_zero(x);
+    const T count = zero ? T(0) : x, undefined = (count - count) + (log_rate - log_rate);
+    Poisson::gradient(log_rate, count, to_log_rate, to_x);
+    // For a zero, the logarithm of its probability is -rate, and so is the derivative to log_rate.
+    const ZeroInflation<T> inflation(zero, to_log_rate, zero_logits + undefined);
+    const T weight = inflation.weight();
+    to_log_rate = weight == T(0) ? T(0) : weight * to_log_rate;  // the rate may be infinite
+    to_x = zero ? T(0) : weight * to_x;
+    to_zero_logits = inflation.gradient_z();
   }
 };
 
@@ -485,7 +548,8 @@ struct DiscretizedLogistic {
   X(ZeroInflatedNegativeBinomial) \
   X(DiscretizedLogistic) \
   X(Poisson) \
-  X(PoissonRate)
+  X(PoissonRate) \
+  X(ZeroInflatedPoisson)
 // clang-format on
 
 // Outside the kernels a family is its index in this list: its name, the number of its arguments, and the number of

@@ -247,34 +247,52 @@ def negative_binomial_grad(mu, x, theta):
 
 
 @triton.jit
-def zero_inflated_negative_binomial_log_prob(mu, x, theta, zero_logits):
-    """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z = zero_logits."""
-    zero = x < 1e-8
-    x = tl.where(zero, 0.0, x)
-    l = negative_binomial_log_prob(mu, x, theta)
-    z = zero_logits + x * 0.0
-    b = l - z
-    unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
-    small = zero & (l > -1.0)
-    t = tl.where(small, sigmoid(-z, unit_z) * expm1_negative(l), tl.where(zero, unit_b - unit_z, unit_z))
-    below = tl.where(zero & (l <= -1.0), 1.0 + unit_z, 1.0)
+def _is_zero(x):
+    """True if a zero-inflated distribution takes the count x for a zero."""
+    return x < 1e-8
+
+
+@triton.jit
+def _zero_inflated_log_prob(zero, l, z):
+    """`log(σ(z) + σ(−z) e^l)` where `zero`, `log σ(−z) + l` elsewhere. ZeroInflation in csrc/formulas/likelihood.h
+    derives this."""
+    b = tl.where(z == float("-inf"), float("inf"), l - z)
+    unit_z = exp_minus_abs(z)
+    direct = (l > -1.0) | (z > 0.0)
+    t = tl.where(direct, sigmoid(-z, unit_z) * expm1_negative(l), exp_minus_abs(b) - unit_z)
+    t = tl.where(zero, t, unit_z)
+    below = tl.where(zero, tl.where(direct, 1.0, 1.0 + unit_z), 1.0)
     log_p = log_ratio((below + t) / below, t / below)[0]
-    of_zero = tl.where(small, log_p, log_p + tl.where(b > 0, l, tl.where(z > 0, 0.0, z)))
+    of_zero = tl.where(direct, log_p, log_p + tl.where(b > 0, l, z))
     return tl.where(zero, of_zero, (l - tl.where(z > 0, z, 0.0)) - log_p)
 
 
 @triton.jit
+def _zero_inflated_grad(zero, l, z):
+    """The gradients to l and z."""
+    b = tl.where(z == float("-inf"), float("inf"), l - z)
+    unit_z = exp_minus_abs(z)
+    unit_b = exp_minus_abs(tl.where(z > 0.0, l, b)) * tl.where(z > 0.0, unit_z, 1.0)
+    undefined = tl.where(z == z, 0.0, float("nan"))
+    dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -expm1_negative(l)
+    to_z = tl.where(zero, dropped, -sigmoid(z, unit_z))
+    return tl.where(zero, sigmoid(b, unit_b), 1.0) + undefined, to_z + undefined
+
+
+@triton.jit
+def zero_inflated_negative_binomial_log_prob(mu, x, theta, zero_logits):
+    """`log(σ(z) + σ(−z) NB(0))` where x < ε, `log σ(−z) + log NB(x)` elsewhere, z = zero_logits."""
+    zero = _is_zero(x)
+    x = tl.where(zero, 0.0, x)
+    return _zero_inflated_log_prob(zero, negative_binomial_log_prob(mu, x, theta), zero_logits + x * 0.0)
+
+
+@triton.jit
 def zero_inflated_negative_binomial_grad(mu, x, theta, zero_logits):
-    zero = x < 1e-8
+    zero = _is_zero(x)
     x = tl.where(zero, 0.0, x)
     to_mu, to_x, to_theta, l = _negative_binomial_grad(mu, x, theta)
-    z = tl.where(_undefined(mu, x, theta) == 0.0, zero_logits, float("nan"))
-    b = l - z
-    unit_z, unit_b = exp_minus_abs(z), exp_minus_abs(b)
-    undefined = tl.where(z == z, 0.0, float("nan"))
-    weight = tl.where(zero, sigmoid(b, unit_b), 1.0) + undefined
-    dropped = sigmoid(-z, unit_z) * sigmoid(-b, unit_b) * -expm1_negative(l)
-    to_logits = tl.where(zero, dropped, -sigmoid(z, unit_z)) + undefined
+    weight, to_logits = _zero_inflated_grad(zero, l, zero_logits + _undefined(mu, x, theta))
     return weight * to_mu, tl.where(zero, 0.0, weight * to_x), weight * to_theta, to_logits
 
 
@@ -361,6 +379,29 @@ def poisson_grad(log_rate, x):
 
 
 @triton.jit
+def zero_inflated_poisson_log_prob(log_rate, x, zero_logits):
+    """`log(σ(a) + σ(−a) e^−r)` where x < ε, `log σ(−a) + x l − r − log Γ(x+1)` elsewhere.
+
+    a = zero_logits, r = e^l, l = log_rate.
+    """
+    zero = _is_zero(x)
+    x = tl.where(zero, 0.0, x)
+    return _zero_inflated_log_prob(zero, poisson_log_prob(log_rate, x), zero_logits + x * 0.0)
+
+
+@triton.jit
+def zero_inflated_poisson_grad(log_rate, x, zero_logits):
+    zero = _is_zero(x)
+    x = tl.where(zero, 0.0, x)
+    # For a zero, the logarithm of its probability is −r, and so is the derivative to log_rate.
+    to_log_rate, to_x = poisson_grad(log_rate, x)
+    weight, to_logits = _zero_inflated_grad(zero, to_log_rate, zero_logits + ((x - x) + (log_rate - log_rate)))
+    # The rate may be infinite.
+    to_log_rate = tl.where(weight == 0.0, 0.0, weight * to_log_rate)
+    return to_log_rate, tl.where(zero, 0.0, weight * to_x), to_logits
+
+
+@triton.jit
 def _bin(mean, x, log_scale, bins):
     """The bin of x: its half width h, (x − mean ± h)/s, 2h/s, and whether it is the first and the last bin."""
     half = 1.0 / (bins - 1.0)
@@ -421,4 +462,5 @@ FAMILIES = {
     "discretized_logistic": Family(discretized_logistic_log_prob, discretized_logistic_grad, held=8),
     "poisson": Family(poisson_log_prob, poisson_grad, held=8),
     "poisson_rate": Family(poisson_rate_log_prob, poisson_rate_grad, held=8),
+    "zero_inflated_poisson": Family(zero_inflated_poisson_log_prob, zero_inflated_poisson_grad, held=8),
 }
