@@ -32,6 +32,7 @@ from triton_calls import (  # noqa: E402
     cropped,
     latent_step,
     likelihood,
+    multinomial,
     transposed,
 )
 
@@ -39,8 +40,9 @@ from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, c
 from vae_kernels.families import INDEX  # noqa: E402
 from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
-from vae_kernels.triton import families, latent, latent_kernels, launch, tile  # noqa: E402
+from vae_kernels.triton import families, latent, latent_kernels, launch, positions, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
+from vae_kernels.triton import multinomial as multinomial_kernels  # noqa: E402
 
 # Every kernel for every target, every kernel in every dtype: a Latin square of all combinations.
 SQUARE = [
@@ -165,7 +167,9 @@ KERNELS = {
     likelihood_kernels.likelihood_backward_kernel,
     categorical_kernels.categorical_forward_kernel,
     categorical_kernels.categorical_backward_kernel,
-    categorical_kernels.sum_positions_kernel,
+    multinomial_kernels.multinomial_forward_kernel,
+    multinomial_kernels.multinomial_backward_kernel,
+    positions.sum_positions_kernel,
     tile.sum_rows_kernel,
 }
 
@@ -199,6 +203,7 @@ LARGE: dict[str, Callable[[], object]] = {
     ),
     "classes": lambda: categorical(empty, empty(2, 3, LONG)),
     "positions": lambda: categorical(empty, empty(2, LONG, 3)),
+    "counts": lambda: multinomial(empty, empty(2, 3, LONG)),
 }
 
 
