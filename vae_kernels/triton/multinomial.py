@@ -77,7 +77,7 @@ def multinomial_forward_kernel(
     store(out + row, log_p, row < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols"])
+@triton.jit(do_not_specialize=["grad", "rows", "cols", "inner_rows", "inner_cols"])
 def multinomial_backward_kernel(
     logits, x, grad, outs, strides, x_strides, grad_strides, out_strides, rows, cols, inner_rows, inner_cols,
     NEEDS: tl.constexpr, COEFFICIENT: tl.constexpr, DTYPE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
