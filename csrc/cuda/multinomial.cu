@@ -51,7 +51,9 @@ __global__ void __launch_bounds__(Positions<Access>::kMostThreads)
     }
     if (!coefficient) return;
 #pragma unroll
-    for (int k = 0; k < Access::kWidth; ++k) factorials[k / 4] += log_factorial(x[k]);
+    for (int k = 0; k < Access::kWidth; ++k) {  // where there are many classes, most counts are 0 or 1
+      if (x[k] != T(0) && x[k] != T(1)) factorials[k / 4] += log_factorial(x[k]);
+    }
   });
   const T count = group_total(all, counts), of_logits = group_total(all, weighted);
   const T of_coefficient = group_total(all, factorials);
