@@ -274,6 +274,7 @@ def test_opcheck(kernel: str, case: MultinomialCase) -> None:
 
 @pytest.mark.parametrize("case", MIXED, ids=str)
 def test_compiled(backend: str, case: MultinomialCase) -> None:
+    torch.compiler.reset()
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for name, value in case.results(lambda tensors: case.call(tensors, compiled)).items():
         torch.testing.assert_close(value, case.results()[name])

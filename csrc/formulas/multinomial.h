@@ -8,6 +8,9 @@
 namespace vk {
 
 // ln Gamma(x + 1), from a Poisson with rate 1: its ln p is -1 - ln Gamma(x + 1). Exactly 0 for x = 0 and x = 1.
+// Types: float, double.
+// Largest error: 5 ulp (double: 9 ulp) of the larger of the result and 1.
+// Range: x >= 0.
 template <class T>
 VK_INLINE T log_factorial(T x) {
   const T value = T(-1) - PoissonTerms<T>(T(1), T(1), T(0), x).log_prob();
