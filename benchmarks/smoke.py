@@ -61,6 +61,7 @@ CALLS: dict[str, tuple[int, Call]] = {
     "gaussian, column": (3, lambda mean, x, logvar: vk.gaussian_log_likelihood(mean, x.detach(), logvar[0])),
     "gaussian, number": (2, lambda mean, x: vk.gaussian_log_likelihood(mean, x.detach(), 0.3)),
     "categorical": (1, lambda logits: vk.categorical_log_likelihood(logits, _classes(logits))),
+    "multinomial": (2, lambda logits, x: vk.multinomial_log_likelihood(logits, x.abs())),
 }  # fmt: skip
 
 

@@ -175,6 +175,18 @@ def _categorical_backward(dtype: torch.dtype) -> object:
     return categorical.categorical_backward(torch.empty(ROWS, device="meta"), *_categorical(dtype), 1)
 
 
+def _multinomial_forward(coefficient: bool, dtype: torch.dtype) -> object:
+    from vae_kernels.triton import multinomial
+
+    return multinomial.multinomial_forward(*_full(dtype, 2), 1, coefficient)
+
+
+def _multinomial_backward(needs: int, dtype: torch.dtype) -> object:
+    from vae_kernels.triton import multinomial
+
+    return multinomial.multinomial_backward(torch.empty(ROWS, device="meta"), *_full(dtype, 2), 1, True, needs)
+
+
 def _cases() -> dict[str, Case]:
     cases = {}
     for name, variant in LATENT_VARIANTS.items():
@@ -187,6 +199,11 @@ def _cases() -> dict[str, Case]:
     cases["categorical forward"] = Case(_categorical_forward, 1, 0)
     # The second load is from a cache.
     cases["categorical backward"] = Case(_categorical_backward, 2, 1)
+    # The second load of the logits is from a cache, and in the backward pass that of the counts.
+    cases["multinomial forward"] = Case(partial(_multinomial_forward, True), 3, 0)
+    cases["multinomial, no coefficient, forward"] = Case(partial(_multinomial_forward, False), 3, 0)
+    cases["multinomial backward"] = Case(partial(_multinomial_backward, 1), 4, 1)
+    cases["multinomial, x, backward"] = Case(partial(_multinomial_backward, 3), 4, 2)
     for name, parameter in (("fixed variance", 0.5), ("one logvar", ONE)):
         cases[f"gaussian, {name}, forward"] = Case(partial(_forward, "gaussian", (parameter,)), 2, 0)
         cases[f"gaussian, {name}, backward"] = Case(partial(_backward, "gaussian", (parameter,)), 2, 1)

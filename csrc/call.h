@@ -101,4 +101,22 @@ struct CategoricalBackward : CategoricalInputs {
   View grad, grad_logits;
 };
 
+// Logits and counts are (positions, classes), and `grad` has one value for each position. `coefficient` is true if the
+// logarithm of the multinomial coefficient is added.
+struct MultinomialInputs {
+  Type arithmetic;
+  int64_t positions, classes;
+  bool coefficient;
+  View logits, x;
+};
+
+struct MultinomialForward : MultinomialInputs {
+  int64_t samples;  // the positions of one sample follow one another
+  void* log_prob;   // (samples), of the arithmetic's type
+};
+
+struct MultinomialBackward : MultinomialInputs {
+  View grad, grad_logits, grad_x;
+};
+
 }  // namespace vk

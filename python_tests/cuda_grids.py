@@ -8,6 +8,7 @@ import torch
 from categorical_cases import CategoricalCase
 from error_rule import SLACK_ULP, Expected, check, error, ulp
 from latent_cases import LatentCase
+from multinomial_cases import MultinomialCase
 from samples import BF16, DEVICE, F16, F32, F64, U8, Sample, sample
 from torch import Tensor
 from torch_reference import check_error_rule
@@ -209,6 +210,28 @@ def test_many_positions_of_many_classes_have_the_bits_of_few() -> None:
     gradient = backward(torch.ones(2, device=DEVICE), logits, x, 1)
     many = backward(torch.ones(128, device=DEVICE), logits.repeat(64, 1), x.repeat(64), 1)
     assert torch.equal(many, gradient.repeat(64, 1))
+
+
+@pytest.mark.parametrize("classes", [1, 8, 33, 256, 1024, 1032, 8193, 65544])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_counts(classes: int, dtype: torch.dtype) -> None:
+    case = MultinomialCase((rows_of(classes), classes), dtype, x_dtype=dtype)
+    found = case.in_float64()
+    want = {
+        "log_px": Expected.at_largest(found["log_px"], case.terms()),
+        **{name: Expected.at_largest(found[name], found[name].abs()) for name in ("grad logits", "grad x")},
+    }
+    check(case.results(), case.yardstick("cuda"), want)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 9000])
+def test_counts_have_the_same_bits_in_any_batch_layout_and_dtype(classes: int) -> None:
+    a, b = inputs(5, classes, BF16)
+    x = b.abs().round()
+    log_px = vk.multinomial_log_likelihood(a, x)
+    apart = torch.stack((a, b), -1)[..., 0]
+    for rows, logits, counts in ((1, a[:1], x[:1]), (5, a.float(), x.float()), (5, apart, x.long())):
+        assert torch.equal(vk.multinomial_log_likelihood(logits, counts), log_px[:rows])
 
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -42,6 +42,8 @@ CALLS: dict[str, Call] = {
     "latent_softplus": latent(seed=3, scale="softplus", std_floor=1e-4, logvar_clamp=(-1, 0.5)),
     "categorical": lambda logits, _: vk.categorical_log_likelihood(logits, counts(6, dtype=I64)),
     "categorical_no_class": lambda logits, _: vk.categorical_log_likelihood(logits, counts(6, dtype=I64) * 9),
+    "multinomial": lambda logits, x: vk.multinomial_log_likelihood(logits, x.exp()),
+    "multinomial_bytes": lambda logits, _: vk.multinomial_log_likelihood(logits, counts(6, 5, dtype=U8)),
     "bernoulli_bytes": lambda logits, _: vk.bernoulli_log_likelihood(logits, counts(6, 5, dtype=U8)),
     "bernoulli_probs_bytes": lambda p, _: vk.bernoulli_probs_log_likelihood(p.sigmoid(), counts(6, 5, dtype=U8)),
     "gaussian_number": lambda mean, x: vk.gaussian_log_likelihood(mean, x, 0.3),

@@ -177,6 +177,35 @@ void run_categorical(Type arithmetic, Type type, int64_t positions, int64_t clas
   vk::cpu::categorical_backward(b, serial);
 }
 
+void make_positive(std::vector<char>& floats) {
+  for (size_t i = sizeof(float) - 1; i < floats.size(); i += sizeof(float)) floats[i] &= 0x7f;
+}
+
+template <class T>
+void run_multinomial(Type arithmetic, Type type, Type target, int64_t positions, int64_t classes, Layout layout) {
+  const Layout dense{0, 0, 1, false};
+  Memory memory;
+  std::vector<T> grad(positions, T(1));
+  std::vector<T> sum(1, T(NAN));
+
+  vk::MultinomialForward f{};
+  f.arithmetic = arithmetic, f.positions = positions, f.classes = classes, f.samples = 1;
+  f.logits = memory.view(type, positions, 1, classes, layout);
+  f.x = memory.view(target, positions, 1, classes, layout);
+  if (target == Type::kFloat32) make_positive(memory.blocks.back());
+  f.coefficient = true;
+  f.log_prob = sum.data();
+  vk::cpu::multinomial_forward(f, serial);
+  check_sums(sum);
+
+  vk::MultinomialBackward b{};
+  static_cast<vk::MultinomialInputs&>(b) = f;
+  b.grad.data = grad.data(), b.grad.type = arithmetic, b.grad.stride[0] = 1;
+  b.grad_logits = memory.view(type, positions, 1, classes, layout.expanded ? dense : layout);
+  if (target != Type::kUInt8) b.grad_x = memory.view(target, positions, 1, classes, dense);
+  vk::cpu::multinomial_backward(b, serial);
+}
+
 }  // namespace
 
 int main() {
@@ -199,6 +228,9 @@ int main() {
         run_categorical<float>(Type::kFloat32, Type::kFloat32, positions, classes, layout);
         run_categorical<float>(Type::kFloat32, Type::kBFloat16, positions, classes, layout);
         run_categorical<double>(Type::kFloat64, Type::kFloat64, positions, classes, layout);
+        run_multinomial<float>(Type::kFloat32, Type::kFloat32, Type::kFloat32, positions, classes, layout);
+        run_multinomial<float>(Type::kFloat32, Type::kBFloat16, Type::kUInt8, positions, classes, layout);
+        run_multinomial<double>(Type::kFloat64, Type::kFloat64, Type::kFloat32, positions, classes, layout);
       }
     }
   }

@@ -54,6 +54,7 @@ def calls(device: str) -> Iterator[Callable[[], None]]:
             (vk.gaussian_log_likelihood, a, b, column),
             (vk.categorical_log_likelihood, a, classes),
             (vk.categorical_log_likelihood, transposed(a), classes),
+            (vk.multinomial_log_likelihood, a, counts),
             (vk.negative_binomial_log_likelihood, a + 1, counts, column + 1),
         ):
             yield lambda call=call, inputs=inputs: run(call, device, *inputs)

@@ -33,6 +33,7 @@ def calls() -> dict[str, tuple[Callable[[Tensors], object], Tensors]]:
         "packed": (lambda given: vk.reparameterize_kl_packed(**given), {"moments": a, "seed": seeds}),
         "prior": (lambda given: vk.reparameterize_kl(**given), {"mu": a, "logvar": b, **prior, "seed": seeds}),
         "categorical": (lambda given: vk.categorical_log_likelihood(**given), {"logits": a, "x": classes}),
+        "multinomial": (lambda given: vk.multinomial_log_likelihood(**given), {"logits": a, "x": b.abs()}),
         "elbo": (lambda given: vk.elbo(**given), {"log_px": a, "kl": b}),
         "dreg": (
             lambda given: vk.importance_weighted_elbo(**given, gradient="dreg"), {"log_px": a, "kl": b, "z": c}

@@ -37,6 +37,7 @@ CALLS: dict[str, Callable[[Tensor], object]] = {name: of_first(name) for name in
     "number before a tensor": lambda a: vk.zero_inflated_negative_binomial_log_likelihood(a, a, 2.0, a),
     "bins": lambda a: vk.discretized_logistic_log_likelihood(a, a, 0.5, bins=16),
     "categorical": lambda a: vk.categorical_log_likelihood(a, torch.zeros_like(a[:, 0], dtype=torch.int64)),
+    "multinomial": lambda a: vk.multinomial_log_likelihood(a, a.detach()),
     "objectives": lambda a: vk.elbo(a[:, 0], a, beta=0.5, free_bits=0.1),
     "importance weights": lambda a: vk.importance_weighted_elbo(a, a),
 }

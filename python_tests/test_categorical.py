@@ -239,6 +239,7 @@ def test_opcheck(kernel: str, case: CategoricalCase) -> None:
 
 @pytest.mark.parametrize("case", MIXED, ids=str)
 def test_compiled(backend: str, case: CategoricalCase) -> None:
+    torch.compiler.reset()
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for name, value in case.results(lambda tensors: case.call(tensors, compiled)).items():
         torch.testing.assert_close(value, case.results()[name])

@@ -32,6 +32,7 @@ def calls() -> dict[str, tuple[Function, Tensor]]:
     return found | {
         "std": (lambda a: _total(vk.reparameterize_kl_packed(a, scale="std", seed=3)), positive),
         "categorical": (lambda a: vk.categorical_log_likelihood(a, torch.zeros_like(a[:, 0]).long()), positive),
+        "multinomial": (lambda a: vk.multinomial_log_likelihood(a, torch.ones_like(a)), positive),
         "number": (lambda a: vk.negative_binomial_log_likelihood(a, torch.ones_like(a), theta=2.0), positive),
     }
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 
 CATEGORICAL = ("gather_kernel", "normalize_kernel", "gradient_kernel", "part_gradient_kernel")
+MULTINOMIAL = ("multinomial_log_prob_kernel", "multinomial_gradient_kernel")
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -41,7 +42,7 @@ def test_nothing_spills(found: list[Kernel]) -> None:
 def test_a_block_fits_into_the_registers_of_a_multiprocessor(found: list[Kernel]) -> None:
     for kernel in found:
         threads = 128 if "8>" in kernel.name or "Float16>" in kernel.name else 256
-        if kernel.name.startswith(CATEGORICAL) and "double" not in kernel.name:
+        if kernel.name.startswith((*CATEGORICAL, *MULTINOMIAL)) and "double" not in kernel.name:
             threads *= 4
         assert kernel.registers * threads <= 65536, kernel
 
@@ -65,7 +66,7 @@ def test_packs_move_as_16_bytes_and_once(found: list[Kernel]) -> None:
         ideal |= {("Forward", name, ", true"): (2, 0), ("SingleBackward", name, ""): (2, 2)}
     seen = set()
     for kernel in found:
-        if kernel.packs and not kernel.name.startswith(CATEGORICAL):
+        if kernel.packs and not kernel.name.startswith((*CATEGORICAL, *MULTINOMIAL)):
             pattern = r"\w+_kernel<(\w+)<(?:(\w+), )?Vectors<\w+>((?:, \w+)*)>>"
             body, family, flags = re.fullmatch(pattern, kernel.name).groups("Latent")
             seen.add(key := (body, re.sub(r"(?<!^)(?=[A-Z])", "_", family).lower(), flags))
@@ -110,7 +111,14 @@ INSTRUCTIONS = {
 # The fraction of a copy on an H200 that is predicted, in float32 and in half types, at least. Elsewhere arithmetic takes
 # longer than memory by far: three logarithms and as many quotients an element, or more.
 PREDICTED = 0.87, 0.58
-BOUND_BY_ARITHMETIC = ("NegativeBinomial", "ContinuousBernoulli", "BernoulliProbs", "DiscretizedLogistic", "Poisson")
+BOUND_BY_ARITHMETIC = (
+    "multinomial",
+    "NegativeBinomial",
+    "ContinuousBernoulli",
+    "BernoulliProbs",
+    "DiscretizedLogistic",
+    "Poisson",
+)
 
 
 def test_instructions_per_element(found: list[Kernel]) -> None:

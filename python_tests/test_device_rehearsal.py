@@ -28,6 +28,7 @@ FILES = [
     "test_gradients.py",
     "test_inputs.py",
     "test_latent.py",
+    "test_multinomial.py",
     "test_noise.py",
     "test_objectives.py",
 ]

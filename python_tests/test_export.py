@@ -67,6 +67,7 @@ CALLS |= {
     "elements": lambda a, b, x: vk.reparameterize_kl(a, b, seed=1, kl_reduction="none"),
     "elements of a likelihood": lambda a, b, x: vk.gaussian_log_likelihood(a, x, b[0], reduction="none"),
     "categorical": lambda a, b, x: vk.categorical_log_likelihood(a, torch.arange(4, device=x.device)),
+    "multinomial": lambda a, b, x: vk.multinomial_log_likelihood(a, b.exp()),
     "elbo": lambda a, b, x: vk.elbo(a, b, capacity=3.0),
     "free bits": lambda a, b, x: vk.elbo(a[:, 0], b, free_bits=INF),
     "importance weighted": lambda a, b, x: vk.importance_weighted_elbo(a, b),

@@ -164,6 +164,7 @@ MORE_CALLS = {
     "a number": lambda a, b, c: vk.gaussian_log_likelihood(a, b, 0.5),
     "every element kept": lambda a, b, c: vk.gaussian_log_likelihood(a, b, c, batch_dims=2),
     "categorical": lambda a, b, c: vk.categorical_log_likelihood(a, torch.arange(4, device=DEVICE)),
+    "multinomial": lambda a, b, c: vk.multinomial_log_likelihood(a, b.exp()),
     "elbo": lambda a, b, c: vk.elbo(a, b, reduction="none"),
     "free bits": lambda a, b, c: vk.elbo(a[:, 0], b, free_bits=0.1, reduction="none"),
     "importance weighted": lambda a, b, c: vk.importance_weighted_elbo(a, b),

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from samples import BROADCAST, DEVICE, ELEMENTS, EMPTY, LAID_OUT, LAYOUTS, SHAPED, VALUES, Sample, sample
+from cases import Case
+from multinomial_cases import MultinomialCase
+from samples import BF16, BROADCAST, DEVICE, ELEMENTS, EMPTY, LAID_OUT, LAYOUTS, SHAPED, U8, VALUES, sample
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -14,6 +16,7 @@ from benchmarks import memory as peak_memory
 pytestmark = pytest.mark.around
 
 KINDS = [s for s in VALUES if s.values == "random"] + SHAPED + LAID_OUT + BROADCAST + EMPTY + ELEMENTS
+COUNTS = [MultinomialCase((4, 3, 10)), MultinomialCase((4, 3, 10), BF16, layout="transposed", x_dtype=U8)]
 
 
 def kept_bytes(outputs: tuple[Tensor, ...], kept: list[Tensor], inputs: list[Tensor]) -> int:
@@ -33,8 +36,8 @@ def watch(kept: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
-@pytest.mark.parametrize("case", KINDS, ids=str)
-def test_nothing_but_inputs_is_kept(kernel: str, case: Sample) -> None:
+@pytest.mark.parametrize("case", [*KINDS, *COUNTS], ids=str)
+def test_nothing_but_inputs_is_kept(kernel: str, case: Case) -> None:
     """With the noise handed in; for any dtypes, layouts and broadcasting: no copy in another dtype or shape."""
     tensors, kept = case.make(), []
     with watch(kept):

@@ -32,6 +32,7 @@ from triton_calls import (  # noqa: E402
     cropped,
     latent_step,
     likelihood,
+    multinomial,
     transposed,
 )
 
@@ -39,8 +40,9 @@ from benchmarks.triton_codegen import CASES, DTYPES, RESULTS, TARGETS, Target, c
 from vae_kernels.families import INDEX  # noqa: E402
 from vae_kernels.options import KlEstimator, LatentOptions, LikelihoodOptions, Reduction  # noqa: E402
 from vae_kernels.triton import categorical as categorical_kernels  # noqa: E402
-from vae_kernels.triton import families, latent, latent_kernels, launch, tile  # noqa: E402
+from vae_kernels.triton import families, latent, latent_kernels, launch, positions, tile  # noqa: E402
 from vae_kernels.triton import likelihood as likelihood_kernels  # noqa: E402
+from vae_kernels.triton import multinomial as multinomial_kernels  # noqa: E402
 
 # Every kernel for an H100 and for one of the other targets, each time in another dtype. The table has all combinations.
 OTHER_TARGETS = [target for target in TARGETS if target != "sm_90"]
@@ -56,7 +58,11 @@ MANY = [name for name, family in families.FAMILIES.items() if family.held < tile
 
 
 # Of the 512 that a thread of this GPU can have: in another order of the same terms two kernels spill on sm_100.
-BEYOND = {("negative_binomial forward", "float32", "gfx942"): 257}
+BEYOND = {
+    ("negative_binomial forward", "float32", "gfx942"): 257,
+    ("multinomial forward", "float64", "gfx942"): 262,
+    ("multinomial, x, backward", "float64", "gfx942"): 263,
+}
 
 # Two numbers of a thread, outside its loop: with one register less ptxas fits another program on a multiprocessor.
 SPILLING = {
@@ -166,7 +172,9 @@ KERNELS = {
     likelihood_kernels.likelihood_backward_kernel,
     categorical_kernels.categorical_forward_kernel,
     categorical_kernels.categorical_backward_kernel,
-    categorical_kernels.sum_positions_kernel,
+    multinomial_kernels.multinomial_forward_kernel,
+    multinomial_kernels.multinomial_backward_kernel,
+    positions.sum_positions_kernel,
     tile.sum_rows_kernel,
 }
 
@@ -200,6 +208,7 @@ LARGE: dict[str, Callable[[], object]] = {
     ),
     "classes": lambda: categorical(empty, empty(2, 3, LONG)),
     "positions": lambda: categorical(empty, empty(2, LONG, 3)),
+    "counts": lambda: multinomial(empty, empty(2, 3, LONG)),
 }
 
 

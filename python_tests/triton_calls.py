@@ -72,6 +72,14 @@ def categorical(make: Make, logits: Tensor, batch_dims: int = 1) -> None:
     OPS["categorical_backward"](make(out.shape, dtype=out.dtype), logits, x, batch_dims)
 
 
+def multinomial(make: Make, logits: Tensor, batch_dims: int = 1, dtype: torch.dtype = I64) -> None:
+    x = make(logits.shape, dtype=dtype)
+    options = batch_dims, True
+    out = OPS["multinomial_forward"](logits, x, *options)
+    needs = 1 | dtype.is_floating_point << 1
+    OPS["multinomial_backward"](make(out.shape, dtype=out.dtype), logits, x, *options, needs)
+
+
 def _family(name: str) -> Callable[[Make], None]:
     names = FAMILIES[name].arguments
     return lambda make: likelihood(
@@ -158,4 +166,12 @@ CATEGORICAL: dict[str, Callable[[Make], None]] = {
     "classes apart": lambda make: categorical(make, make(2, 7, 4, 4).movedim(1, -1)),
 }
 
-CALLS = LATENT | LIKELIHOOD | CATEGORICAL
+MULTINOMIAL: dict[str, Callable[[Make], None]] = {
+    "counts": lambda make: multinomial(make, make(5, 37)),
+    "counts of positions": lambda make: multinomial(make, make(3, 2, 7, dtype=BF16), dtype=F64),
+    "many counts": lambda make: multinomial(make, make(3, 5000), dtype=torch.float32),
+    "whole rows of counts": lambda make: multinomial(make, make(2, 3, 8192), batch_dims=2, dtype=BF16),
+    "counts apart": lambda make: multinomial(make, make(2, 7, 4, 4).movedim(1, -1), dtype=torch.float32),
+}
+
+CALLS = LATENT | LIKELIHOOD | CATEGORICAL | MULTINOMIAL

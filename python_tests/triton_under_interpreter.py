@@ -269,6 +269,11 @@ OP_SAMPLES = {
     ],
     "categorical_forward": [(torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
     "categorical_backward": [(torch.randn(3), torch.randn(3, 2, 7), torch.randint(7, (3, 2)), 1)],
+    "multinomial_forward": [(torch.randn(3, 2, 7), torch.randint(7, (3, 2, 7)), 1, True)],
+    "multinomial_backward": [
+        (torch.randn(3), torch.randn(3, 2, 7), torch.rand(3, 2, 7), 1, True, 3),
+        (torch.randn(3), torch.randn(3, 2, 7), torch.randint(7, (3, 2, 7)), 1, False, 1),
+    ],
 }
 
 

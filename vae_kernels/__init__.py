@@ -33,6 +33,7 @@ from .likelihood import (
     zero_inflated_negative_binomial_log_likelihood,
     zero_inflated_poisson_log_likelihood,
 )
+from .multinomial import multinomial_log_likelihood
 from .objectives import elbo, importance_weighted_elbo, score_function_elbo
 from .schedules import cyclical_schedule, linear_schedule
 
@@ -57,6 +58,7 @@ __all__ = [
     "laplace_log_likelihood",
     "linear_schedule",
     "log_marginal_likelihood",
+    "multinomial_log_likelihood",
     "negative_binomial_log_likelihood",
     "negative_binomial_mixture_log_likelihood",
     "patch",

@@ -484,6 +484,17 @@ def categorical(logits: Tensor, x: Tensor) -> Tensor:
     return log_p * torch.where(is_class, torch.ones_like(log_p), math.nan)
 
 
+def multinomial(logits: Tensor, x: Tensor, coefficient: bool) -> Tensor:
+    """`Σ xₖ ln pₖ`, p = softmax(logits), over the classes in the last dim, + `ln Γ(N+1) − Σ ln Γ(xₖ+1)`, N = Σ xₖ, if
+    `coefficient`."""
+    log_p = F.log_softmax(logits, dim=-1)
+    log_p = torch.where((x == 0) & (log_p == -math.inf), 0, log_p)
+    log_px = (x * log_p).sum(-1)
+    if not coefficient:
+        return log_px
+    return log_px + (torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1))
+
+
 def gradients(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: tuple[Tensor | None, ...],

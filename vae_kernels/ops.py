@@ -26,6 +26,10 @@ SCHEMAS = {
     "likelihood_backward": f"(Tensor grad, {_LIKELIHOOD}, int needs) -> (Tensor, Tensor, Tensor, Tensor)",
     "categorical_forward": "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
     "categorical_backward": "(Tensor grad, Tensor logits, Tensor x, int batch_dims) -> Tensor",
+    "multinomial_forward": "(Tensor logits, Tensor x, int batch_dims, bool coefficient) -> Tensor",
+    "multinomial_backward": (
+        "(Tensor grad, Tensor logits, Tensor x, int batch_dims, bool coefficient, int needs) -> (Tensor, Tensor)"
+    ),
 }
 
 _libraries: dict[str, torch.library.Library] = {}
@@ -113,3 +117,16 @@ def categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
 
 def categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
     return torch.empty_like(logits)
+
+
+def multinomial_forward(logits: Tensor, x: Tensor, batch_dims: int, coefficient: bool) -> Tensor:
+    return logits.new_empty(logits.shape[:batch_dims], dtype=compute_dtype(logits, x))
+
+
+def multinomial_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, batch_dims: int, coefficient: bool, needs: int
+) -> tuple[Tensor | None, Tensor | None]:
+    return (
+        torch.empty_like(logits) if needs & 1 else None,
+        torch.empty_like(logits, dtype=x.dtype) if needs & 2 else None,
+    )

@@ -19,6 +19,8 @@ struct Cpu {
   void run(const LikelihoodBackward& a) const { cpu::likelihood_backward(a, parallel_for); }
   void run(const CategoricalForward& a) const { cpu::categorical_forward(a, parallel_for); }
   void run(const CategoricalBackward& a) const { cpu::categorical_backward(a, parallel_for); }
+  void run(const MultinomialForward& a) const { cpu::multinomial_forward(a, parallel_for); }
+  void run(const MultinomialBackward& a) const { cpu::multinomial_backward(a, parallel_for); }
 };
 
 std::string isa() { return cpu::kIsaNames[int(cpu::isa())]; }

@@ -55,6 +55,8 @@ class Cuda {
   void run(const LikelihoodBackward& a) const { cuda::likelihood_backward(a, queue_); }
   void run(const CategoricalForward& a) const { cuda::categorical_forward(a, queue_); }
   void run(const CategoricalBackward& a) const { cuda::categorical_backward(a, queue_); }
+  void run(const MultinomialForward& a) const { cuda::multinomial_forward(a, queue_); }
+  void run(const MultinomialBackward& a) const { cuda::multinomial_backward(a, queue_); }
 
  private:
   void* scratch(size_t bytes) {

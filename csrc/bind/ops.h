@@ -179,23 +179,14 @@ inline Rows set_likelihood(LikelihoodInputs& a, const Tensor& first, const Tenso
   return rows;
 }
 
-// A call of the categorical likelihood without its results. For the kernels, logits are (positions, classes); the
-// positions are the elements of x.
-class CategoricalCall {
+// A call of a likelihood over classes, without its results. For the kernels, logits are (positions, classes); the
+// positions are the elements of all dims but the last.
+class ClassesCall {
  public:
   Rows rows, samples;
 
-  CategoricalCall(CategoricalInputs& a, const Tensor& logits, const Tensor& x, int64_t batch_dims)
-      : rows(logits, logits.dim() - 1), samples(logits, batch_dims) {
+  ClassesCall(const Tensor& logits, int64_t batch_dims) : rows(logits, logits.dim() - 1), samples(logits, batch_dims) {
     STD_TORCH_CHECK(rows.cols > 0, "logits must have at least one class");
-    STD_TORCH_CHECK(x.dim() == logits.dim() - 1 && x.numel() == rows.rows, "x must have one element for each position");
-    bool integers = false;
-    with_integer_type(type_of_tensor(x), [&](auto*) { integers = true; });
-    STD_TORCH_CHECK(integers, "x must be an integer or bool tensor");
-    a.logits = floating(rows.argument(logits));
-    a.x = rows.row_view(x);
-    a.arithmetic = samples.arithmetic = rows.arithmetic;
-    a.positions = rows.rows, a.classes = rows.cols;
   }
 
   // For each position, the gradient of its sample.
@@ -206,8 +197,40 @@ class CategoricalCall {
     return view;
   }
 
+ protected:
+  // Sets the arguments that all such likelihoods have, after the views of all tensors were made.
+  template <class Inputs>
+  void set_sizes(Inputs& a) {
+    a.arithmetic = samples.arithmetic = rows.arithmetic;
+    a.positions = rows.rows, a.classes = rows.cols;
+  }
+
  private:
   OptionalTensor dense_grad_;
+};
+
+struct CategoricalCall : ClassesCall {
+  CategoricalCall(CategoricalInputs& a, const Tensor& logits, const Tensor& x, int64_t batch_dims)
+      : ClassesCall(logits, batch_dims) {
+    STD_TORCH_CHECK(x.dim() == logits.dim() - 1 && x.numel() == rows.rows, "x must have one element for each position");
+    bool integers = false;
+    with_integer_type(type_of_tensor(x), [&](auto*) { integers = true; });
+    STD_TORCH_CHECK(integers, "x must be an integer or bool tensor");
+    a.logits = floating(rows.argument(logits));
+    a.x = rows.row_view(x);
+    set_sizes(a);
+  }
+};
+
+struct MultinomialCall : ClassesCall {
+  MultinomialCall(MultinomialInputs& a, const Tensor& logits, const Tensor& x, int64_t batch_dims, bool coefficient)
+      : ClassesCall(logits, batch_dims) {
+    STD_TORCH_CHECK(rows.same_shape(x), "x must have the shape of logits");
+    a.logits = floating(rows.argument(logits));
+    a.x = rows.argument(x);
+    a.coefficient = coefficient;
+    set_sizes(a);
+  }
 };
 
 // The ops. A Device is made from a tensor that lies on it, and runs the kernels there.
@@ -317,6 +340,31 @@ struct Ops {
     return of_logits;
   }
 
+  static Tensor multinomial_forward(const Tensor& logits, const Tensor& x, int64_t batch_dims, bool coefficient) {
+    const Device device(logits);
+    MultinomialForward a{};
+    MultinomialCall call(a, logits, x, batch_dims, coefficient);
+    a.samples = call.samples.rows;
+    Tensor log_prob = call.samples.empty_sums();
+    a.log_prob = log_prob.mutable_data_ptr();
+    device.run(a);
+    return log_prob;
+  }
+
+  static std::tuple<Tensor, Tensor> multinomial_backward(const Tensor& grad, const Tensor& logits, const Tensor& x,
+                                                         int64_t batch_dims, bool coefficient, int64_t needs) {
+    const Device device(logits);
+    MultinomialBackward a{};
+    MultinomialCall call(a, logits, x, batch_dims, coefficient);
+    a.grad = call.upstream(grad);
+    Tensor of_logits = no_tensor(), of_x = no_tensor();
+    if (needed(needs, 0)) a.grad_logits = call.rows.gradient(logits, &of_logits).view;
+    if (needed(needs, 1)) a.grad_x = floating(call.rows.gradient(x, &of_x).view);
+    device.run(a);
+    call.rows.finish();
+    return {of_logits, of_x};
+  }
+
   static void implement(torch::stable::detail::StableLibrary& m) {
     m.impl("latent_forward", TORCH_BOX(&latent_forward));
     m.impl("latent_backward", TORCH_BOX(&latent_backward));
@@ -324,6 +372,8 @@ struct Ops {
     m.impl("likelihood_backward", TORCH_BOX(&likelihood_backward));
     m.impl("categorical_forward", TORCH_BOX(&categorical_forward));
     m.impl("categorical_backward", TORCH_BOX(&categorical_backward));
+    m.impl("multinomial_forward", TORCH_BOX(&multinomial_forward));
+    m.impl("multinomial_backward", TORCH_BOX(&multinomial_backward));
   }
 };
 

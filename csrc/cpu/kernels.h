@@ -16,5 +16,7 @@ void likelihood_forward(const LikelihoodForward& arguments, ParallelFor parallel
 void likelihood_backward(const LikelihoodBackward& arguments, ParallelFor parallel);
 void categorical_forward(const CategoricalForward& arguments, ParallelFor parallel);
 void categorical_backward(const CategoricalBackward& arguments, ParallelFor parallel);
+void multinomial_forward(const MultinomialForward& arguments, ParallelFor parallel);
+void multinomial_backward(const MultinomialBackward& arguments, ParallelFor parallel);
 
 }  // namespace vk::cpu

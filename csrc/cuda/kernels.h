@@ -20,5 +20,7 @@ void likelihood_forward(const LikelihoodForward& arguments, const Queue& queue);
 void likelihood_backward(const LikelihoodBackward& arguments, const Queue& queue);
 void categorical_forward(const CategoricalForward& arguments, const Queue& queue);
 void categorical_backward(const CategoricalBackward& arguments, const Queue& queue);
+void multinomial_forward(const MultinomialForward& arguments, const Queue& queue);
+void multinomial_backward(const MultinomialBackward& arguments, const Queue& queue);
 
 }  // namespace vk::cuda

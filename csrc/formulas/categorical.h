@@ -46,10 +46,16 @@ struct Normalizer {
   VK_INLINE T sum() const { return ties + rest; }
 };
 
+// The logarithm of the sum of all weights.
+template <class T>
+VK_INLINE T log_total(const Normalizer<T>& n) {
+  return log_ratio(n.total(), n.total_minus_1()).value;
+}
+
 // ln p of the class with this logit.
 template <class T>
 VK_INLINE T log_prob(const Normalizer<T>& n, T logit) {
-  return (logit - n.largest) - log_ratio(n.total(), n.total_minus_1()).value;
+  return (logit - n.largest) - log_total(n);
 }
 
 // 1 - p_x. The derivative of ln p(x) to the logit of class k is [k = x] - p_k.

@@ -3,7 +3,8 @@ too.
 
     python digests.py SUBJECT
 
-Subjects: `library` stands for the noise, the samples and the latent step in its other forms, `categorical` for itself.
+Subjects: `library` stands for the noise, the samples and the latent step in its other forms, `categorical` and
+`multinomial` for themselves.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import categorical_cases
 import latent_cases
+import multinomial_cases
 import torch
 from cases import Case
 from samples import BF16, BROADCAST, F16, F32, F64, LAID_OUT, OPS, SHAPED, VALUES, sample
@@ -54,9 +56,18 @@ def categorical() -> list[Case]:
     return [case for case in [*categorical_cases.CASES, *large] if case.batch_dims]
 
 
+def multinomial() -> list[Case]:
+    large = [
+        multinomial_cases.MultinomialCase(shape, dtype, x_dtype=dtype)
+        for dtype in (F64, F32, BF16)
+        for shape in ((64, 50, 9), (8, 1000, 40), (4, 7, 9000))
+    ]
+    return [case for case in [*multinomial_cases.CASES, *large] if case.batch_dims]
+
+
 def main(subject: str) -> None:
     vk.use_backend("cpp")
-    cases = {"library": library_cases, "categorical": categorical}[subject]()
+    cases = {"library": library_cases, "categorical": categorical, "multinomial": multinomial}[subject]()
     inputs = [(case, case.make()) for case in cases]
     found = {"isa": torch.ops.vae_kernels_cpp.isa()}
     for threads in (1, 2):

@@ -11,6 +11,7 @@ from . import versions  # noqa: F401  raises for versions that are not supported
 from .categorical import categorical_backward, categorical_forward
 from .latent import latent_backward, latent_forward
 from .likelihood import likelihood_backward, likelihood_forward
+from .multinomial import multinomial_backward, multinomial_forward
 
 NAMESPACE = "vae_kernels_triton"
 OPS = {
@@ -20,6 +21,8 @@ OPS = {
     "likelihood_backward": likelihood_backward,
     "categorical_forward": categorical_forward,
     "categorical_backward": categorical_backward,
+    "multinomial_forward": multinomial_forward,
+    "multinomial_backward": multinomial_backward,
 }
 # torch calls ROCm devices "cuda" as well.
 DEVICES = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)

@@ -15,72 +15,18 @@ from ..rows import compute_dtype
 from .launch import Launch, planned, signature
 from .layout import layout
 from .math import exp, log_ratio
-from .tile import (
-    Tile,
-    add_compensated,
-    block_index,
-    compensated,
-    geometry,
-    load,
-    offsets,
-    per_row_offsets,
-    store,
-    widened,
-)
-
-# The most elements that a program holds at once: of several rows, and of one row.
-MAX_ELEMENTS = 2048
-MAX_PIECE = 4096
-
-
-@triton.jit
-def _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape: tl.constexpr):
-    """The columns `c` of the piece that begins at column `start`, and their logits; −∞ beyond the last class."""
-    DTYPE: tl.constexpr = shape[0]
-    c = start + tl.arange(0, shape[4])[None, :]
-    at = logits + offsets(r, c, strides, inner_rows, inner_cols, shape[1])
-    l = tl.load(at) if shape[3] else tl.load(at, mask=(r < rows) & (c < cols * shape[1]), other=float("-inf"))
-    return c, l.to(DTYPE)
-
-
-@triton.jit
-def _merged(max1, ties1, others1, max2, ties2, others2):
-    """Merge the largest logits, their numbers of ties and the sums over all other classes of two sets of classes."""
-    largest = tl.maximum(max1, max2)
-    # Comparisons, because the difference of infinite maxima is NaN.
-    first, second = max1 == largest, max2 == largest
-    scale1, scale2 = exp(tl.where(first, 0.0, max1 - largest)), exp(tl.where(second, 0.0, max2 - largest))
-    others = tl.where(first, others1, (ties1 + others1) * scale1) + tl.where(
-        second, others2, (ties2 + others2) * scale2
-    )
-    return largest, tl.where(first, ties1, 0.0) + tl.where(second, ties2, 0.0), others
+from .positions import normalize, piece, position_tile, summed
+from .tile import block_index, geometry, load, offsets, per_row_offsets, store, widened
 
 
 @triton.jit
 def _normalize(logits, strides, row, k, rows, cols, inner_rows, inner_cols, shape: tl.constexpr):
-    """For each row: the largest logit m, Σ e^(l − m), the same minus 1, the logit of class k, and whether k is a class.
-
-    Classes with the largest logit are counted, and only the others are summed. The logarithm of the sum, and 1 − p of
-    the likeliest class, are therefore accurate even if the others have nearly no probability.
-    """
-    DTYPE: tl.constexpr = shape[0]
-    r = row[:, None]
-    m = tl.full(row.shape, float("-inf"), DTYPE)
-    ties = tl.zeros(row.shape, DTYPE)
-    others = tl.zeros(row.shape, DTYPE)
-    for start in range(0, cols * shape[1], shape[4]):
-        _, l = _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape)
-        piece_m = tl.max(tl.where(l == l, l, float("-inf")), 1)
-        tie = l == piece_m[:, None]
-        piece_ties = tl.sum(tl.where(tie, 1.0, 0.0).to(DTYPE), 1)
-        piece_others = tl.sum(tl.where(tie, 0.0, exp(l - piece_m[:, None])), 1)
-        m, ties, others = _merged(m, ties, others, piece_m, piece_ties, piece_others)
-    # If the largest logit is not finite, all probabilities are NaN.
-    total = ties + others + (m - m)
+    """What `normalize` finds for each row, the logit of class k, and whether k is a class."""
+    m, total, total_minus_1 = normalize(logits, strides, row, rows, cols, inner_rows, inner_cols, shape)
     is_class = (k >= 0) & (k < cols * shape[1])
-    at = logits + offsets(r, k[:, None], strides, inner_rows, inner_cols, shape[1])
-    logit = tl.load(at, mask=((row < rows) & is_class)[:, None], other=0).to(DTYPE)
-    return m, total, (ties - 1.0) + others, tl.sum(logit, 1), is_class
+    at = logits + offsets(row[:, None], k[:, None], strides, inner_rows, inner_cols, shape[1])
+    logit = tl.load(at, mask=((row < rows) & is_class)[:, None], other=0).to(shape[0])
+    return m, total, total_minus_1, tl.sum(logit, 1), is_class
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "inner_rows", "inner_cols"])
@@ -119,28 +65,12 @@ def categorical_backward_kernel(
     of_class = g * (tl.where(logit == m, total_minus_1, total - exp(logit - m)) / total)
     r = row[:, None]
     for start in range(0, cols * VEC, BLOCK_COLS):
-        c, l = _piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape)
+        c, l = piece(logits, strides, r, start, rows, cols, inner_rows, inner_cols, shape, float("-inf"))
         value = tl.where(c == k[:, None], of_class[:, None], scale[:, None] * exp(l - m[:, None]))
         mask = None
         if not EVEN:
             mask = (r < rows) & (c < cols * VEC)
         store(out + offsets(r, c, out_strides, inner_rows, inner_cols, VEC), value, mask)
-
-
-@triton.jit(do_not_specialize=["samples", "positions"])
-def sum_positions_kernel(log_probs, out, samples, positions, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """Sum over the positions of each sample, for a contiguous tensor (samples, positions)."""
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    positions = tl.cast(positions, tl.int64)
-    sample = block_index(True) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    total = tl.zeros([BLOCK_ROWS], DTYPE)
-    lost = tl.zeros([BLOCK_ROWS], DTYPE)
-    for start in range(0, positions, BLOCK_COLS):
-        c = start + tl.arange(0, BLOCK_COLS)[None, :]
-        mask = (sample < samples)[:, None] & (c < positions)
-        term = tl.load(log_probs + sample[:, None] * positions + c, mask=mask, other=0)
-        total, lost = add_compensated(total, lost, tl.sum(term, 1))
-    store(out + sample, compensated(total, lost), sample < samples)
 
 
 def categorical_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
@@ -158,7 +88,7 @@ def _plan_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Callable[..., N
     form = layout((logits,), last, (last,), (x,))
     if form is None:
         return lambda logits, x, out: out.copy_(categorical_forward(logits.contiguous(), x.contiguous(), batch_dims))
-    shape = _tile(form.rows, form.cols * form.vec)
+    shape = position_tile(form.rows, form.cols * form.vec)
     launch = Launch(
         categorical_forward_kernel,
         shape.grid(1),
@@ -167,8 +97,7 @@ def _plan_forward(logits: Tensor, x: Tensor, batch_dims: int) -> Callable[..., N
         x_strides=form.per_row_strides[0],
         **geometry(form, shape),
     )
-    samples = logits.shape[:batch_dims].numel()
-    return launch if samples == form.rows else _SummedLaunch(launch, logits.get_device(), samples, form.rows // samples)
+    return summed(launch, logits.get_device(), logits.shape[:batch_dims].numel(), form.rows)
 
 
 def categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: int) -> Tensor:
@@ -198,7 +127,7 @@ def _plan_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Callable[..., Non
     form = layout((logits, torch.empty_like(logits, device="meta")), last, (last,), (x, grad))
     if form is None:
         return None
-    shape = _tile(form.rows, form.cols * form.vec)
+    shape = position_tile(form.rows, form.cols * form.vec)
     return Launch(
         categorical_backward_kernel,
         shape.grid(1),
@@ -210,35 +139,3 @@ def _plan_backward(grad: Tensor, logits: Tensor, x: Tensor) -> Callable[..., Non
         DTYPE=tl.float64 if logits.dtype == torch.float64 else tl.float32,
         **geometry(form, shape),
     )
-
-
-def _tile(rows: int, cols: int) -> Tile:
-    """The tile: complete rows if they fit, and several rows if they are short, else one piece of a row.
-
-    The split of a row, and its distribution over threads, depend on the number of columns only.
-    """
-    block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_PIECE)
-    block_rows = max(MAX_ELEMENTS // block_cols, 1)
-    return Tile(block_rows, block_cols, triton.cdiv(rows, block_rows), triton.cdiv(cols, block_cols))
-
-
-class _SummedLaunch:
-    """The launch for the log-probabilities of all positions, followed by the launch that sums them per sample."""
-
-    def __init__(self, launch: Launch, device: int, samples: int, positions: int) -> None:
-        shape = _tile(samples, positions)
-        self._launch, self._size = launch, samples * positions
-        self._sum = Launch(
-            sum_positions_kernel,
-            shape.grid(1),
-            device,
-            samples=samples,
-            positions=positions,
-            BLOCK_ROWS=shape.block_rows,
-            BLOCK_COLS=shape.block_cols,
-        )
-
-    def __call__(self, logits: Tensor, x: Tensor, out: Tensor) -> None:
-        log_probs = out.new_empty(self._size)
-        self._launch(logits, x, log_probs)
-        self._sum(log_probs, out)
