@@ -40,7 +40,8 @@ KERNEL_NAMES = (
         "merge_kernel",
         "gradient_kernel",
     ),  # CUDA
-    *("latent_", "likelihood_", "categorical_", "multinomial_", "sum_rows", "sum_positions"),  # Triton; multinomial_ in CUDA too
+    *("latent_", "likelihood_", "categorical_", "sum_rows", "sum_positions"),  # Triton
+    "multinomial_",  # both
 )
 COMPILERS = 8  # processes that fill Triton's cache before a sanitizer runs one
 
