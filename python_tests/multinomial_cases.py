@@ -184,17 +184,12 @@ CASES = [
         for values in VALUES
         if values != "millions" or dtype in (F64, F32)
         # The kernels' ln Γ(x + 1) errs by some ulp of 1 where x is small.
-        for coefficient in ((False,) if values == "small_weights" else (True, False))
+        for coefficient in ((False,) if values == "small_weights" else (True, False) if dtype == F32 else (True,))
     ),
-    *(
-        MultinomialCase((2, 3, 70), dtype, values, x_dtype=I64)
-        for dtype in (F32, BF16)
-        for values in VALUES
-        if "weights" not in values
-    ),
+    *(MultinomialCase((2, 3, 70), values=values, x_dtype=I64) for values in VALUES if "weights" not in values),
     *(
         MultinomialCase(shape, dtype, batch_dims=batch_dims, x_dtype=dtype)
-        for dtype in (F64, F32, BF16)
+        for dtype in (F32, BF16)
         for shape, batch_dims in (
             ((1,), 0),
             ((10,), 0),
@@ -214,7 +209,7 @@ CASES = [
     *(
         MultinomialCase((2, 3, 4, classes), dtype, batch_dims=batch_dims, layout=layout, x_layout=x_layout)
         for dtype in (F32, BF16)
-        for classes in (5, 300)
+        for classes in (5, 70)
         for batch_dims, layout, x_layout in (
             (1, "transposed", "contiguous"),
             (1, "chunk", "transposed"),

@@ -327,11 +327,11 @@ def test_zeros_under_a_rate_beyond_its_type(backend: str, dtype: torch.dtype) ->
     x = torch.tensor([[0, 9e-9, -0.5, 0, 0, 0]], dtype=dtype, device=DEVICE, requires_grad=True)
     log_px = vk.zero_inflated_poisson_log_likelihood(log_rate, x, logits, reduction="none")
     to_log_rate, to_x, to_logits = torch.autograd.grad(log_px.sum(), (log_rate, x, logits))
-    ordinary, least = logits.detach()[0, :2].double()
-    want = torch.tensor([[F.logsigmoid(ordinary), least, 0, -math.inf, 0, 0]], dtype=log_px.dtype, device=DEVICE)
+    ordinary, least = logits.detach()[0, :2].double().cpu()
+    want = torch.tensor([[F.logsigmoid(ordinary), least, 0, -math.inf, 0, 0]]).to(log_px)
     torch.testing.assert_close(log_px, want, rtol=4 * torch.finfo(log_px.dtype).eps, atol=0)
     assert to_log_rate.tolist() == [[0, 0, 0, -math.inf, 0, 0]] and not to_x.any()
-    want = torch.tensor([[torch.sigmoid(-ordinary), 1, 0, 0, 0, 0]], dtype=dtype, device=DEVICE)
+    want = torch.tensor([[torch.sigmoid(-ordinary), 1, 0, 0, 0, 0]]).to(to_logits)
     torch.testing.assert_close(to_logits, want, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 

@@ -19,7 +19,8 @@ def multinomial_log_likelihood(logits: Tensor, x: Tensor, *, coefficient: bool =
 
     ln pₖ is accurate even if one class has nearly all of the probability. If `xₖ` and `pₖ` are 0, the class adds 0 to
     the sum and its ln pₖ counts as 0 in the gradient of `x`, as in `torch.distributions.Multinomial`. Only `logits` and
-    `x` are kept for the backward pass.
+    `x` are kept for the backward pass. The CPU kernels are made for thousands of classes: with two threads, 128×20000
+    takes 1.0 ms forward and backward (`log_softmax` and a product: 2.5 ms), but 4096×50 takes 0.46 ms (0.15 ms).
 
     Args:
         logits: the decoder's output, float64, float32, bfloat16 or float16, of shape `(B, …, classes)`, any strides.
