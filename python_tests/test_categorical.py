@@ -1,7 +1,6 @@
 """The categorical likelihood: the error rule against mpmath, torch.distributions, gradients, layouts, classes that do not
 exist."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -10,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from categorical_cases import CASES, CategoricalCase
-from fresh_process import program
 from recorded_ops import RecordedOps
 from samples import BF16, DEVICE, F32, F64, I64, U8
 
@@ -243,14 +241,3 @@ def test_compiled(backend: str, case: CategoricalCase) -> None:
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for name, value in case.results(lambda tensors: case.call(tensors, compiled)).items():
         torch.testing.assert_close(value, case.results()[name])
-
-
-@pytest.mark.skipif("cpp" not in vk.backends()[DEVICE], reason="of the CPU kernels")
-def test_threads_and_instruction_sets_change_no_bit() -> None:
-    found = []
-    best = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
-    for isa in ("baseline", "avx2", "avx512")[:best]:
-        digests = json.loads(program("digests.py", "categorical", VAE_KERNELS_ISA=isa, OMP_NUM_THREADS="2"))
-        assert digests["isa"] == isa
-        found += [digests["1"], digests["2"]]
-    assert all(digests == found[0] for digests in found)

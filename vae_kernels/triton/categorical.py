@@ -15,7 +15,7 @@ from ..rows import compute_dtype
 from .launch import Launch, planned, signature
 from .layout import layout
 from .math import exp, log_ratio
-from .positions import normalize, piece, position_tile, summed
+from .positions import normalize, of_positions, piece, position_tile, summed
 from .tile import block_index, geometry, load, offsets, per_row_offsets, store, widened
 
 
@@ -105,19 +105,18 @@ def categorical_backward(grad: Tensor, logits: Tensor, x: Tensor, batch_dims: in
     out = torch.empty_like(logits)
     if logits.numel() == 0:
         return out
-    last = logits.dim() - 1
-    of_positions = grad[(...,) + (None,) * (last - batch_dims)].expand(logits.shape[:-1])
+    upstream = of_positions(grad, logits)
     key = (
         "categorical_backward",
         logits.get_device(),
-        (of_positions.stride(), grad.dtype),
+        (upstream.stride(), grad.dtype),
         signature(logits),
         signature(x),
     )
-    plan = planned(key, lambda: _plan_backward(of_positions, logits, x))
+    plan = planned(key, lambda: _plan_backward(upstream, logits, x))
     if plan is None:
         return out.copy_(categorical_backward(grad.contiguous(), logits.contiguous(), x.contiguous(), batch_dims))
-    plan(logits, x, of_positions, out)
+    plan(logits, x, upstream, out)
     return out
 
 

@@ -17,7 +17,7 @@ from .families import poisson_rate_grad, poisson_rate_log_prob
 from .launch import Launch, planned, signature
 from .layout import layout
 from .math import exp, log_ratio
-from .positions import normalize, piece, position_tile, summed
+from .positions import normalize, of_positions, piece, position_tile, summed
 from .tile import (
     Tile,
     add_compensated,
@@ -163,15 +163,14 @@ def multinomial_backward(
     outs = tuple(g for g in grads if g is not None)
     if logits.numel() == 0 or not outs:
         return grads
-    last = logits.dim() - 1
-    of_positions = grad[(...,) + (None,) * (last - batch_dims)].expand(logits.shape[:-1])
+    upstream = of_positions(grad, logits)
     key = (
         *("multinomial_backward", coefficient, needs, logits.get_device()),
-        *(of_positions.stride(), grad.dtype, signature(logits), signature(x)),
+        *(upstream.stride(), grad.dtype, signature(logits), signature(x)),
     )
-    plan = planned(key, lambda: _plan_backward(of_positions, logits, x, coefficient, needs))
+    plan = planned(key, lambda: _plan_backward(upstream, logits, x, coefficient, needs))
     if plan is not None:
-        plan(logits, x, of_positions, outs)
+        plan(logits, x, upstream, outs)
         return grads
     copies = grad.contiguous(), logits.contiguous(), x.contiguous()
     found = multinomial_backward(*copies, batch_dims, coefficient, needs)

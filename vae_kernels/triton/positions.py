@@ -116,6 +116,12 @@ class SummedLaunch:
         self._sum(log_probs, out)
 
 
+def of_positions(grad: Tensor, logits: Tensor) -> Tensor:
+    """For each position the gradient of its sample, as a view."""
+    inner = logits.dim() - 1 - grad.dim()
+    return grad[(...,) + (None,) * inner].expand(logits.shape[:-1])
+
+
 def summed(launch: Launch, device: int, samples: int, positions: int) -> Callable[..., None]:
     """The launch itself if samples have one position each, else the one that also sums their positions."""
     return launch if samples == positions else SummedLaunch(launch, device, samples, positions // samples)
